@@ -1,0 +1,235 @@
+"""ClusterProfile: what every node and link of a cluster can do. The file ``cluster.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .cost import BatchShape, StageCost
+from .records import Provenance, require_unique
+
+COORDINATOR = "coordinator"
+
+
+def _require_positive(field: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{field}: need a finite value > 0, got {value}")
+
+
+def _require_nic(name: str, *values: float | None) -> None:
+    for value in values:
+        if value is not None:
+            _require_positive(f"nic_*_bytes_per_s of {name}", value)
+
+
+class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Sizes of the model that the cluster was profiled for.
+
+    ``activation_bytes_per_token`` crosses a link between nodes, ``token_bytes`` one to or from the coordinator.
+    ``embedding_bytes`` and ``head_bytes`` lie on the node that holds the first or the last layer. ``digest`` tells two
+    models of one name apart.
+    """
+
+    name: str
+    num_layers: int
+    activation_bytes_per_token: float
+    token_bytes: float
+    layer_weight_bytes: float
+    kv_bytes_per_token_per_layer: float
+    embedding_bytes: float = 0.0
+    head_bytes: float = 0.0
+    dtype: str = ""
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers: need >= 1, got {self.num_layers}")
+        for name in (
+            "activation_bytes_per_token",
+            "token_bytes",
+            "layer_weight_bytes",
+            "kv_bytes_per_token_per_layer",
+        ):
+            _require_positive(name, getattr(self, name))
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What runs the layers. ``memory_bytes`` is what weights, workspace and KV cache may use together.
+
+    ``facts`` holds what the driver or the OS says (clocks, power limit, driver, cores), for people and for comparing.
+    """
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: float
+    facts: dict[str, str | float] = {}
+
+    def __post_init__(self) -> None:
+        _require_positive("memory_bytes", self.memory_bytes)
+
+
+class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One measured point: median seconds of an iteration and the relative spread (half the interquartile range)."""
+
+    num_layers: int
+    first: bool
+    last: bool
+    batch: BatchShape
+    median_s: float
+    spread: float
+    repeats: int
+    held_out: bool
+
+
+class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
+
+    ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
+    ``workspace_bytes`` is the memory that an iteration takes beside weights and KV cache, at the largest batch.
+    """
+
+    stage: StageCost
+    samples: tuple[CostSample, ...]
+    held_out_error_median: float
+    held_out_error_p90: float
+    workspace_bytes: float
+    max_batch_tokens: int
+    source: str
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One node: its device, its network card, and either a measured cost or a capacity table.
+
+    ``capacity_tokens_per_s[k-1]`` is the capacity with ``k`` layers held, ``k`` up to ``max_layers``. ``region`` is the
+    place that shares fast links.
+    """
+
+    name: str
+    device: Device
+    max_layers: int
+    nic_out_bytes_per_s: float | None = None
+    nic_in_bytes_per_s: float | None = None
+    capacity_tokens_per_s: tuple[float, ...] | None = None
+    cost: MeasuredCost | None = None
+    region: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == COORDINATOR:
+            raise ValueError(f"name: need a name other than {COORDINATOR!r} (that one goes under `coordinator`)")
+        if self.max_layers < 0:
+            raise ValueError(f"max_layers of {self.name}: need >= 0, got {self.max_layers}")
+        if (self.cost is None) == (self.capacity_tokens_per_s is None):
+            raise ValueError(f"node {self.name}: need exactly one of `cost` and `capacity_tokens_per_s`")
+        table = self.capacity_tokens_per_s
+        if table is not None:
+            if len(table) != self.max_layers:
+                raise ValueError(
+                    f"capacity_tokens_per_s of {self.name}: need {self.max_layers} values "
+                    f"(one per number of layers held), got {len(table)}"
+                )
+            for value in table:
+                _require_positive(f"capacity_tokens_per_s of {self.name}", value)
+        _require_nic(self.name, self.nic_out_bytes_per_s, self.nic_in_bytes_per_s)
+
+
+class Coordinator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The coordinator: where requests enter and tokens leave. A node too, with its own time per token.
+
+    ``message_s`` is spent on each message of a node's iteration, ``token_s`` on each output token in it and
+    ``request_s`` once per request; ``None`` where that was not measured.
+    """
+
+    nic_out_bytes_per_s: float | None = None
+    nic_in_bytes_per_s: float | None = None
+    message_s: float | None = None
+    token_s: float | None = None
+    request_s: float | None = None
+    region: str = ""
+
+    def __post_init__(self) -> None:
+        _require_nic(COORDINATOR, self.nic_out_bytes_per_s, self.nic_in_bytes_per_s)
+
+
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A directed link. ``latency_s`` is one way.."""
+
+    src: str
+    dst: str
+    bandwidth_bytes_per_s: float
+    latency_s: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _require_positive(f"bandwidth_bytes_per_s of {self.src} -> {self.dst}", self.bandwidth_bytes_per_s)
+        if self.src == self.dst:
+            raise ValueError(f"link {self.src} -> {self.dst}: need two different nodes")
+        if not 0 <= self.latency_s < float("inf"):
+            raise ValueError(f"latency_s of {self.src} -> {self.dst}: need >= 0 seconds, got {self.latency_s}")
+
+
+class DefaultLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bandwidth and one-way latency of every pair that has no link of its own."""
+
+    bandwidth_bytes_per_s: float
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_positive("default_link.bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+
+
+class ClusterProfile(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="schema",
+    tag="helixbench.cluster/1",
+):
+    """The measured cluster. A pair of nodes without a link and without ``default_link`` is not connected."""
+
+    model: ModelFacts
+    nodes: tuple[Node, ...]
+    links: tuple[Link, ...] = ()
+    default_link: DefaultLink | None = None
+    coordinator: Coordinator = Coordinator()
+    testbed: str = ""
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            raise ValueError("nodes: need at least one node")
+        require_unique([node.name for node in self.nodes], field="nodes")
+        require_unique([f"{link.src} -> {link.dst}" for link in self.links], field="links")
+        known = {COORDINATOR, *(node.name for node in self.nodes)}
+        for link in self.links:
+            for end in (link.src, link.dst):
+                if end not in known:
+                    raise ValueError(f"links: {link.src} -> {link.dst} names {end!r}, which is no node")
+
+    def node(self, name: str) -> Node:
+        """The node of that name; ``KeyError`` where there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def link(self, src: str, dst: str) -> Link | None:
+        """The link that carries ``src -> dst``, its own or the default one; ``None`` where they are not connected."""
+        for link in self.links:
+            if link.src == src and link.dst == dst:
+                return link
+        if self.default_link is None:
+            return None
+        return Link(
+            src=src,
+            dst=dst,
+            bandwidth_bytes_per_s=self.default_link.bandwidth_bytes_per_s,
+            latency_s=self.default_link.latency_s,
+        )
+
+    def bytes_per_token(self, src: str, dst: str) -> float:
+        """Bytes that one token puts on the link: its id to and from the coordinator, its activations elsewhere."""
+        is_edge = COORDINATOR in (src, dst)
+        return self.model.token_bytes if is_edge else self.model.activation_bytes_per_token

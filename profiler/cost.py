@@ -1,0 +1,132 @@
+"""The stage-time model: seconds of one iteration of a layer range over a batch, linear in what the batch holds.
+
+``t = step + L*(layer + tokens + decode + prefill) + embedding (first stage) + head (last stage)``, every coefficient
+non-negative and the token term piecewise-linear, so time never falls when a batch grows.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one iteration holds, in the quantities that its time depends on.
+
+    Attributes:
+        prefill_tokens: prompt tokens in the batch, over all chunks.
+        prefill_chunks: number of prompt chunks.
+        prefill_pairs: (query, key) pairs that the chunks attend: sum of ``chunk * past + chunk * (chunk + 1) / 2``.
+        decode_tokens: decoding sequences, one token each.
+        decode_context_tokens: cached tokens read by them, summed over the sequences.
+        sampled_tokens: sequences that leave with a new token: the decoding ones and the chunks that end a prompt.
+
+    Means over many iterations are allowed, so the counts are floats.
+    """
+
+    prefill_tokens: float = 0.0
+    prefill_chunks: float = 0.0
+    prefill_pairs: float = 0.0
+    decode_tokens: float = 0.0
+    decode_context_tokens: float = 0.0
+    sampled_tokens: float = 0.0
+
+    @property
+    def tokens(self) -> float:
+        """New tokens in the batch."""
+        return self.prefill_tokens + self.decode_tokens
+
+    @property
+    def items(self) -> float:
+        """Sequences in the batch."""
+        return self.prefill_chunks + self.decode_tokens
+
+
+class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Coefficients of the stage-time model of one node, all in seconds per the named unit.
+
+    ``token_knots`` and ``layer_token_s`` have one length: tokens of the batch between knot ``k`` and knot ``k+1`` cost
+    ``layer_token_s[k]`` each per layer (the last segment is open). The first knot is 1: a batch's first token is in
+    ``layer_s``.
+
+    ``max_tokens`` and ``max_context_tokens`` bound what was measured; times beyond them are extrapolated.
+    """
+
+    step_s: float
+    step_item_s: float
+    step_token_s: float
+    layer_s: float
+    token_knots: tuple[float, ...]
+    layer_token_s: tuple[float, ...]
+    layer_decode_item_s: float
+    layer_decode_context_s: float
+    layer_prefill_chunk_s: float
+    layer_prefill_pair_s: float
+    embed_s: float
+    embed_token_s: float
+    head_s: float
+    head_item_s: float
+    max_tokens: float
+    max_context_tokens: float
+
+    def __post_init__(self) -> None:
+        if len(self.token_knots) != len(self.layer_token_s) or not self.token_knots or self.token_knots[0] != 1:
+            raise ValueError("token_knots and layer_token_s: need one length, at least one entry, and first knot 1")
+        if any(b <= a for a, b in zip(self.token_knots, self.token_knots[1:], strict=False)):
+            raise ValueError("token_knots: need ascending values")
+        if not np.all(np.isfinite(self.coefficients())) or float(self.coefficients().min()) < 0:
+            raise ValueError("coefficients: need finite values >= 0 seconds")
+
+    def coefficients(self) -> FloatArray:
+        """All coefficients in the order of ``feature_row``, shape [features]."""
+        return np.array(
+            [
+                self.step_s,
+                self.step_item_s,
+                self.step_token_s,
+                self.layer_s,
+                *self.layer_token_s,
+                self.layer_decode_item_s,
+                self.layer_decode_context_s,
+                self.layer_prefill_chunk_s,
+                self.layer_prefill_pair_s,
+                self.embed_s,
+                self.embed_token_s,
+                self.head_s,
+                self.head_item_s,
+            ]
+        )
+
+    def time_s(self, *, num_layers: float, batch: BatchShape, first: bool, last: bool) -> float:
+        """Seconds of one iteration of ``num_layers`` layers, with the embedding and the head where asked for."""
+        row = feature_row(num_layers=num_layers, batch=batch, first=first, last=last, token_knots=self.token_knots)
+        return float(row @ self.coefficients())
+
+
+def feature_row(
+    *, num_layers: float, batch: BatchShape, first: bool, last: bool, token_knots: tuple[float, ...]
+) -> FloatArray:
+    """The quantities that ``StageCost.coefficients`` multiply, shape [features]."""
+    tokens = batch.tokens
+    upper = [*token_knots[1:], float("inf")]
+    segments = [max(0.0, min(tokens, b) - a) for a, b in zip(token_knots, upper, strict=True)]
+    return np.array(
+        [
+            1.0,
+            batch.items,
+            tokens,
+            num_layers,
+            *(num_layers * segment for segment in segments),
+            num_layers * batch.decode_tokens,
+            num_layers * batch.decode_context_tokens,
+            num_layers * batch.prefill_chunks,
+            num_layers * batch.prefill_pairs,
+            float(first),
+            tokens * first,
+            float(last),
+            batch.sampled_tokens * last,
+        ]
+    )

@@ -1,0 +1,156 @@
+"""RunLog: what a run measured, beside the plan that it ran. The file ``run.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from profiler.records import Provenance
+from solver.plan import Plan
+from solver.workload import Workload
+
+Routing = Literal["iwrr", "fixed"]
+
+
+class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One request; times in seconds since the run began. ``pipeline`` indexes ``RunLog.pipelines``."""
+
+    arrival_s: float
+    first_token_s: float
+    finish_s: float
+    prompt_tokens: int
+    output_tokens: int
+    pipeline: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.arrival_s <= self.first_token_s <= self.finish_s < float("inf"):
+            raise ValueError("request: need 0 <= arrival_s <= first_token_s <= finish_s")
+        if self.prompt_tokens < 1 or self.output_tokens < 1:
+            raise ValueError("request: need prompt_tokens and output_tokens >= 1")
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token: arrival to first output token."""
+        return self.first_token_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first; ``None`` below two output tokens."""
+        if self.output_tokens < 2:
+            return None
+        return (self.finish_s - self.first_token_s) / (self.output_tokens - 1)
+
+
+class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a node did inside the window. ``busy_s`` is time in iterations, batching and (de)serialising included."""
+
+    busy_s: float
+    iterations: int
+    prefill_tokens: int
+    decode_tokens: int
+    kv_peak_tokens: int
+    kv_capacity_tokens: int
+
+
+class LinkUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What crossed a link inside the window. ``tokens`` counts each token once, as the plan's flow does."""
+
+    src: str
+    dst: str
+    payload_bytes: int
+    messages: int
+    tokens: int
+
+
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The steady part of the run, seconds since the run began."""
+
+    start_s: float
+    end_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_s < self.end_s < float("inf"):
+            raise ValueError(f"window: need 0 <= start_s < end_s, got [{self.start_s}, {self.end_s})")
+
+    @property
+    def seconds(self) -> float:
+        """Length."""
+        return self.end_s - self.start_s
+
+
+class TokenCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Tokens in one interval of the run that ends at ``end_s``; a prompt counts when its first output token is out."""
+
+    end_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+class RunLog(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="schema",
+    tag="helixbench.run/1",
+):
+    """One measured run of a plan.
+
+    ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
+    pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
+    intervals. ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time.
+    """
+
+    plan: Plan
+    workload: Workload
+    concurrency: int
+    routing: Routing
+    seed: int
+    window: Window
+    prompt_tokens: int
+    output_tokens: int
+    requests: tuple[RequestRecord, ...]
+    pipelines: tuple[tuple[tuple[str, int, int], ...], ...]
+    nodes: dict[str, NodeUse]
+    links: tuple[LinkUse, ...]
+    timeline: tuple[TokenCount, ...]
+    device_names: dict[str, str] = {}
+    testbed: str = ""
+    simulated: bool = False
+    cut_short: str = ""
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 0 or self.output_tokens < 0:
+            raise ValueError("prompt_tokens, output_tokens: need >= 0")
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency: need >= 1, got {self.concurrency}")
+
+    @property
+    def total_tokens_per_s(self) -> float:
+        """Prompt and output tokens a second, inside the window."""
+        return (self.prompt_tokens + self.output_tokens) / self.window.seconds
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Output tokens a second, inside the window."""
+        return self.output_tokens / self.window.seconds
+
+    def requests_in_window(self) -> tuple[RequestRecord, ...]:
+        """Requests that finished inside the window."""
+        return tuple(r for r in self.requests if self.window.start_s <= r.finish_s < self.window.end_s)
+
+    def latency_percentiles(
+        self, kind: Literal["ttft", "tpot"], percents: tuple[float, ...]
+    ) -> tuple[float, ...] | None:
+        """Seconds at those percentiles over the requests that finished in the window; ``None`` where none did."""
+        if kind == "ttft":
+            values = [r.ttft_s for r in self.requests_in_window()]
+        else:
+            values = [r.tpot_s for r in self.requests_in_window() if r.tpot_s is not None]
+        if not values:
+            return None
+        return tuple(float(value) for value in np.percentile(values, percents))

@@ -1,0 +1,159 @@
+"""Plan: which node holds which layers, what flows where, and what is promised. The file ``plan.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from profiler.cluster_profile import COORDINATOR
+from profiler.records import Provenance, require_unique
+
+from .workload import Workload
+
+
+class LayerRange(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Half-open range of decoder layers ``[start, end)``; layer 0 is the first. In JSON: ``[start, end]``."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"layer range: need 0 <= start < end, got [{self.start}, {self.end})")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers held."""
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"[{self.start},{self.end})"
+
+
+class LinkFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Flow over a link against what the link can carry, tokens/s."""
+
+    src: str
+    dst: str
+    flow_tokens_per_s: float
+    capacity_tokens_per_s: float
+
+
+class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Flow through a node against its capacity at its layer range, tokens/s.
+
+    ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights.
+    """
+
+    flow_tokens_per_s: float
+    capacity_tokens_per_s: float
+    kv_capacity_tokens: int | None = None
+
+
+class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What the plan will deliver with ``concurrency`` requests in flight: totals count prompt and output tokens alike.
+
+    ``low`` and ``high`` bound ``total_tokens_per_s`` by the held-out error of the cost models; ``None`` where the nodes
+    have only capacity tables. ``node_busy`` is each node's share of time in iterations, ``node_batch_tokens`` its mean
+    decode tokens an iteration.
+    """
+
+    concurrency: int
+    total_tokens_per_s: float
+    output_tokens_per_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    low_total_tokens_per_s: float | None = None
+    high_total_tokens_per_s: float | None = None
+    in_flight: float | None = None
+    node_busy: dict[str, float] = {}
+    node_batch_tokens: dict[str, float] = {}
+
+
+class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The two numbers, never one: the bound (``max_flow`` of this plan, ``upper_bound`` of any plan) and the expected.
+
+    ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words.
+    """
+
+    max_flow_tokens_per_s: float
+    upper_bound_tokens_per_s: float
+    gap: float
+    expected: tuple[Expected, ...] = ()
+    bottleneck: tuple[str, ...] = ()
+
+
+class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What the numbers hold for. ``objective`` is what the search maximised."""
+
+    workload: Workload
+    partial_inference: bool
+    objective: Literal["throughput", "max-flow"]
+    concurrency: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class SolverFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """How the plan was found. ``status`` is the solver's own, e.g. ``optimal`` or ``time limit``."""
+
+    method: str
+    backend: str
+    seconds: float
+    status: str
+    seed: int = 0
+    threads: int = 1
+
+
+class Plan(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="schema",
+    tag="helixbench.plan/1",
+):
+    """A placement with its flows. A node that is not in ``placement`` is not used.
+
+    ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for.
+    """
+
+    model: str
+    num_layers: int
+    placement: dict[str, LayerRange]
+    flows: tuple[LinkFlow, ...]
+    nodes: dict[str, NodeFlow]
+    predicted: Predicted
+    assumptions: Assumptions
+    solver: SolverFacts
+    cluster_digest: str = ""
+    model_digest: str = ""
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        if not self.placement:
+            raise ValueError("placement: need at least one node")
+        for name, held in self.placement.items():
+            if name == COORDINATOR:
+                raise ValueError("placement: the coordinator holds no layers")
+            if held.end > self.num_layers:
+                raise ValueError(f"placement.{name}: {held} goes beyond the model's {self.num_layers} layers")
+        self._require_covered()
+        if set(self.nodes) != set(self.placement):
+            odd = ", ".join(sorted(set(self.nodes) ^ set(self.placement)))
+            raise ValueError(f"nodes: need the nodes of `placement`, no more and no less; differs in {odd}")
+        require_unique([f"{flow.src} -> {flow.dst}" for flow in self.flows], field="flows")
+        known = {COORDINATOR, *self.placement}
+        for flow in self.flows:
+            if flow.src not in known or flow.dst not in known:
+                raise ValueError(f"flows: {flow.src} -> {flow.dst} names a node that holds no layers")
+
+    def _require_covered(self) -> None:
+        reached = 0
+        for held in sorted(self.placement.values()):
+            if held.start > reached:
+                raise ValueError(f"placement: layers [{reached},{held.start}) are held by no node")
+            reached = max(reached, held.end)
+        if reached < self.num_layers:
+            raise ValueError(f"placement: layers [{reached},{self.num_layers}) are held by no node")
