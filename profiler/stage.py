@@ -1,0 +1,204 @@
+"""Stage: a layer range of a Hugging Face causal LM that runs a batch. Profiled and served alike.
+
+Axes: T tokens of the batch, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from . import attention
+from .errors import InputError
+from .kv_cache import KvCache
+from .model_files import FAMILIES, ModelFiles, state_for
+
+
+class StageItem(msgspec.Struct, frozen=True):
+    """One sequence's part of a batch.
+
+    Attributes:
+        request: whose KV slots are used.
+        past: tokens of the sequence that are cached already.
+        num_tokens: new tokens, at positions ``past ...``.
+        entry_layer: model layer at which they enter (partial inference when later than the stage's first).
+        sample: whether the last of them is to give logits; only where the stage ends the model.
+        inputs: token ids where they enter at layer 0, else hidden states. # [N] or [N, E]
+    """
+
+    request: int
+    past: int
+    num_tokens: int
+    entry_layer: int
+    sample: bool
+    inputs: torch.Tensor
+
+
+class StageOutput(msgspec.Struct, frozen=True):
+    """What leaves the stage, in the order of ``items``: hidden states [T, E], or logits of those that sample [S, V]."""
+
+    items: tuple[StageItem, ...]
+    hidden: torch.Tensor | None
+    logits: torch.Tensor | None
+
+
+class Stage:
+    """Layers ``[start, end)`` with the weights of these alone, and their KV cache.
+
+    The stage that starts at layer 0 holds the embedding, the one that ends the model the final norm and the head.
+
+    Raises:
+        InputError: a range that the model does not have, tensors that do not fit, or more memory than the device has.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        start: int,
+        end: int,
+        kv_capacity_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        gather_decode: bool | None = None,
+    ) -> None:
+        if not 0 <= start < end <= files.num_layers:
+            raise InputError(f"layer range [{start},{end}): the model has layers [0,{files.num_layers})")
+        self.start, self.end, self.dtype, self.device = start, end, dtype, device
+        self.is_first, self.is_last = start == 0, end == files.num_layers
+        self._gather_decode = device.type != "cpu" if gather_decode is None else gather_decode
+        config = copy.deepcopy(files.config)
+        config._attn_implementation = attention.ATTENTION
+        attention.register()
+        self._config = config
+        self.num_kv_heads = int(config.num_key_value_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        prefix = FAMILIES[files.family]
+        modeling = importlib.import_module(f"transformers.models.{files.family}.modeling_{files.family}")
+        self._layers = [
+            _build(files, getattr(modeling, f"{prefix}DecoderLayer"), (config, i), f"model.layers.{i}.", dtype, device)
+            for i in range(start, end)
+        ]
+        self._rotary = getattr(modeling, f"{prefix}RotaryEmbedding")(config).to(device)
+        embedding, head = "model.embed_tokens.weight", files.head_tensor
+        wanted = ([embedding] if self.is_first else []) + ([head] if self.is_last else [])
+        ends = files.load(sorted(set(wanted)), dtype=dtype, device=device)
+        self._embedding = ends[embedding] if self.is_first else None  # [V, E]
+        self._head = ends[head] if self.is_last else None  # [V, E]
+        self._norm = None
+        if self.is_last:
+            norm_arguments = (config.hidden_size, config.rms_norm_eps)
+            self._norm = _build(
+                files, getattr(modeling, f"{prefix}RMSNorm"), norm_arguments, "model.norm.", dtype, device
+            )
+        self.kv = self.make_kv_cache(kv_capacity_tokens)
+
+    def make_kv_cache(self, capacity_tokens: int) -> KvCache:
+        """An empty KV cache for this stage's layers."""
+        return KvCache(
+            num_layers=self.end - self.start,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            capacity_tokens=capacity_tokens,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that the stage holds."""
+        modules = [*self._layers, *([self._norm] if self._norm is not None else [])]
+        tensors: list[torch.Tensor] = [weight for module in modules for weight in module.parameters()]
+        tensors += [weight for weight in (self._embedding, self._head) if weight is not None]
+        distinct = {tensor.data_ptr(): tensor for tensor in tensors}  # a tied head is the embedding itself
+        return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self._config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self._config.vocab_size)
+
+    @torch.inference_mode()
+    def forward(self, items: Sequence[StageItem]) -> StageOutput:
+        """Run one batch. Items come back ordered by entry layer, and ``StageOutput`` follows that order.
+
+        The caller has reserved KV slots for every item's request.
+        """
+        ordered = tuple(sorted(items, key=lambda item: item.entry_layer))
+        hidden: torch.Tensor | None = None  # [1, T so far, E]
+        entered = 0
+        while entered < len(ordered):
+            layer = ordered[entered].entry_layer
+            joining = [item for item in ordered[entered:] if item.entry_layer == layer]
+            entered += len(joining)
+            until = ordered[entered].entry_layer if entered < len(ordered) else self.end
+            fresh = self._enter(joining, layer)
+            hidden = fresh if hidden is None else torch.cat([hidden, fresh], dim=1)
+            hidden = self._run_layers(ordered[:entered], hidden, layer, until)
+        assert hidden is not None, "an empty batch"
+        if not self.is_last:
+            return StageOutput(items=ordered, hidden=hidden[0], logits=None)
+        return StageOutput(items=ordered, hidden=None, logits=self._logits(ordered, hidden[0]))
+
+    def _enter(self, joining: Sequence[StageItem], layer: int) -> torch.Tensor:
+        inputs = joining[0].inputs if len(joining) == 1 else torch.cat([item.inputs for item in joining])
+        if layer == 0:
+            assert self._embedding is not None
+            return torch.nn.functional.embedding(inputs.to(self.device), self._embedding)[None]
+        return inputs.to(device=self.device, dtype=self.dtype)[None]
+
+    def _run_layers(self, items: Sequence[StageItem], hidden: torch.Tensor, begin: int, until: int) -> torch.Tensor:
+        spans = [attention.Span(self.kv.extent(item.request).offset, item.past, item.num_tokens) for item in items]
+        ragged = attention.RaggedBatch(
+            spans, arena=self.kv.arena, first_layer=self.start, gather_decode=self._gather_decode
+        )
+        positions = ragged.positions[None]  # [1, T]
+        rotary = self._rotary(hidden, position_ids=positions)
+        for layer in self._layers[begin - self.start : until - self.start]:
+            hidden = layer(hidden, position_embeddings=rotary, position_ids=positions, ragged=ragged)
+        return hidden
+
+    def _logits(self, items: Sequence[StageItem], hidden: torch.Tensor) -> torch.Tensor:
+        assert self._norm is not None
+        assert self._head is not None
+        rows, end = [], 0
+        for item in items:
+            end += item.num_tokens
+            if item.sample:
+                rows.append(end - 1)
+        chosen = (
+            hidden
+            if len(rows) == hidden.shape[0]
+            else hidden[torch.tensor(rows, device=hidden.device, dtype=torch.long)]
+        )
+        logits: torch.Tensor = torch.nn.functional.linear(self._norm(chosen), self._head)
+        return logits
+
+
+def _build(
+    files: ModelFiles,
+    module_type: Any,
+    arguments: tuple[Any, ...],
+    prefix: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.nn.Module:
+    """A module of transformers with its weights from the files: made without memory, then given the loaded tensors."""
+    with torch.device("meta"):
+        module: torch.nn.Module = module_type(*arguments)
+    state = state_for(files.load(files.names(prefix), dtype=dtype, device=device), prefix)
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{files.directory}: tensors {prefix}* do not fit {module_type.__name__} ({error})") from error
+    return module.eval().requires_grad_(False)
