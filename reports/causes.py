@@ -1,0 +1,67 @@
+"""Where a wrong prediction points: each residual by node says which part of the model missed."""
+
+from __future__ import annotations
+
+from .verdict import NodeResidual
+
+# Below this a residual is within what profiles of one machine differ by from hour to hour.
+NOTABLE = 0.10
+SATURATED_BUSY = 0.95
+
+
+def likely_causes(nodes: tuple[NodeResidual, ...], *, ratio: float | None) -> tuple[str, ...]:
+    """Sentences, the largest residual first; empty where measured met expected and no node is off.
+
+    Args:
+        nodes: the residuals of a run that could be measured.
+        ratio: measured over expected.
+    """
+    found = sorted(
+        (
+            cause
+            for node in nodes
+            for cause in (_iteration_cause(node), _batch_cause(node), _share_cause(node))
+            if cause
+        ),
+        reverse=True,
+    )
+    sentences = [sentence for _, sentence in found]
+    busiest = max((node.measured_busy for node in nodes), default=0.0)
+    if ratio is not None and ratio < 1 - NOTABLE and busiest < SATURATED_BUSY:
+        sentences.append(
+            f"no node was saturated (the busiest {busiest:.0%}): requests waited for links, the coordinator or KV cache"
+        )
+    return tuple(sentences)
+
+
+def _iteration_cause(node: NodeResidual) -> tuple[float, str] | None:
+    """At the batch that was planned, an iteration that takes longer is the cost model's error."""
+    off = relative(node.measured_iteration_s, node.predicted_iteration_s)
+    batch = relative(node.measured_batch_tokens, node.predicted_batch_tokens)
+    if off is None or abs(off) < NOTABLE or (batch is not None and abs(batch) >= NOTABLE):
+        return None
+    word = "slower" if off > 0 else "faster"
+    return abs(off), f"{node.name}: an iteration is {abs(off):.0%} {word} than its profile says, at the planned batch"
+
+
+def _batch_cause(node: NodeResidual) -> tuple[float, str] | None:
+    off = relative(node.measured_batch_tokens, node.predicted_batch_tokens)
+    if off is None or abs(off) < NOTABLE:
+        return None
+    word = "larger" if off > 0 else "smaller"
+    return abs(off), f"{node.name}: batches are {abs(off):.0%} {word} than planned, so queueing or in-flight is off"
+
+
+def _share_cause(node: NodeResidual) -> tuple[float, str] | None:
+    off = relative(node.realised_share, node.planned_share)
+    if off is None or abs(off) < NOTABLE or node.layers is None:
+        return None
+    word = "more" if off > 0 else "less"
+    return abs(off), f"{node.name}: {abs(off):.0%} {word} of the tokens than planned, so routing left its weights"
+
+
+def relative(measured: float | None, predicted: float | None) -> float | None:
+    """``measured / predicted - 1``; ``None`` where one of them is missing or the prediction is zero."""
+    if measured is None or not predicted:
+        return None
+    return measured / predicted - 1
