@@ -88,6 +88,14 @@ class TokenCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
     output_tokens: int
 
 
+class NodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """A node in one interval of the run that ends at ``end_s``: mean decode tokens an iteration, KV tokens in use then."""
+
+    end_s: float
+    batch_tokens: float
+    kv_tokens: int
+
+
 class RunLog(
     msgspec.Struct,
     frozen=True,
@@ -102,6 +110,7 @@ class RunLog(
     ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
     pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
     intervals. ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time.
+    ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
     """
 
     plan: Plan
@@ -117,7 +126,9 @@ class RunLog(
     nodes: dict[str, NodeUse]
     links: tuple[LinkUse, ...]
     timeline: tuple[TokenCount, ...]
+    node_timeline: dict[str, tuple[NodePoint, ...]] = {}
     device_names: dict[str, str] = {}
+    regions: dict[str, str] = {}
     testbed: str = ""
     simulated: bool = False
     cut_short: str = ""
