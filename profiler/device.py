@@ -1,0 +1,190 @@
+"""What the driver (NVML) and the operating system say about a device: facts beside what is measured, not instead of it.
+
+A fact that nobody states is left out of the record; where a whole source is missing, the record says which and why.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .cluster_profile import Device
+from .errors import InputError
+
+Facts = dict[str, str | float]
+
+CPUINFO = Path("/proc/cpuinfo")
+MAX_FREQUENCY_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+CPU_NAME_FIELDS = ("model name", "Hardware", "cpu model", "cpu")  # x86, old ARM, MIPS, POWER
+
+
+def describe_device(device: str, *, memory_bytes: float | None = None) -> Device:
+    """Facts of ``"cpu"`` or ``"cuda:N"``.
+
+    Args:
+        device: as torch names it; ``"cuda"`` is ``"cuda:0"``.
+        memory_bytes: what weights, workspace and KV cache may use together; all of the device's memory by default.
+
+    Raises:
+        InputError: another word, a device that this machine does not have, or more memory than it has.
+    """
+    if device == "cpu":
+        total_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        name, facts = cpu_facts()
+        return Device(kind="cpu", name=name, memory_bytes=_budget(device, memory_bytes, total_bytes), facts=facts)
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
+        raise InputError(f"--device {device!r}: need cpu or cuda:N")
+    properties = _cuda_properties(device, int(match[1] or 0))
+    facts = torch_cuda_facts(properties) | nvml_facts(str(properties.uuid), load_nvml=_load_nvml)
+    budget = _budget(device, memory_bytes, float(properties.total_memory))
+    return Device(kind="cuda", name=properties.name, memory_bytes=budget, facts=facts)
+
+
+def _budget(device: str, asked_bytes: float | None, total_bytes: float) -> float:
+    if asked_bytes is None:
+        return total_bytes
+    if not 0 < asked_bytes <= total_bytes:
+        raise InputError(
+            f"--memory {asked_bytes / 1e9:g}GB: {device} has {total_bytes / 1e9:.1f}GB; ask for more than 0 and no more"
+        )
+    return asked_bytes
+
+
+def cpu_facts() -> tuple[str, Facts]:
+    """The processor's name, and cores, clock and what torch makes of them."""
+    import torch
+
+    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.exists() else ""
+    name, facts = parse_cpuinfo(text)
+    facts["machine"] = platform.machine()
+    facts["logical_cores"] = float(os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):
+        facts["usable_cores"] = float(len(os.sched_getaffinity(0)))
+    if MAX_FREQUENCY_KHZ.exists():
+        facts["max_frequency_hz"] = float(MAX_FREQUENCY_KHZ.read_text()) * 1e3
+    facts["memory_total_bytes"] = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    facts["torch_threads"] = float(torch.get_num_threads())
+    facts["torch_instruction_set"] = torch.backends.cpu.get_cpu_capability()
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    if blas is not None:
+        facts["torch_blas"] = blas[1]
+    return name or platform.processor() or platform.machine() or "unknown CPU", facts
+
+
+def parse_cpuinfo(text: str) -> tuple[str, Facts]:
+    """Name, physical cores and clock of the first processor out of the text of ``/proc/cpuinfo``.
+
+    The name is empty and a fact is absent where the text does not say.
+    """
+    blocks = [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        for block in text.split("\n\n")
+        if block.strip()
+    ]
+    facts: Facts = {}
+    name = next((block[field] for field in CPU_NAME_FIELDS for block in blocks if block.get(field)), "")
+    cores = {(block["physical id"], block["core id"]) for block in blocks if {"physical id", "core id"} <= block.keys()}
+    if cores:
+        facts["physical_cores"] = float(len(cores))
+    clocks = [block["cpu MHz"] for block in blocks if "cpu MHz" in block]
+    if clocks:
+        facts["frequency_hz"] = float(clocks[0]) * 1e6
+    return name, facts
+
+
+def _cuda_properties(device: str, index: int) -> Any:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {device}: torch {torch.__version__} sees no CUDA device here; use cpu")
+    if index >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0")
+    return torch.cuda.get_device_properties(index)
+
+
+def torch_cuda_facts(properties: Any) -> Facts:
+    """What ``torch.cuda.get_device_properties`` says."""
+    return {
+        "uuid": str(properties.uuid),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": float(properties.multi_processor_count),
+        "memory_total_bytes": float(properties.total_memory),
+    }
+
+
+def _load_nvml() -> Any:
+    import pynvml  # the module of the distribution nvidia-ml-py
+
+    return pynvml
+
+
+def nvml_facts(uuid: str, *, load_nvml: Callable[[], Any]) -> Facts:
+    """What the driver says about the device of that UUID.
+
+    CUDA and NVML number devices differently (``CUDA_VISIBLE_DEVICES``, fastest first), so they are joined on the UUID.
+
+    Args:
+        uuid: torch's, without the ``GPU-`` that NVML puts before it.
+        load_nvml: imports ``pynvml``; may raise ``ImportError``.
+
+    Returns:
+        The facts, without those that this device does not support; or ``"nvml"`` alone, saying why there are none.
+    """
+    try:
+        nvml = load_nvml()
+    except ImportError:
+        return {"nvml": "not asked: nvidia-ml-py is not installed"}
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return {"nvml": f"not available: {error}"}
+    try:
+        handle = _handle_by_uuid(nvml, uuid)
+        if handle is None:
+            return {"nvml": f"knows no device with UUID {uuid}"}
+        return _facts_of_handle(nvml, handle)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _handle_by_uuid(nvml: Any, uuid: str) -> Any | None:
+    for prefix in ("GPU-", "MIG-"):
+        try:
+            return nvml.nvmlDeviceGetHandleByUUID(prefix + uuid)
+        except nvml.NVMLError:
+            continue
+    return None
+
+
+def _facts_of_handle(nvml: Any, handle: Any) -> Facts:
+    """Clocks in Hz, power in W, bandwidth facts as the driver counts them; unsupported ones left out."""
+    questions: dict[str, Callable[[], str | float]] = {
+        "driver": lambda: str(nvml.nvmlSystemGetDriverVersion()),
+        "cuda_driver": lambda: _cuda_version(nvml.nvmlSystemGetCudaDriverVersion_v2()),
+        "nvml_name": lambda: str(nvml.nvmlDeviceGetName(handle)),
+        "pci_bus": lambda: str(nvml.nvmlDeviceGetPciInfo(handle).busId),
+        "pcie_max_generation": lambda: float(nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)),
+        "pcie_max_width": lambda: float(nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)),
+        "sm_max_frequency_hz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
+        "sm_frequency_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
+        "memory_max_frequency_hz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1e6,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+        "temperature_celsius": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        "nvml_memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+    }
+    facts: Facts = {}
+    for name, ask in questions.items():
+        try:
+            facts[name] = ask()
+        except nvml.NVMLError:
+            continue  # not supported by this device or driver: then it is no fact
+    return facts
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

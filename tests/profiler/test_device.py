@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from profiler import device
+from profiler.cluster_profile import Device
+from profiler.device import describe_device, nvml_facts, parse_cpuinfo, torch_cuda_facts
+from profiler.errors import InputError
+
+X86 = """processor\t: 0
+model name\t: Example CPU 9000 @ 2.0GHz
+cpu MHz\t\t: 2500.000
+physical id\t: 0
+core id\t\t: 0
+
+processor\t: 1
+model name\t: Example CPU 9000 @ 2.0GHz
+cpu MHz\t\t: 1200.000
+physical id\t: 0
+core id\t\t: 0
+
+processor\t: 2
+model name\t: Example CPU 9000 @ 2.0GHz
+cpu MHz\t\t: 1200.000
+physical id\t: 0
+core id\t\t: 1
+"""
+ARM = """processor\t: 0
+BogoMIPS\t: 50.00
+CPU implementer\t: 0x41
+"""
+
+
+class FakeNvmlError(Exception):
+    pass
+
+
+class FakeNvml:
+    """Two GPUs, in another order than CUDA's; power is not supported on them."""
+
+    NVMLError = FakeNvmlError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self, *, driver_loaded: bool = True) -> None:
+        self.driver_loaded = driver_loaded
+        self.open = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self.driver_loaded:
+            raise FakeNvmlError("Driver Not Loaded")
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        handles = {"GPU-aaaa": "first", "MIG-bbbb": "slice"}
+        if uuid not in handles:
+            raise FakeNvmlError("Not Found")
+        return handles[uuid]
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:  # noqa: N802
+        if handle == "slice":
+            raise FakeNvmlError("Not Supported")
+        return 700_000
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {
+            "nvmlSystemGetDriverVersion": "570.1",
+            "nvmlSystemGetCudaDriverVersion_v2": 12080,
+            "nvmlDeviceGetName": "Example GPU",
+            "nvmlDeviceGetPciInfo": SimpleNamespace(busId="0000:01:00.0"),
+            "nvmlDeviceGetMaxPcieLinkGeneration": 5,
+            "nvmlDeviceGetMaxPcieLinkWidth": 16,
+            "nvmlDeviceGetMaxClockInfo": 1980,
+            "nvmlDeviceGetClockInfo": 345,
+            "nvmlDeviceGetTemperature": 40,
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=1 << 30),
+        }
+        return lambda *_: answers[name]
+
+
+def test_cpu_is_described_from_this_machine() -> None:
+    described = describe_device("cpu", memory_bytes=1e8)
+
+    assert described.kind == "cpu"
+    assert described.name
+    assert described.memory_bytes == 1e8
+    assert {"logical_cores", "torch_threads", "torch_instruction_set", "memory_total_bytes"} <= described.facts.keys()
+    assert msgspec.json.decode(msgspec.json.encode(described), type=Device) == described
+
+
+def test_all_of_the_memory_is_the_default_budget() -> None:
+    described = describe_device("cpu")
+    assert described.memory_bytes == described.facts["memory_total_bytes"]
+
+
+@pytest.mark.parametrize("memory_bytes", [0.0, -1.0, 1e18, float("nan")])
+def test_a_budget_beyond_the_device_is_refused(memory_bytes: float) -> None:
+    with pytest.raises(InputError, match=r"--memory .*cpu has"):
+        describe_device("cpu", memory_bytes=memory_bytes)
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "", "cpu:0"])
+def test_an_unknown_device_is_refused(word: str) -> None:
+    with pytest.raises(InputError, match="need cpu or cuda:N"):
+        describe_device(word)
+
+
+def test_cuda_without_a_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="sees no CUDA device"):
+        describe_device("cuda:0")
+
+
+def test_cuda_index_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"cuda:1: torch sees 1"):
+        describe_device("cuda:1")
+
+
+def test_cuda_joins_torch_and_nvml_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(
+        name="Example GPU", uuid="aaaa", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    monkeypatch.setattr(device, "_load_nvml", FakeNvml)
+
+    described = describe_device("cuda", memory_bytes=2e10)
+
+    assert (described.kind, described.name, described.memory_bytes) == ("cuda", "Example GPU", 2e10)
+    assert described.facts["compute_capability"] == "9.0"
+    assert described.facts["driver"] == "570.1"
+    assert msgspec.json.decode(msgspec.json.encode(described), type=Device) == described
+    assert torch_cuda_facts(properties).items() <= described.facts.items()
+
+
+def test_nvml_facts_are_in_base_units() -> None:
+    nvml = FakeNvml()
+
+    facts = nvml_facts("aaaa", load_nvml=lambda: nvml)
+
+    assert facts["power_limit_w"] == 700.0
+    assert facts["sm_max_frequency_hz"] == 1.98e9
+    assert facts["cuda_driver"] == "12.8"
+    assert nvml.open == 0, "NVML was not shut down"
+
+
+def test_a_fact_that_the_device_does_not_support_is_left_out() -> None:
+    facts = nvml_facts("bbbb", load_nvml=FakeNvml)
+    assert "power_limit_w" not in facts
+    assert facts["pcie_max_width"] == 16.0
+
+
+def test_a_uuid_that_nvml_does_not_know_gives_no_facts() -> None:
+    nvml = FakeNvml()
+    assert nvml_facts("cccc", load_nvml=lambda: nvml) == {"nvml": "knows no device with UUID cccc"}
+    assert nvml.open == 0
+
+
+def test_without_a_driver_the_record_says_so() -> None:
+    facts = nvml_facts("aaaa", load_nvml=lambda: FakeNvml(driver_loaded=False))
+    assert facts == {"nvml": "not available: Driver Not Loaded"}
+
+
+def test_without_the_library_the_record_says_so() -> None:
+    def missing() -> Any:
+        raise ImportError("No module named 'pynvml'")
+
+    assert nvml_facts("aaaa", load_nvml=missing) == {"nvml": "not asked: nvidia-ml-py is not installed"}
+
+
+def test_the_real_library_has_every_name_that_is_asked_for() -> None:
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    asked = [name for name in device._facts_of_handle.__code__.co_names if "nvml" in name.lower()]
+    for code in device._facts_of_handle.__code__.co_consts:
+        asked += [name for name in getattr(code, "co_names", ()) if name.lower().startswith("nvml")]
+
+    assert len(asked) >= 12
+    assert [name for name in asked if not hasattr(pynvml, name)] == []
+
+
+@pytest.mark.cuda
+def test_nvml_knows_the_device_that_torch_sees() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    facts = describe_device("cuda:0").facts
+    assert "driver" in facts, facts.get("nvml")
+
+
+def test_x86_cpuinfo_gives_name_cores_and_clock() -> None:
+    name, facts = parse_cpuinfo(X86)
+    assert name == "Example CPU 9000 @ 2.0GHz"
+    assert facts == {"physical_cores": 2.0, "frequency_hz": 2.5e9}
+
+
+def test_cpuinfo_without_those_fields_gives_no_facts() -> None:
+    assert parse_cpuinfo(ARM) == ("", {})
+    assert parse_cpuinfo("") == ("", {})
