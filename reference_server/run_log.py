@@ -89,7 +89,7 @@ class TokenCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 
 
 class NodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """A node in one interval of the run that ends at ``end_s``: mean decode tokens an iteration, KV tokens in use then."""
+    """A node in the interval that ends at ``end_s``: mean decode tokens an iteration, KV tokens in use at its end."""
 
     end_s: float
     batch_tokens: float
