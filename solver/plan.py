@@ -157,3 +157,9 @@ class Plan(
             reached = max(reached, held.end)
         if reached < self.num_layers:
             raise ValueError(f"placement: layers [{reached},{self.num_layers}) are held by no node")
+
+
+class Infeasible(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The answer that no plan exists, and why: ``reason`` is one sentence for a person."""
+
+    reason: str

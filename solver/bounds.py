@@ -1,0 +1,72 @@
+"""Upper bounds on the max-flow of any placement, found without search."""
+
+from __future__ import annotations
+
+from .capacity import Capacities
+from .plan import LayerRange
+
+ROUNDING = 1e-12
+"""Relative. Where the bound is attained, work and need are equal over a whole interval of flows."""
+
+
+def work_bound(capacities: Capacities, *, partial: bool) -> float:
+    """The largest ``F`` with ``F * L <= `` the layers x tokens/s that all nodes can do when no token passes one twice.
+
+    No link, no memory but each node's own, no fitting of ranges: every placement's max-flow is at most this. The work
+    of a node at flow ``F`` is the best mix of the runs of layers it can do, in time at most one and flow at most ``F``.
+
+    With time shared by runs of different length (partial inference, measured costs), a node may mix two of them.
+    """
+    num_layers = capacities.model.num_layers
+    counts: dict[int, int] = {}
+    points: dict[int, list[tuple[int, float]]] = {}  # kind -> (layers run, seconds per token)
+    mixes: dict[int, bool] = {}  # kind -> whether one node can run ranges of several lengths
+    for name in capacities.nodes:
+        kind = capacities.kind(name)
+        counts[kind] = counts.get(kind, 0) + 1
+        if kind not in points:
+            mixes[kind] = partial and capacities.is_time_shared(name)
+            points[kind] = _runs(capacities, name, mixes=mixes[kind])
+    low, high = 0.0, sum(count * max((k / t for k, t in points[kind]), default=0.0) for kind, count in counts.items())
+    for _ in range(100):
+        flow = (low + high) / 2
+        if sum(
+            count * _work(points[kind], flow, mixes=mixes[kind]) for kind, count in counts.items()
+        ) >= flow * num_layers * (1 - ROUNDING):
+            low = flow
+        else:
+            high = flow
+    return high
+
+
+def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, float]]:
+    """(layers, least seconds per token over where they lie) of every run that the node can do."""
+    best: dict[int, float] = {}
+    num_layers = capacities.model.num_layers
+    for length in range(1, min(capacities.nodes[name].max_layers, num_layers) + 1):
+        for start in {0, min(1, num_layers - length), num_layers - length}:
+            held = LayerRange(start, start + length)
+            if not capacities.can_hold(name, held):
+                continue
+            entries = range(held.start, held.end) if mixes else (held.start,)
+            for entry in entries:
+                seconds = 1.0 / capacities.tokens_per_s(name, held, entry)
+                run = held.end - entry
+                best[run] = min(best.get(run, seconds), seconds)
+    return sorted(best.items())
+
+
+def _work(points: list[tuple[int, float]], flow: float, *, mixes: bool) -> float:
+    """Most layers x tokens/s with time at most 1 and at most ``flow`` tokens/s: the LP's optimum mixes two runs."""
+    best = max((k * min(1.0 / t, flow) for k, t in points), default=0.0)
+    if not mixes:
+        return best
+    fast = [(k, t) for k, t in points if t * flow < 1.0]
+    slow = [(k, t) for k, t in points if t * flow > 1.0]
+    for k1, t1 in fast:
+        for k2, t2 in slow:
+            share = (1.0 / flow - t1) / (
+                t2 - t1
+            )  # of the tokens in the slower run, so that time and flow are both full
+            best = max(best, flow * ((1 - share) * k1 + share * k2))
+    return best
