@@ -1,0 +1,76 @@
+"""A CPU quota per node: one cgroup each, version 1 or 2."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from .cpu import CpuController
+
+# Length of a quota's period. Long against the scheduler's tick (1-10 ms), at which a group that has used up its share
+# is stopped, so that the average is exact; short against an iteration of a slow node, so that no iteration is lucky.
+PERIOD_US = 50_000
+_REMOVE_TIMEOUT_S = 5.0
+
+
+def group_path(controller: CpuController, *, run_id: str, index: int) -> Path:
+    """Where the group of the node of that index is made.
+
+    Right below the root, for in version 2 only the root may hold processes and groups with a controller at once.
+    """
+    return controller.root / f"helixbench-{run_id}-{index}"
+
+
+def make_group(controller: CpuController, path: Path) -> None:
+    """Make an empty group without a limit.
+
+    Raises:
+        OSError: the kernel does not let us.
+    """
+    if controller.version == 2:
+        control = path.parent / "cgroup.subtree_control"
+        if "cpu" not in control.read_text().split():
+            control.write_text("+cpu")
+    path.mkdir(exist_ok=True)
+
+
+def limit_cpu(controller: CpuController, path: Path, cpu: float) -> None:
+    """Let the group's processes together use ``cpu`` cores at most.
+
+    Raises:
+        OSError: the kernel does not let us.
+    """
+    quota_us = round(cpu * PERIOD_US)  # the kernel refuses less than 1000, which is MIN_CPU in spec.py
+    if controller.version == 2:
+        (path / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+        return
+    (path / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+    (path / "cpu.cfs_quota_us").write_text(str(quota_us))
+
+
+def group_pids(path: Path) -> list[int]:
+    """Processes in the group; none where it does not exist."""
+    try:
+        return [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def remove_group(path: Path) -> None:
+    """Remove an emptied group, waiting for its last process to be gone.
+
+    Raises:
+        OSError: it is still busy after some seconds.
+    """
+    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+    while True:
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return

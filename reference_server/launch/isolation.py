@@ -1,0 +1,95 @@
+"""What keeps the nodes of one machine apart: decided once per run, and said in every output."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from .cgroup import limit_cpu, make_group, remove_group
+from .cpu import CpuController
+from .netns import why_no_namespaces
+from .spec import MIN_CPU, TestbedSpec
+
+
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
+    """How the CPU and the network of local nodes are limited.
+
+    ``controller`` makes their CPU quotas; ``None`` where they idle instead, for the reason in ``no_quota``. Each has a
+    network namespace of its own where ``no_namespaces`` is empty; else that says why not.
+    """
+
+    controller: CpuController | None
+    no_quota: str = ""
+    no_namespaces: str = ""
+
+    @property
+    def has_namespaces(self) -> bool:
+        """Whether local nodes are in network namespaces of their own."""
+        return not self.no_namespaces
+
+    @property
+    def is_full(self) -> bool:
+        """Whether both CPU and network are kept apart by the kernel."""
+        return self.controller is not None and self.has_namespaces
+
+
+def find_isolation(controller: CpuController | None, *, trial_group: Path | None, has_remote_nodes: bool) -> Isolation:
+    """What this process may do on this machine, found by trying it.
+
+    Args:
+        controller: the CPU controller, where one is mounted.
+        trial_group: a group that may be made and removed to find out.
+        has_remote_nodes: then nodes stay in the machine's own network, where the remote ones reach them.
+    """
+    no_quota = _why_no_quota(controller, trial_group)
+    return Isolation(
+        controller=None if no_quota else controller,
+        no_quota=no_quota,
+        no_namespaces="for nodes at an address to reach them" if has_remote_nodes else why_no_namespaces(),
+    )
+
+
+def _why_no_quota(controller: CpuController | None, group: Path | None) -> str:
+    if os.geteuid() != 0:
+        return "not root"
+    if controller is None or group is None:
+        return "no CPU controller is mounted"
+    try:
+        make_group(controller, group)
+        limit_cpu(controller, group, MIN_CPU)
+        remove_group(group)
+    except OSError as error:
+        return f"no CPU quota can be set below {controller.root}: {error.strerror}"
+    return ""
+
+
+def describe(spec: TestbedSpec, isolation: Isolation) -> str:
+    """One line for every output: what of the testbed is real, and what is not."""
+    parts = []
+    if spec.local_nodes:
+        parts.append(_count(len(spec.local_nodes), "node") + " on this machine")
+        parts.append(_cpu(isolation))
+        parts.append(_network(spec, isolation))
+    if spec.remote_nodes:
+        parts.append(f"{_count(len(spec.remote_nodes), 'node')} at an address, as found there")
+    return "; ".join(parts)
+
+
+def _cpu(isolation: Isolation) -> str:
+    if isolation.controller is not None:
+        return f"CPU by cgroup v{isolation.controller.version} quota"
+    return f"CPU EMULATED by idling in proportion, the coordinator's not limited ({isolation.no_quota})"
+
+
+def _network(spec: TestbedSpec, isolation: Isolation) -> str:
+    if isolation.has_namespaces:
+        shaped = "bandwidth by tc htb" if spec.has_bandwidth_limits else "bandwidth not limited"
+        return f"a network namespace each, {shaped}"
+    shaped = "links NOT SHAPED" if spec.has_bandwidth_limits else "bandwidth not limited"
+    return f"plain processes without network namespaces, {shaped} ({isolation.no_namespaces})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

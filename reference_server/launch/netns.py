@@ -1,0 +1,160 @@
+"""Network namespaces: one per node and one for the coordinator, wired to a bridge that has a namespace of its own.
+
+With the bridge in a namespace, the machine's own interfaces, routes and firewall are neither touched nor in the way,
+no address can clash, and to delete the namespaces is to delete everything in them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from profiler.errors import MeasurementError
+
+from .shaping import MTU_BYTES, egress_commands, segment_bytes
+
+NETNS_DIR = Path("/run/netns")
+_COMMAND_TIMEOUT_S = 30.0
+_TRIAL = """
+ip link add name trial0 type bridge
+ip link add name trial1 type veth peer name trial2
+tc qdisc add dev trial1 root handle 1: htb default 0
+tc class add dev trial1 parent 1: classid 1:1 htb rate 1mbit quantum 60000
+tc filter add dev trial1 parent 1: protocol ip prio 1 u32 match ip dst 10.0.0.1/32 flowid 1:1
+"""
+
+
+class Station(msgspec.Struct, frozen=True, kw_only=True):
+    """One namespace on the bridge: its address, and the limits of its network card and towards others.
+
+    ``peer_bytes_per_s`` maps the address of another station to the limit of what is sent there.
+    """
+
+    namespace: str
+    address: str
+    card_bytes_per_s: float | None = None
+    peer_bytes_per_s: dict[str, float] = {}
+
+
+def station_address(index: int) -> str:
+    """IPv4 address of the station of that index, in a network that exists inside the namespaces only."""
+    high, low = divmod(index + 1, 250)
+    return f"10.77.{high}.{low + 1}"
+
+
+def namespace_file(namespace: str) -> Path:
+    """The file that stands for a namespace while it exists."""
+    return NETNS_DIR / namespace
+
+
+def why_no_namespaces() -> str:
+    """What keeps this process from making shaped networks; empty where nothing does.
+
+    Tries it, in a namespace that ends with the trial.
+    """
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        trial = subprocess.run(
+            ["unshare", "--net", "sh", "-e"],
+            input=_TRIAL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "unshare of util-linux is not installed"
+    except subprocess.TimeoutExpired:
+        return "making a network namespace takes too long here"
+    if trial.returncode == 0:
+        return ""
+    if "ip: not found" in trial.stderr or "tc: not found" in trial.stderr:
+        return "ip and tc are not installed (package iproute2)"
+    return f"no shaped network namespaces here: {(trial.stderr.strip().splitlines() or ['unshare failed'])[-1]}"
+
+
+def make_network(*, hub: str, stations: Sequence[Station]) -> None:
+    """Make the namespaces, the bridge in the hub's, and the shaped links between.
+
+    Raises:
+        MeasurementError: a step fails; what was made by then is left for ``delete_namespaces``.
+    """
+    for namespace in (hub, *(station.namespace for station in stations)):
+        _run(["ip", "netns", "add", namespace])
+    _run_batch("ip", hub, _hub_commands(stations))
+    for station in stations:
+        _run_batch("ip", station.namespace, _station_commands(station))
+        _run_batch(
+            "tc",
+            station.namespace,
+            egress_commands(
+                "eth0", card_bytes_per_s=station.card_bytes_per_s, peer_bytes_per_s=station.peer_bytes_per_s
+            ),
+        )
+    inward = [
+        line
+        for index, station in enumerate(stations)
+        for line in egress_commands(f"port{index}", card_bytes_per_s=station.card_bytes_per_s)
+    ]
+    _run_batch("tc", hub, inward)
+
+
+def delete_namespace(namespace: str) -> None:
+    """Delete a namespace and with it the interfaces in it, whether or not it was ever made.
+
+    Raises:
+        MeasurementError: it cannot be deleted.
+    """
+    if namespace_file(namespace).exists():
+        _run(["ip", "netns", "delete", namespace])
+
+
+def _hub_commands(stations: Sequence[Station]) -> list[str]:
+    lines = ["link set dev lo up", f"link add name bridge mtu {MTU_BYTES} type bridge"]
+    for index, station in enumerate(stations):
+        port = f"port{index}"
+        lines += [
+            f"link add name {port} mtu {MTU_BYTES} type veth "
+            f"peer name eth0 mtu {MTU_BYTES} netns {namespace_file(station.namespace)}",
+            f"link set dev {port} master bridge up",
+        ]
+    return [*lines, "link set dev bridge up"]
+
+
+def _station_commands(station: Station) -> list[str]:
+    lines = ["link set dev lo up", f"address add {station.address}/16 dev eth0"]
+    slowest = min([*station.peer_bytes_per_s.values(), station.card_bytes_per_s or float("inf")])
+    if slowest < float("inf"):
+        lines.append(f"link set dev eth0 gso_max_size {segment_bytes(slowest)}")
+    return [*lines, "link set dev eth0 up"]
+
+
+def _run_batch(program: str, namespace: str, lines: Sequence[str]) -> None:
+    if lines:
+        _run([program, "-netns", namespace, "-batch", "-"], text="\n".join(lines) + "\n")
+
+
+def _run(command: Sequence[str], *, text: str = "") -> None:
+    try:
+        # In a session of its own: a Ctrl-C ends the run, not the command that it happens to be in.
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MeasurementError(f"`{' '.join(command)}` cannot be run: {error}") from error
+    if done.returncode != 0 or done.stderr.strip():
+        raise MeasurementError(
+            f"`{' '.join(command)}` failed: {done.stderr.strip() or done.returncode}; "
+            "the testbed needs iproute2 and a kernel with veth, bridge and sch_htb"
+        )

@@ -1,0 +1,319 @@
+"""Put agents on the nodes of a testbed, run a driver as its coordinator, and leave nothing behind."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import math
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from profiler.cluster_profile import COORDINATOR
+from profiler.errors import HelixbenchError, InputError, MeasurementError
+
+from .agents import READY_TIMEOUT_S, AgentArgv, AgentOptions, LocalAgent, Place, agent_argv
+from .cgroup import group_path, limit_cpu, make_group
+from .cpu import find_cpu_controller
+from .interrupts import Interrupts
+from .isolation import Isolation, describe, find_isolation
+from .netns import Station, make_network, station_address
+from .run_state import clean_stale, key_path, new_run_id, owned_run, remove_run, save_run, state_folder
+from .spec import LocalNode, TestbedSpec
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+_REAP_TIMEOUT_S = 10.0
+
+
+class Testbed:
+    """Running agents, and a place for the driver that coordinates them.
+
+    Attributes:
+        addresses: node -> ``host:port`` of its agent, as the driver and the other agents reach it.
+        key_file: the key that all agents share.
+        description: one line that says what is kept apart by the kernel and what is not; belongs in every output.
+        isolated: whether each local node has a CPU quota and a network namespace of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        description: str,
+        isolated: bool,
+        key_file: Path,
+        coordinator: Place,
+        addresses: Mapping[str, str],
+        agents: Sequence[LocalAgent],
+        interrupts: Interrupts,
+        processes: list[subprocess.Popen[bytes]],
+    ) -> None:
+        self.description = description
+        self.isolated = isolated
+        self.key_file = key_file
+        self.addresses = addresses
+        self._coordinator = coordinator
+        self._agents = agents
+        self._interrupts = interrupts
+        self._processes = processes  # all that the run has started, for whoever ends it
+
+    def check(self) -> None:
+        """Raise where an agent that was started here has ended.
+
+        Raises:
+            MeasurementError: naming the node, with the end of its log.
+        """
+        for agent in self._agents:
+            agent.check()
+
+    def run_driver(self, argv: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
+        """Run a program as the coordinator, in its namespace and group, until it ends; its exit code.
+
+        It inherits stdin, stdout, stderr and ``pass_fds``. SIGINT, SIGTERM and SIGHUP that this process gets are passed
+        on to it, and it decides what becomes of them; the third one kills it. Ended by a signal, the code is
+        128 + signal. Signals are passed on where this is called in the main thread.
+        """
+        with self._interrupts.deferred():
+            driver = subprocess.Popen(
+                self._coordinator.enter_argv(argv),
+                env=self._coordinator.environment(),
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,  # a terminal's Ctrl-C then reaches it once: from here
+            )
+            self._processes.append(driver)
+        with self._interrupts.passed_to(driver.pid):
+            code = driver.wait()
+        return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def start_testbed(
+    spec: TestbedSpec,
+    *,
+    log_dir: Path,
+    argv_of: AgentArgv = agent_argv,
+    make_key: Callable[[Path], None] | None = None,
+    isolate: bool = True,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+) -> Iterator[Testbed]:
+    """Start the agents of all local nodes; on leaving, remove everything that was made.
+
+    Also removes first what an earlier run left behind whose owner was killed. Agents end with the thread that calls
+    this: call it in one that lives as long as they are needed (signals are handled in the main thread only).
+
+    Args:
+        spec: the testbed.
+        log_dir: where each agent's output goes, as ``<node>.log``; made where missing.
+        argv_of: command line of an agent.
+        make_key: writes the key file that all agents share; the server's own where not given.
+        isolate: whether to use network namespaces and CPU quotas where the machine lets us.
+        ready_timeout_s: how long agents may take to listen.
+
+    Raises:
+        InputError: an agent refused what it was told, or the nodes cannot reach each other.
+        MeasurementError: an agent or a part of the network could not be started.
+    """
+    folder = state_folder()
+    clean_stale(folder)
+    run = _Run(spec, folder=folder, log_dir=log_dir)
+    with Interrupts() as interrupts:
+        atexit.register(run.remove)  # should a signal strike before the blocks below are entered, or after
+        try:
+            try:
+                save_run(folder, run.state)
+                yield run.start(
+                    interrupts=interrupts,
+                    argv_of=argv_of,
+                    make_key=make_key or _make_server_key,
+                    isolate=isolate,
+                    ready_timeout_s=ready_timeout_s,
+                )
+            finally:
+                interrupts.hold()
+        finally:
+            run.remove()
+            atexit.unregister(run.remove)
+
+
+class _Run:
+    """One run of a testbed: makes what its state names, and removes it again."""
+
+    def __init__(self, spec: TestbedSpec, *, folder: Path, log_dir: Path) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._log_dir = log_dir
+        self._controller = find_cpu_controller()
+        self._members = [COORDINATOR, *(node.name for node in spec.local_nodes)]
+        run_id = new_run_id()
+        self._hub = f"hb{run_id}-hub"
+        self._namespaces = {name: f"hb{run_id}-{index}" for index, name in enumerate(self._members)}
+        self._groups: dict[str, Path] = {}
+        if self._controller is not None:
+            self._groups = {
+                name: group_path(self._controller, run_id=run_id, index=index)
+                for index, name in enumerate(self._members)
+            }
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.state = owned_run(
+            run_id,
+            namespaces=(self._hub, *self._namespaces.values()),
+            cgroups=tuple(str(group) for group in self._groups.values()),
+        )
+
+    def start(
+        self,
+        *,
+        interrupts: Interrupts,
+        argv_of: AgentArgv,
+        make_key: Callable[[Path], None],
+        isolate: bool,
+        ready_timeout_s: float,
+    ) -> Testbed:
+        """Make all of it, in the order in which one thing needs another."""
+        isolation = self._find_isolation(isolate)
+        key_file = self._spec.key_file
+        if key_file is None:
+            key_file = key_path(self._folder, self.state.run_id)
+            make_key(key_file)
+        places = self._make_places(isolation)
+        hosts = self._hosts(isolation)
+        try:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self._log_dir}: cannot be made ({error.strerror}); choose another folder") from error
+        agents = []
+        for node in self._spec.local_nodes:
+            argv = argv_of(_agent_options(node, host=hosts[node.name], key_file=key_file, isolation=isolation))
+            with interrupts.deferred():
+                agent = LocalAgent(
+                    name=node.name, log=self._log_dir / f"{node.name}.log", place=places[node.name], argv=argv
+                )
+                self._processes.append(agent.process)
+            agents.append(agent)
+        addresses = {node.name: node.address for node in self._spec.remote_nodes}
+        addresses |= {agent.name: agent.wait_ready(ready_timeout_s) for agent in agents}
+        self._limit_cpu(isolation)
+        return Testbed(
+            description=describe(self._spec, isolation),
+            isolated=isolation.is_full,
+            key_file=key_file,
+            coordinator=places[COORDINATOR],
+            addresses={name: addresses[name] for name in self._spec.node_names},
+            agents=agents,
+            interrupts=interrupts,
+            processes=self._processes,
+        )
+
+    def remove(self) -> None:
+        """Remove all that was made; a second call finds nothing left to do."""
+        for process in self._processes:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_REAP_TIMEOUT_S)
+        try:
+            remove_run(self._folder, self.state)
+        except HelixbenchError as error:
+            logger.error("%s; the next run tries again", error)
+
+    def _find_isolation(self, isolate: bool) -> Isolation:
+        if not isolate:
+            return Isolation(controller=None, no_quota="as asked", no_namespaces="as asked")
+        return find_isolation(
+            self._controller,
+            trial_group=self._groups.get(COORDINATOR),
+            has_remote_nodes=bool(self._spec.remote_nodes),
+        )
+
+    def _make_places(self, isolation: Isolation) -> dict[str, Place]:
+        if isolation.controller is not None:
+            for group in self._groups.values():
+                make_group(isolation.controller, group)
+        if isolation.has_namespaces:
+            make_network(hub=self._hub, stations=self._stations())
+        return {
+            name: Place(
+                run_id=self.state.run_id,
+                namespace=self._namespaces[name] if isolation.has_namespaces else None,
+                cgroup=self._groups[name] if isolation.controller is not None else None,
+            )
+            for name in self._members
+        }
+
+    def _stations(self) -> list[Station]:
+        address = {name: station_address(index) for index, name in enumerate(self._members)}
+        cards = {node.name: node.bandwidth_bytes_per_s for node in self._spec.local_nodes}
+        cards[COORDINATOR] = self._spec.coordinator_bandwidth_bytes_per_s
+        peers: dict[str, dict[str, float]] = {name: {} for name in self._members}  # sender -> address -> limit
+        for link in self._spec.links:
+            for sender, receiver in (link.between, link.between[::-1]):
+                peers[sender][address[receiver]] = link.bandwidth_bytes_per_s
+        return [
+            Station(
+                namespace=self._namespaces[name],
+                address=address[name],
+                card_bytes_per_s=cards[name],
+                peer_bytes_per_s=peers[name],
+            )
+            for name in self._members
+        ]
+
+    def _hosts(self, isolation: Isolation) -> dict[str, str]:
+        """Local node -> the address that its agent listens at."""
+        if isolation.has_namespaces:
+            return {name: station_address(index) for index, name in enumerate(self._members)}
+        facing = {_address_facing(node.address): node.name for node in self._spec.remote_nodes}
+        if len(facing) > 1:
+            raise InputError(
+                f"nodes {', '.join(facing.values())} are reached from different addresses of this machine "
+                f"({', '.join(facing)}), so they could not all reach the nodes on it; "
+                "give addresses in one network"
+            )
+        host = next(iter(facing), _LOOPBACK)
+        return dict.fromkeys(self._members, host)
+
+    def _limit_cpu(self, isolation: Isolation) -> None:
+        """Set the quotas: once all agents listen, for importing libraries at a fifth of a core takes long."""
+        if isolation.controller is None:
+            return
+        cpus = {node.name: node.cpu for node in self._spec.local_nodes} | {COORDINATOR: self._spec.coordinator_cpu}
+        for name, group in self._groups.items():
+            try:
+                limit_cpu(isolation.controller, group, cpus[name])
+            except OSError as error:
+                raise MeasurementError(
+                    f"node {name}: its quota of {cpus[name]:g} cores cannot be set in {group}: {error.strerror}"
+                ) from error
+
+
+def _agent_options(node: LocalNode, *, host: str, key_file: Path, isolation: Isolation) -> AgentOptions:
+    return AgentOptions(
+        name=node.name,
+        listen=f"{host}:0",
+        key_file=key_file,
+        memory_bytes=math.floor(node.memory_bytes),
+        device=node.device,
+        # One compute thread per node: of more than one core, it uses one.
+        cpu_share=min(1.0, node.cpu) if isolation.controller is None else None,
+    )
+
+
+def _address_facing(address: str) -> str:
+    """This machine's own address in the direction of another; no packet is sent to find it."""
+    host, _, port = address.rpartition(":")
+    try:
+        kind, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)
+            own = str(probe.getsockname()[0])
+    except OSError as error:
+        raise InputError(f"address {address}: cannot be reached from here ({error.strerror})") from error
+    return f"[{own}]" if kind == socket.AF_INET6 else own
+
+
+def _make_server_key(path: Path) -> None:
+    from reference_server.keys import make_key_file  # its library is needed only here
+
+    make_key_file(path)
