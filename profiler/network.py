@@ -1,0 +1,232 @@
+"""Bandwidth of a link by iperf3: both ends of one measurement, and the order in which all pairs are measured.
+
+An agent at one end starts an ``Iperf3Server``, an agent at the other calls ``measure_bandwidth``. Where iperf3 is not
+installed both raise ``Iperf3MissingError``, and the caller may measure with its own transport, saying so in ``source``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import re
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from .cluster_profile import Link
+from .errors import MeasurementError
+
+OMIT_S = 1  # of each measurement's start: TCP is still finding the link's rate
+CONNECT_TIMEOUT_S = 5.0
+GRACE_S = 15.0  # for connecting, exchanging results and a slow machine, on top of the time measured
+SERVER_READY_TIMEOUT_S = 10.0
+SERVER_IDLE_TIMEOUT_S = 120
+
+
+class Iperf3MissingError(MeasurementError):
+    """There is no iperf3 on this machine."""
+
+
+class PairMeasurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was measured between two nodes. ``source`` says by what, e.g. ``"iperf3 3.12"``."""
+
+    a: str
+    b: str
+    a_to_b_bytes_per_s: float
+    b_to_a_bytes_per_s: float
+    round_trip_s: float
+    source: str
+
+
+class _Sum(msgspec.Struct, frozen=True):
+    bits_per_second: float
+
+
+class _End(msgspec.Struct, frozen=True):
+    sum_received: _Sum | None = None
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """The part of iperf3's JSON that is read here; the rest of it is iperf3's own business."""
+
+    end: _End = _End()
+    error: str | None = None
+
+
+def rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Every ordered pair ``(src, dst)`` once, in rounds in which no node takes part twice.
+
+    The circle method: one name stays, the others move round it by one place a round. Each round is followed by the same
+    pairs the other way round. ``2 * (n - 1)`` rounds for an even number of names, ``2 * n`` for an odd one.
+    """
+    seats: list[str | None] = [*names, *([None] if len(names) % 2 else [])]  # None: whoever meets it sits out
+    schedule: list[list[tuple[str, str]]] = []
+    for _ in range(len(seats) - 1):
+        half = len(seats) // 2
+        pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
+        there = [(a, b) for a, b in pairs if a is not None and b is not None]
+        schedule += [there, [(b, a) for a, b in there]] if there else []
+        seats = [seats[0], seats[-1], *seats[1:-1]]
+    return schedule
+
+
+def links_between(measurements: Iterable[PairMeasurement]) -> tuple[Link, ...]:
+    """Two directed links for each pair, each with half the round trip as its latency."""
+    return tuple(
+        Link(src=src, dst=dst, bandwidth_bytes_per_s=bandwidth, latency_s=pair.round_trip_s / 2, source=pair.source)
+        for pair in measurements
+        for src, dst, bandwidth in (
+            (pair.a, pair.b, pair.a_to_b_bytes_per_s),
+            (pair.b, pair.a, pair.b_to_a_bytes_per_s),
+        )
+    )
+
+
+def iperf3_program() -> str:
+    """Path of iperf3.
+
+    Raises:
+        Iperf3MissingError: it is not on the ``PATH``.
+    """
+    path = shutil.which("iperf3")
+    if path is None:
+        raise Iperf3MissingError("iperf3 is not installed; install the package iperf3 to measure links with it")
+    return path
+
+
+def iperf3_source() -> str:
+    """Name and version, for a link's ``source``: ``"iperf3 3.12"``.
+
+    Raises:
+        Iperf3MissingError: it is not on the ``PATH``.
+    """
+    shown = subprocess.run([iperf3_program(), "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.match(r"iperf (\S+)", shown)
+    return f"iperf3 {version[1]}" if version else "iperf3"
+
+
+class Iperf3Server:
+    """An iperf3 server that takes one measurement, listening from construction until it is closed or has served.
+
+    Closed at the latest when this process exits. Where iperf3 can, it also gives up by itself after
+    ``SERVER_IDLE_TIMEOUT_S`` without a client, so that none is left behind by a process that was killed.
+
+    Args:
+        port: TCP port; choose a free one.
+        host: address to listen on; all of them by default.
+
+    Raises:
+        Iperf3MissingError: iperf3 is not on the ``PATH``.
+        MeasurementError: it did not begin to listen, e.g. because the port is taken.
+    """
+
+    def __init__(self, port: int, *, host: str | None = None) -> None:
+        self.port = port
+        program = iperf3_program()
+        command = [program, "--server", "--one-off", "--port", str(port), "--forceflush", "--interval", "0"]
+        if host is not None:
+            command += ["--bind", host]
+        usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+        if "--idle-timeout" in usage.stdout + usage.stderr:
+            command += ["--idle-timeout", str(SERVER_IDLE_TIMEOUT_S)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        atexit.register(self.close)
+        try:
+            self._await_listening()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop it, if it still runs."""
+        atexit.unregister(self.close)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await_listening(self) -> None:
+        # A connection to try it would use up the one measurement that it takes, so its own word is waited for.
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        deadline = time.perf_counter() + SERVER_READY_TIMEOUT_S
+        said = b""
+        while b"listening" not in said:
+            is_readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.perf_counter()))
+            chunk = os.read(descriptor, 4096) if is_readable else b""
+            if not chunk:
+                reason = _one_line(said.decode(errors="replace")) or f"silent for {SERVER_READY_TIMEOUT_S:g} s"
+                raise MeasurementError(f"iperf3 server on port {self.port} does not listen: {reason}")
+            said += chunk
+
+
+def measure_bandwidth(server: str, port: int, *, seconds: float, reverse: bool = False) -> float:
+    """Bytes/s of TCP payload that arrived, over ``seconds`` after the first ``OMIT_S``, which are not counted.
+
+    Args:
+        server: host name or address of an ``Iperf3Server``.
+        port: its port.
+        seconds: how long to count; rounded up, for iperf3 takes whole seconds only.
+        reverse: measure from the server to here instead of from here to the server.
+
+    Raises:
+        Iperf3MissingError: iperf3 is not on the ``PATH``.
+        MeasurementError: no connection, or no number out of it.
+    """
+    counted_s = max(1, math.ceil(seconds))
+    command = [iperf3_program(), "--client", server, "--port", str(port), "--json"]
+    command += ["--time", str(counted_s), "--omit", str(OMIT_S)]
+    command += ["--connect-timeout", str(round(CONNECT_TIMEOUT_S * 1e3))]
+    command += ["--reverse"] if reverse else []
+    limit_s = counted_s + OMIT_S + CONNECT_TIMEOUT_S + GRACE_S
+    origin = f"iperf3 {'from' if reverse else 'to'} {server}:{port}"
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MeasurementError(f"{origin}: no result within {limit_s:g} s") from error
+    if not done.stdout.strip():
+        raise MeasurementError(f"{origin}: exit code {done.returncode}, {_one_line(done.stderr) or 'nothing said'}")
+    return received_bytes_per_s(done.stdout, origin=origin)
+
+
+def received_bytes_per_s(output: str, *, origin: str) -> float:
+    """The receiver's rate out of ``iperf3 --json``.
+
+    The sender's rate counts what lies in its own buffers; and iperf3 may report a failure and exit with code 0.
+
+    Raises:
+        MeasurementError: an error is reported, or no rate above 0.
+    """
+    try:
+        report = msgspec.json.decode(output, type=_Report)
+    except msgspec.DecodeError as error:
+        raise MeasurementError(f"{origin}: its output cannot be read ({error})") from error
+    if report.error is not None:
+        raise MeasurementError(f"{origin}: {report.error}")
+    if report.end.sum_received is None or report.end.sum_received.bits_per_second <= 0:
+        raise MeasurementError(f"{origin}: nothing arrived; measure for longer or look at the route between the two")
+    return report.end.sum_received.bits_per_second / 8
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
