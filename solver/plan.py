@@ -43,12 +43,14 @@ class LinkFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Flow through a node against its capacity at its layer range, tokens/s.
 
-    ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights.
+    ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
+    largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
     """
 
     flow_tokens_per_s: float
     capacity_tokens_per_s: float
     kv_capacity_tokens: int | None = None
+    max_batch_tokens: int | None = None
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -116,7 +118,8 @@ class Plan(
 ):
     """A placement with its flows. A node that is not in ``placement`` is not used.
 
-    ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for.
+    ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how the
+    model was run.
     """
 
     model: str
@@ -129,6 +132,7 @@ class Plan(
     solver: SolverFacts
     cluster_digest: str = ""
     model_digest: str = ""
+    dtype: str = ""
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:
