@@ -26,8 +26,9 @@ def likely_causes(nodes: tuple[NodeResidual, ...], *, ratio: float | None) -> tu
         reverse=True,
     )
     sentences = [sentence for _, sentence in found]
+    is_cost_off = any(_iteration_cause(node) for node in nodes)
     busiest = max((node.measured_busy for node in nodes), default=0.0)
-    if ratio is not None and ratio < 1 - NOTABLE and busiest < SATURATED_BUSY:
+    if ratio is not None and ratio < 1 - NOTABLE and busiest < SATURATED_BUSY and not is_cost_off:
         sentences.append(
             f"no node was saturated (the busiest {busiest:.0%}): requests waited for links, the coordinator or KV cache"
         )

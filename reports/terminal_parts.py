@@ -1,0 +1,115 @@
+"""The blocks that terminal summaries are made of: one visual language for profile, plan, run and comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from solver.plan import LayerRange, Plan
+
+from .figures import layer_bar, link_name, number, percent, share_bar
+
+BAR = 14
+LAYER_BAR = 32
+# More rows than this say less, not more: the least used are counted, not listed.
+MAX_ROWS = 24
+SATURATED = 0.999
+
+
+def block(title: str, about: str | Text, *body: RenderableType) -> RenderableType:
+    """A heading with what the block shows, and the block, indented."""
+    heading = Text.assemble((title, "bold"), "  " if about else "", about)
+    return Group("", heading, *(Padding(part, (0, 0, 0, 2), expand=False) for part in body))
+
+
+def facts(title: str, lines: Iterable[str]) -> RenderableType:
+    """A heading with lines of text under it; nothing where there are no lines."""
+    body = [Text(line) for line in dict.fromkeys(lines) if line]
+    return block(title, "", *body) if body else Text("", end="")
+
+
+def table(*columns: str, rows: Iterable[Sequence[RenderableType]]) -> Table:
+    """Columns without rules. A name that starts with ``>`` is right-aligned; a long cell is folded, never cut."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(c.strip(">") for c in columns))
+    for column in columns:
+        is_right = column.startswith(">")
+        grid.add_column(
+            column.removeprefix(">"), justify="right" if is_right else "left", overflow="fold", header_style="italic"
+        )
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def placement(layers: Mapping[str, LayerRange], num_layers: int, about: Mapping[str, str]) -> RenderableType:
+    """One row per node over ``[0, num_layers)``, in the order of the layers."""
+    width = LAYER_BAR if num_layers > LAYER_BAR else num_layers * max(1, LAYER_BAR // num_layers)
+    rows = [
+        (name, layer_bar(held, num_layers, width), str(held), about.get(name, ""))
+        for name, held in sorted(layers.items(), key=lambda item: (item[1], item[0]))
+    ]
+    return block("PLACEMENT", f"over the layers [0,{num_layers})", table("", "", "", "", rows=rows))
+
+
+def flows(plan: Plan) -> RenderableType:
+    """Nodes, then links, each with its flow against its capacity; the tightest carry the word ``bottleneck``."""
+    nodes = [(name, flow.flow_tokens_per_s, flow.capacity_tokens_per_s) for name, flow in plan.nodes.items()]
+    links = [(link_name(flow.src, flow.dst), flow.flow_tokens_per_s, flow.capacity_tokens_per_s) for flow in plan.flows]
+    cut = "; ".join(plan.predicted.bottleneck)
+    return block(
+        "FLOW",
+        "through nodes and links against capacity, tokens/s",
+        table("", "", ">flow", ">capacity", ">use", "", rows=[*_flow_rows(nodes), *_flow_rows(links)]),
+        *_left_out(len(nodes), "nodes"),
+        *_left_out(len(links), "links"),
+        *([Text(f"bottleneck (min cut): {cut}", style="bold")] if cut else []),
+    )
+
+
+def _flow_rows(entries: Sequence[tuple[str, float, float]]) -> list[tuple[RenderableType, ...]]:
+    """The most used first, at most ``MAX_ROWS``."""
+    ranked = sorted(entries, key=lambda entry: (-use(entry[1], entry[2]), entry[0]))
+    return [_flow_row(*entry) for entry in ranked[:MAX_ROWS]]
+
+
+def _flow_row(name: str, flow: float, capacity: float) -> tuple[RenderableType, ...]:
+    share = use(flow, capacity)
+    is_bottleneck = share >= SATURATED
+    cells = (name, share_bar(share, BAR), number(flow), number(capacity), _use_percent(share))
+    style = "bold" if is_bottleneck else ""
+    return (*(Text(cell, style=style) for cell in cells), Text("bottleneck" if is_bottleneck else "", style=style))
+
+
+def _use_percent(share: float) -> str:
+    return "<1 %" if 0 < share < 0.01 else percent(share)
+
+
+def use(flow: float, capacity: float) -> float:
+    """Flow over capacity; flow over no capacity at all is above every limit."""
+    if capacity > 0:
+        return flow / capacity
+    return float("inf") if flow > 0 else 0.0
+
+
+def _left_out(count: int, what: str) -> list[Text]:
+    more = count - MAX_ROWS
+    return [Text(f"… and {more} more {what}, used less than those above")] if more > 0 else []
+
+
+def scale_bars(rows: Sequence[tuple[str, float | None, str]], *, width: int = BAR) -> RenderableType:
+    """Values of one kind as bars on one scale: ``(name, value, remark)``."""
+    top = max((value for _, value, _ in rows if value is not None), default=0.0)
+    return table(
+        "",
+        "",
+        ">",
+        "",
+        rows=[
+            (name, share_bar(value / top if value is not None and top else 0.0, width), number(value), remark)
+            for name, value, remark in rows
+        ],
+    )
