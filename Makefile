@@ -25,7 +25,7 @@ test: system $(VENV)/.installed-dev ## ruff, mypy and pytest
 install: $(VENV)/.installed-serve ## make .venv with what profiling and serving need
 
 system: ## install iperf3 and iproute2 where that is possible; say what is missing where it is not
-	@missing=; \
+	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; \
 	command -v iperf3 >/dev/null || missing="$$missing iperf3"; \
 	{ command -v ip && command -v tc; } >/dev/null || missing="$$missing iproute2"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || \

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import logging
 import math
-import socket
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from .cgroup import group_path, limit_cpu, make_group
 from .cpu import find_cpu_controller
 from .interrupts import Interrupts
 from .isolation import Isolation, describe, find_isolation
-from .netns import Station, make_network, station_address
+from .netns import make_network
 from .run_state import clean_stale, key_path, new_run_id, owned_run, remove_run, save_run, state_folder
 from .spec import LocalNode, TestbedSpec
+from .wiring import isolated_hosts, members, shared_hosts, stations
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = "127.0.0.1"
 _REAP_TIMEOUT_S = 10.0
 
 
@@ -146,15 +146,14 @@ class _Run:
         self._folder = folder
         self._log_dir = log_dir
         self._controller = find_cpu_controller()
-        self._members = [COORDINATOR, *(node.name for node in spec.local_nodes)]
         run_id = new_run_id()
         self._hub = f"hb{run_id}-hub"
-        self._namespaces = {name: f"hb{run_id}-{index}" for index, name in enumerate(self._members)}
+        self._namespaces = {name: f"hb{run_id}-{index}" for index, name in enumerate(members(spec))}
         self._groups: dict[str, Path] = {}
         if self._controller is not None:
             self._groups = {
                 name: group_path(self._controller, run_id=run_id, index=index)
-                for index, name in enumerate(self._members)
+                for index, name in enumerate(members(spec))
             }
         self._processes: list[subprocess.Popen[bytes]] = []
         self.state = owned_run(
@@ -179,7 +178,7 @@ class _Run:
             key_file = key_path(self._folder, self.state.run_id)
             make_key(key_file)
         places = self._make_places(isolation)
-        hosts = self._hosts(isolation)
+        hosts = isolated_hosts(self._spec) if isolation.has_namespaces else shared_hosts(self._spec)
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -208,7 +207,9 @@ class _Run:
         )
 
     def remove(self) -> None:
-        """Remove all that was made; a second call finds nothing left to do."""
+        """Remove all that was made; a second call finds nothing left to do, and a fork of the owner does nothing."""
+        if os.getpid() != self.state.owner_pid:
+            return
         for process in self._processes:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -232,47 +233,15 @@ class _Run:
             for group in self._groups.values():
                 make_group(isolation.controller, group)
         if isolation.has_namespaces:
-            make_network(hub=self._hub, stations=self._stations())
+            make_network(hub=self._hub, stations=stations(self._spec, self._namespaces))
         return {
             name: Place(
                 run_id=self.state.run_id,
                 namespace=self._namespaces[name] if isolation.has_namespaces else None,
                 cgroup=self._groups[name] if isolation.controller is not None else None,
             )
-            for name in self._members
+            for name in members(self._spec)
         }
-
-    def _stations(self) -> list[Station]:
-        address = {name: station_address(index) for index, name in enumerate(self._members)}
-        cards = {node.name: node.bandwidth_bytes_per_s for node in self._spec.local_nodes}
-        cards[COORDINATOR] = self._spec.coordinator_bandwidth_bytes_per_s
-        peers: dict[str, dict[str, float]] = {name: {} for name in self._members}  # sender -> address -> limit
-        for link in self._spec.links:
-            for sender, receiver in (link.between, link.between[::-1]):
-                peers[sender][address[receiver]] = link.bandwidth_bytes_per_s
-        return [
-            Station(
-                namespace=self._namespaces[name],
-                address=address[name],
-                card_bytes_per_s=cards[name],
-                peer_bytes_per_s=peers[name],
-            )
-            for name in self._members
-        ]
-
-    def _hosts(self, isolation: Isolation) -> dict[str, str]:
-        """Local node -> the address that its agent listens at."""
-        if isolation.has_namespaces:
-            return {name: station_address(index) for index, name in enumerate(self._members)}
-        facing = {_address_facing(node.address): node.name for node in self._spec.remote_nodes}
-        if len(facing) > 1:
-            raise InputError(
-                f"nodes {', '.join(facing.values())} are reached from different addresses of this machine "
-                f"({', '.join(facing)}), so they could not all reach the nodes on it; "
-                "give addresses in one network"
-            )
-        host = next(iter(facing), _LOOPBACK)
-        return dict.fromkeys(self._members, host)
 
     def _limit_cpu(self, isolation: Isolation) -> None:
         """Set the quotas: once all agents listen, for importing libraries at a fifth of a core takes long."""
@@ -298,19 +267,6 @@ def _agent_options(node: LocalNode, *, host: str, key_file: Path, isolation: Iso
         # One compute thread per node: of more than one core, it uses one.
         cpu_share=min(1.0, node.cpu) if isolation.controller is None else None,
     )
-
-
-def _address_facing(address: str) -> str:
-    """This machine's own address in the direction of another; no packet is sent to find it."""
-    host, _, port = address.rpartition(":")
-    try:
-        kind, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-            probe.connect(target)
-            own = str(probe.getsockname()[0])
-    except OSError as error:
-        raise InputError(f"address {address}: cannot be reached from here ({error.strerror})") from error
-    return f"[{own}]" if kind == socket.AF_INET6 else own
 
 
 def _make_server_key(path: Path) -> None:
