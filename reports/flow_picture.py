@@ -43,7 +43,10 @@ class Box(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Arrow(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow: an SVG path, its stroke width and the point where its label goes."""
+    """A flow: an SVG path, its stroke width, where its label goes and where it ends.
+
+    ``is_late`` marks one that enters its node's range later than at the first layer.
+    """
 
     src: str
     dst: str
@@ -54,6 +57,9 @@ class Arrow(msgspec.Struct, frozen=True, kw_only=True):
     stroke: float
     label_x: float
     label_y: float
+    end_x: float
+    end_y: float
+    is_late: bool
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,15 +174,19 @@ def _arrows(
     plan: Plan, boxes: Mapping[str, Box], axis: Mapping[int, tuple[float, float]], middle: float
 ) -> tuple[Arrow, ...]:
     """Widest first, so that a narrow one is never hidden under a wide one."""
-    top = max((flow.flow_tokens_per_s for flow in plan.flows), default=0.0)
+    flows = sorted((flow for flow in plan.flows if flow.flow_tokens_per_s > 0), key=lambda f: -f.flow_tokens_per_s)
+    top = max((flow.flow_tokens_per_s for flow in flows), default=1.0)
+    strokes = {(f.src, f.dst): max(MIN_STROKE, MAX_STROKE * f.flow_tokens_per_s / top) for f in flows}
+    middles = {name: box.y + BOX_HEIGHT / 2 for name, box in boxes.items()} | {COORDINATOR: middle}
+    leaves = _ports([(src, dst) for src, dst in strokes], strokes, middles)
+    enters = _ports([(dst, src) for src, dst in strokes], {(d, s): w for (s, d), w in strokes.items()}, middles)
     arrows = []
-    for flow in sorted(plan.flows, key=lambda flow: -flow.flow_tokens_per_s):
-        if flow.flow_tokens_per_s <= 0:
-            continue
-        x1, y1 = _leaves(boxes, flow.src, middle)
-        x2, y2 = _enters(boxes, axis, plan, flow.src, flow.dst, middle)
+    for flow in flows:
+        x1 = MARGIN if flow.src == COORDINATOR else boxes[flow.src].x + boxes[flow.src].width
+        x2, is_late = _entry_x(plan, boxes, axis, flow.src, flow.dst)
+        y1, y2 = leaves[(flow.src, flow.dst)], enters[(flow.dst, flow.src)]
         share = flow.flow_tokens_per_s / flow.capacity_tokens_per_s if flow.capacity_tokens_per_s else 0.0
-        bend = max(18.0, abs(x2 - x1) / 2)
+        bend = max(18.0, (x2 - x1) / 2)
         arrows.append(
             Arrow(
                 src=flow.src,
@@ -185,29 +195,37 @@ def _arrows(
                 use=share,
                 step=use_step(share),
                 path=f"M{x1:.1f} {y1:.1f} C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}",
-                stroke=max(MIN_STROKE, MAX_STROKE * flow.flow_tokens_per_s / top),
+                stroke=strokes[(flow.src, flow.dst)],
                 label_x=(x1 + x2) / 2,
                 label_y=(y1 + y2) / 2,
+                end_x=x2,
+                end_y=y2,
+                is_late=is_late,
             )
         )
     return tuple(arrows)
 
 
-def _leaves(boxes: Mapping[str, Box], src: str, middle: float) -> tuple[float, float]:
-    if src == COORDINATOR:
-        return MARGIN, middle
-    box = boxes[src]
-    return box.x + box.width, box.y + BOX_HEIGHT / 2
+def _ports(
+    ends: list[tuple[str, str]], strokes: Mapping[tuple[str, str], float], middles: Mapping[str, float]
+) -> dict[tuple[str, str], float]:
+    """(node, other end) -> height at which the arrow meets the node: side by side, ordered by where they go."""
+    ports: dict[tuple[str, str], float] = {}
+    for node in dict.fromkeys(node for node, _ in ends):
+        own = sorted((end for end in ends if end[0] == node), key=lambda end: (middles[end[1]], end[1]))
+        y = middles[node] - sum(strokes[end] for end in own) / 2
+        for end in own:
+            ports[end] = y + strokes[end] / 2
+            y += strokes[end]
+    return ports
 
 
-def _enters(
-    boxes: Mapping[str, Box], axis: Mapping[int, tuple[float, float]], plan: Plan, src: str, dst: str, middle: float
-) -> tuple[float, float]:
-    """At the box's left side; where a request enters later than its first layer, inside the box, at that layer."""
+def _entry_x(
+    plan: Plan, boxes: Mapping[str, Box], axis: Mapping[int, tuple[float, float]], src: str, dst: str
+) -> tuple[float, bool]:
+    """The box's left side, or, where a request enters later than its first layer, that layer inside the box."""
     if dst == COORDINATOR:
-        return max(right for _, right in axis.values()), middle
-    box = boxes[dst]
-    y = box.y + BOX_HEIGHT / 2
+        return max(right for _, right in axis.values()), False
     if src != COORDINATOR and plan.placement[src].end > plan.placement[dst].start:
-        return axis[plan.placement[src].end][1], y
-    return box.x, y
+        return axis[plan.placement[src].end][1], True
+    return boxes[dst].x, False

@@ -10,10 +10,10 @@
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const charts = [];
 
-  function axis(label) {
+  function axis(label, size = 54) {
     return {
-      label, labelSize: 22, labelFont: "12px system-ui", font: "11px system-ui", stroke: color("soft"),
-      grid: { stroke: color("rule"), width: 1 }, ticks: { stroke: color("rule"), width: 1 }, size: 54,
+      label, labelSize: 20, labelFont: "12px system-ui", font: "11px system-ui", stroke: color("soft"),
+      grid: { stroke: color("rule"), width: 1 }, ticks: { stroke: color("rule"), width: 1 }, size,
     };
   }
 
@@ -33,12 +33,16 @@
           const { ctx, bbox } = u;
           ctx.save();
           ctx.font = `${scaled(11)}px system-ui`;
-          ctx.lineWidth = scaled(1.5);
-          ctx.setLineDash([scaled(6), scaled(4)]);
           const drawn = (text, stroke, path, x, y, align) => {
             ctx.strokeStyle = ctx.fillStyle = stroke;
+            ctx.setLineDash([scaled(6), scaled(4)]);
+            ctx.lineWidth = scaled(1.5);
             ctx.stroke(path);
+            ctx.setLineDash([]);
+            ctx.lineWidth = scaled(4);
+            ctx.strokeStyle = color("card");
             ctx.textAlign = align;
+            ctx.strokeText(text, x, y);
             ctx.fillText(text, x, y);
           };
           for (const { value, name, stroke, below } of lines) {
@@ -54,7 +58,7 @@
             path.moveTo(x, bbox.top);
             path.lineTo(x, bbox.top + bbox.height);
             const is_left = x > bbox.left + bbox.width / 2;
-            drawn(name, color(stroke), path, x + scaled(is_left ? -5 : 5), bbox.top + bbox.height - scaled(8),
+            drawn(name, color(stroke), path, x + scaled(is_left ? -5 : 5), bbox.top + scaled(14),
               is_left ? "right" : "left");
           }
           ctx.restore();
@@ -90,7 +94,7 @@
     return {
       options: {
         scales: { x: { time: false, range: [0, ends.at(-1)] }, y: { range: [0, top] } },
-        axes: [axis("seconds since the run began"), axis("tokens/s")],
+        axes: [axis("seconds since the run began", 34), axis("tokens/s")],
         series: [{ label: "until, s" }, line("total tokens/s", "line0"), line("output tokens/s", "line1", { width: 1.5 })],
         plugins: [marks({ lines, shade: [record.window.start_s, record.window.end_s] })],
       },
@@ -113,7 +117,8 @@
     return {
       options: {
         scales: { x: { time: false, range: [0, far] }, y: { range: [0, 100] } },
-        axes: [axis("seconds"), axis("% of requests")],
+        axes: [axis("seconds", 34), axis("% of requests")],
+        legend: { show: false },
         series: [{ label: "seconds", value: (_, v) => (v == null ? "" : v.toPrecision(3)) },
           line("% of requests", "line0", { paths: uPlot.paths.stepped({ align: 1 }) })],
         plugins: [marks({ uprights })],
@@ -131,7 +136,7 @@
     return {
       options: {
         scales: { x: { time: false }, y: { range: (_, low, high) => [0, top ?? high * 1.1] } },
-        axes: [axis("seconds since the run began"), axis(label)],
+        axes: [axis("seconds since the run began", 34), axis(label)],
         series: [{ label: "until, s" },
           ...names.map((name, i) => line(name, `line${i % 6}`, { dash: i < 6 ? [] : [6, 3], spanGaps: true }))],
         plugins: [marks({ shade: [record.window.start_s, record.window.end_s] })],

@@ -1,0 +1,84 @@
+"""Pictures of the reports: ``python docs/screenshots/make.py RUN [--plan PLAN] [--cluster CLUSTER]``.
+
+Opens the real pages and the real terminal output in Chromium (``apt-get install chromium``, ``pip install playwright``)
+and writes PNG files beside this script: the terminal summaries, and the page on a desktop, on a phone and in the dark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+from rich.console import Console, RenderableType
+
+from profiler.cluster_profile import ClusterProfile
+from profiler.records import load_record
+from reference_server.run_log import RunLog
+from reports.html import html_page
+from reports.terminal import plan_summary, profile_summary, run_summary
+from solver.plan import Plan
+
+HERE = Path(__file__).parent
+CHROMIUM = "/usr/bin/chromium"
+DESKTOP, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
+
+
+def main() -> None:
+    """Read the records, write the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--plan", type=Path)
+    parser.add_argument("--cluster", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE)
+    arguments = parser.parse_args()
+    run = load_record(arguments.run, RunLog)
+    summaries: dict[str, RenderableType] = {"terminal-run": run_summary(run)}
+    cluster = load_record(arguments.cluster, ClusterProfile) if arguments.cluster else None
+    if cluster is not None:
+        summaries["terminal-profile"] = profile_summary(cluster)
+    if arguments.plan:
+        summaries["terminal-plan"] = plan_summary(load_record(arguments.plan, Plan), cluster)
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = Path(folder) / "report.html"
+        page.write_text(html_page(run), encoding="utf-8")
+        photograph_page(browser, page, arguments.out)
+        for name, summary in summaries.items():
+            photograph_terminal(browser, summary, arguments.out / f"{name}.png")
+        browser.close()
+
+
+def photograph_page(browser: Browser, page_file: Path, out: Path) -> None:
+    """Desktop, dark and phone, the whole page each."""
+    for name, viewport, scheme, scale in (
+        ("report-desktop", DESKTOP, "light", 1.0),
+        ("report-dark", DESKTOP, "dark", 1.0),
+        ("report-phone", PHONE, "light", 2.0),
+    ):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, device_scale_factor=scale)
+        page = context.new_page()
+        page.goto(page_file.as_uri())
+        page.wait_for_timeout(300)
+        page.screenshot(path=out / f"{name}.png", full_page=True)
+        context.close()
+
+
+def photograph_terminal(browser: Browser, summary: RenderableType, path: Path) -> None:
+    """What an 80-column terminal shows."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, record=True, highlight=False)
+    console.print(summary)
+    template = (
+        '<body style="margin:0;background:#fbfbf9;color:#1c1f23"><pre id="t" style="display:inline-block;margin:0;'
+        "padding:18px 22px;font:14px/1.32 'DejaVu Sans Mono',monospace\">{code}</pre></body>"
+    )
+    page = browser.new_page(viewport={"width": 900, "height": 600}, device_scale_factor=1.5)
+    page.set_content(console.export_html(code_format=template, inline_styles=True))
+    page.locator("#t").screenshot(path=path)
+    page.close()
+
+
+if __name__ == "__main__":
+    main()
