@@ -109,15 +109,19 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def feature_row(
     *, num_layers: float, batch: BatchShape, first: bool, last: bool, token_knots: tuple[float, ...]
 ) -> FloatArray:
-    """The quantities that ``StageCost.coefficients`` multiply, shape [features]."""
+    """The quantities that ``StageCost.coefficients`` multiply, shape [features].
+
+    ``num_layers`` 0 stands for the embedding or the head timed alone, outside any iteration.
+    """
     tokens = batch.tokens
+    is_step = float(num_layers > 0)
     upper = [*token_knots[1:], float("inf")]
     segments = [max(0.0, min(tokens, b) - a) for a, b in zip(token_knots, upper, strict=True)]
     return np.array(
         [
-            1.0,
-            batch.items,
-            tokens,
+            is_step,
+            is_step * batch.items,
+            is_step * tokens,
             num_layers,
             *(num_layers * segment for segment in segments),
             num_layers * batch.decode_tokens,

@@ -142,7 +142,8 @@ class Stage:
             joining = [item for item in ordered[entered:] if item.entry_layer == layer]
             entered += len(joining)
             until = ordered[entered].entry_layer if entered < len(ordered) else self.end
-            fresh = self._enter(joining, layer)
+            inputs = joining[0].inputs if len(joining) == 1 else torch.cat([item.inputs for item in joining])
+            fresh = self.embed(inputs) if layer == 0 else inputs.to(device=self.device, dtype=self.dtype)[None]
             hidden = fresh if hidden is None else torch.cat([hidden, fresh], dim=1)
             hidden = self._run_layers(ordered[:entered], hidden, layer, until)
         assert hidden is not None, "an empty batch"
@@ -150,12 +151,19 @@ class Stage:
             return StageOutput(items=ordered, hidden=hidden[0], logits=None)
         return StageOutput(items=ordered, hidden=None, logits=self._logits(ordered, hidden[0]))
 
-    def _enter(self, joining: Sequence[StageItem], layer: int) -> torch.Tensor:
-        inputs = joining[0].inputs if len(joining) == 1 else torch.cat([item.inputs for item in joining])
-        if layer == 0:
-            assert self._embedding is not None
-            return torch.nn.functional.embedding(inputs.to(self.device), self._embedding)[None]
-        return inputs.to(device=self.device, dtype=self.dtype)[None]
+    @torch.inference_mode()
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states of token ids [T], shape [1, T, E]; only where the stage is the model's first."""
+        assert self._embedding is not None, "not the first stage"
+        return torch.nn.functional.embedding(token_ids.to(self.device), self._embedding)[None]
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [S, V] of hidden states [S, E]; only where the stage is the model's last."""
+        assert self._norm is not None, "not the last stage"
+        assert self._head is not None
+        logits: torch.Tensor = torch.nn.functional.linear(self._norm(hidden), self._head)
+        return logits
 
     def _run_layers(self, items: Sequence[StageItem], hidden: torch.Tensor, begin: int, until: int) -> torch.Tensor:
         spans = [attention.Span(self.kv.extent(item.request).offset, item.past, item.num_tokens) for item in items]

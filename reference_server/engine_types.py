@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -50,8 +50,8 @@ class EngineLike(Protocol):
         max_tokens: int,
         sampling: SamplingParams,
         stop_token_ids: frozenset[int],
-    ) -> AsyncIterator[TokenOut]:
-        """The tokens that follow ``prompt``, as they come. Closing the iterator aborts the request.
+    ) -> AsyncGenerator[TokenOut, None]:
+        """The tokens that follow ``prompt``, as they come. Closing it (``aclose``) aborts the request.
 
         Raises:
             RequestRefused: before the first token.

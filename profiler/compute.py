@@ -1,0 +1,183 @@
+"""Time of a stage over a grid of batches: what to measure, in which order, for how long. What runs is given from outside.
+
+The unit of measurement is a block: iterations back to back for at least ``MIN_BLOCK_S``, its mean the sample. A block is
+long enough to average over the periods in which an operating system grants a CPU quota, where single iterations are
+either fast or stalled and their median would be neither.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from .cluster_profile import CostSample
+from .cost import BatchShape
+
+MIN_BLOCK_S = 0.12
+MIN_BLOCK_ITERATIONS = 3
+MIN_ROUNDS = 3
+
+Part: TypeAlias = Literal["layers", "embedding", "head"]
+
+
+class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One batch to time. ``prefills`` are (past, new tokens), ``decodes`` the tokens cached before each new one."""
+
+    part: Part
+    num_layers: int
+    prefills: tuple[tuple[int, int], ...] = ()
+    decodes: tuple[int, ...] = ()
+    held_out: bool = False
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV slots that the batch needs."""
+        return sum(past + new for past, new in self.prefills) + sum(past + 1 for past in self.decodes)
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens."""
+        return sum(new for _, new in self.prefills) + len(self.decodes)
+
+    @property
+    def shape(self) -> BatchShape:
+        """The batch in the quantities of the cost model."""
+        return BatchShape(
+            prefill_tokens=sum(new for _, new in self.prefills),
+            prefill_chunks=len(self.prefills),
+            prefill_pairs=sum(new * past + new * (new + 1) / 2 for past, new in self.prefills),
+            decode_tokens=len(self.decodes),
+            decode_context_tokens=sum(past + 1 for past in self.decodes),
+            sampled_tokens=len(self.prefills) + len(self.decodes),
+        )
+
+
+Iterate: TypeAlias = Callable[[], None]  # runs one iteration
+Runner: TypeAlias = Callable[[GridPoint], AbstractContextManager[Iterate]]
+
+
+def grid(
+    *, layer_counts: tuple[int, ...], max_batch_tokens: int, max_context_tokens: int, max_kv_tokens: int
+) -> tuple[GridPoint, ...]:
+    """Batches that tell the cost model's terms apart, and mixed ones, some kept out of the fit.
+
+    Args:
+        layer_counts: numbers of layers to run.
+        max_batch_tokens: largest batch.
+        max_context_tokens: longest context.
+        max_kv_tokens: batches that need more KV slots are left out.
+    """
+    short, long = max(1, max_context_tokens // 16), max_context_tokens
+    middle = max_context_tokens // 4
+    full = max_batch_tokens
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= full]
+    fitted: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = []
+    fitted += [((), (short,) * size) for size in sizes]
+    fitted += [((), (long,) * size) for size in sizes if size in (1, 4, 16, 64)]
+    fitted += [(((0, size),), ()) for size in _up_to(full, (8, 32, 64, 128, 256, 512, 1024, 2048))]
+    fitted += [(((long - full // 2, full // 2),), ()), (((0, full // 4),) * 4, ())]
+    fitted += [(((0, full // 2),), (middle,) * (full // 8)), (((0, full // 4),), (short,) * (full // 4))]
+    fitted += [(((0, full // 2),), (long,) * 4), (((middle, full // 4),), (middle,) * 2)]
+    held = [
+        ((), (middle,) * 3),
+        ((), (middle,) * 12),
+        ((), (short,) * 24),
+        (((0, 3 * full // 8),), (middle,) * 6),
+        (((0, 3 * full // 4),), (short,) * 10),
+        (((0, 5 * full // 8),), ()),
+    ]
+    points = []
+    for num_layers in layer_counts:
+        for held_out, batches in ((False, fitted), (True, held)):
+            points += [
+                GridPoint(part="layers", num_layers=num_layers, prefills=p, decodes=d, held_out=held_out)
+                for p, d in batches
+            ]
+    for part in ("embedding", "head"):
+        points += [GridPoint(part=part, num_layers=0, decodes=(0,) * size) for size in _up_to(full, (1, 8, 64))]
+    usable = [
+        point
+        for point in points
+        if point.kv_tokens <= max_kv_tokens
+        and 0 < point.num_tokens <= full
+        and all(past >= 0 and new > 0 for past, new in point.prefills)
+    ]
+    return tuple(dict.fromkeys(usable))
+
+
+def _up_to(limit: int, values: tuple[int, ...]) -> list[int]:
+    return sorted({min(value, limit) for value in values})
+
+
+def measure_grid(
+    points: tuple[GridPoint, ...],
+    runner: Runner,
+    *,
+    budget_s: float,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[CostSample, ...]:
+    """Measure every point in rounds over the shuffled grid, until the budget is used up.
+
+    At least ``MIN_ROUNDS`` rounds are made whatever they take: below that a spread says nothing.
+
+    Args:
+        points: what to measure.
+        runner: prepares a batch and gives the function that runs one iteration of it.
+        budget_s: seconds after which no further round begins.
+        seed: of the shuffling.
+        on_progress: told (blocks done, blocks expected).
+        clock: monotonic seconds.
+    """
+    blocks: dict[GridPoint, list[float]] = {point: [] for point in points}
+    started = clock()
+    order = list(points)
+    shuffle = random.Random(seed).shuffle
+    rounds = 0
+    while rounds < MIN_ROUNDS or (clock() - started) * (rounds + 1) / rounds < budget_s:
+        shuffle(order)
+        for number, point in enumerate(order):
+            blocks[point].append(_block_mean_s(point, runner, clock))
+            on_progress(rounds * len(order) + number + 1, max(MIN_ROUNDS, rounds + 1) * len(order))
+        rounds += 1
+    return tuple(_sample(point, times) for point, times in blocks.items())
+
+
+def _block_mean_s(point: GridPoint, runner: Runner, clock: Callable[[], float]) -> float:
+    """Mean seconds of an iteration; the first one, which warms up, is not timed."""
+    with runner(point) as iterate:
+        iterate()
+        begin, iterations = clock(), 0
+        while iterations < MIN_BLOCK_ITERATIONS or clock() - begin < MIN_BLOCK_S:
+            iterate()
+            iterations += 1
+        return (clock() - begin) / iterations
+
+
+def _sample(point: GridPoint, times: list[float]) -> CostSample:
+    low, median, high = (float(value) for value in np.percentile(times, (25, 50, 75)))
+    return CostSample(
+        num_layers=point.num_layers,
+        first=point.part == "embedding",
+        last=point.part == "head",
+        batch=point.shape,
+        median_s=median,
+        spread=(high - low) / 2 / median,
+        repeats=len(times),
+        held_out=point.held_out,
+    )
+
+
+def layer_counts_to_measure(max_layers: int) -> tuple[int, ...]:
+    """Numbers of layers that tell the fixed part of an iteration from the part per layer.
+
+    A single layer alone would stay in the processor's cache, as no served stage does, so half and all are taken.
+    """
+    return tuple(sorted({(max_layers + 1) // 2, max_layers}))

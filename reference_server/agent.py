@@ -1,0 +1,319 @@
+"""The process on a node: describes itself, measures itself, holds a layer range, and serves it. One thread, one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+import zmq
+
+from profiler.device import describe_device
+from profiler.errors import HelixbenchError, InputError, MeasurementError
+from profiler.model_files import ModelFiles
+from profiler.stage import Stage
+
+from . import link_probe, self_profile
+from .dtypes import torch_dtype
+from .keys import load_key_file
+from .messages import (
+    Answer,
+    Command,
+    Counters,
+    Describe,
+    Description,
+    Done,
+    Echo,
+    Echoed,
+    Failed,
+    IperfServe,
+    LinkCounters,
+    Load,
+    Loaded,
+    MeasureLink,
+    Profile,
+    ReadCounters,
+    Sampled,
+    Shutdown,
+    Work,
+    decode_command,
+)
+from .runtime import NodeRuntime, Outbound
+from .transport import Transport, reply, send
+from .versions import library_versions
+
+_log = logging.getLogger(__name__)
+_IDLE_POLL_MS = 1_000
+MAX_ECHO_BYTES = 1 << 24
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is started with.
+
+    ``cpu_share`` below 1 stands in for a slower processor where the OS does not limit it: after each iteration the loop
+    rests in proportion. ``None``: it does not rest.
+    """
+
+    listen: str
+    key: Path
+    device: str = "cpu"
+    memory_bytes: float | None = None
+    cpu_share: float | None = None
+
+
+class Agent:
+    """One node's loop: take what came, run an iteration, send what it gave."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self.torch_device = _torch_device(config.device)
+        self.device = describe_device(config.device, memory_bytes=config.memory_bytes)
+        self.transport = Transport(load_key_file(config.key))
+        self._router, self.address = self.transport.listen(config.listen)
+        self._runtime: NodeRuntime | None = None
+        self._peers: dict[str, zmq.Socket[bytes]] = {}  # node -> socket that work for it goes out on
+        self._controller: bytes | None = None  # who loaded the stage, and gets its tokens
+        self._sent: dict[str, LinkCounters] = {}  # peer -> what went there
+        self._busy_s = 0.0
+        self._iterations = 0
+        self._tokens = {True: 0, False: 0}  # is decode -> tokens run
+        self._stopped = False
+        self._iperf = link_probe.IperfEnd()
+        self._handlers: dict[type[Command], Callable[..., Answer]] = {
+            Describe: self._describe,
+            Load: self.load,
+            Profile: self._profile,
+            ReadCounters: self._counters,
+            IperfServe: lambda _: self._iperf.serve(),
+            MeasureLink: lambda command: link_probe.measure_link(self.transport, command),
+            Shutdown: self._shutdown,
+        }
+
+    def serve(self) -> None:
+        """Run until told to stop."""
+        while not self._stopped:
+            self.turn(_IDLE_POLL_MS)
+
+    def stop(self) -> None:
+        """Leave the loop after this turn."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._iperf.close()
+        self.transport.close()
+
+    def turn(self, timeout_ms: int) -> bool:
+        """One round of the loop; ``True`` when an iteration ran.
+
+        Everything that the server does per iteration happens in here, so this is what the profiler times.
+        """
+        if not (self._runtime is not None and self._runtime.has_work) and not self._router.poll(timeout_ms):
+            return False
+        begin = time.perf_counter()
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._receive(self._router.recv_multipart(zmq.NOBLOCK))
+        if self._runtime is None or not self._runtime.has_work:
+            return False
+        try:
+            for outbound in self._runtime.run_batch(self._tokens):
+                self._send(outbound)
+        except HelixbenchError as error:
+            self._fail(self._controller, error)
+            return False
+        if self._config.cpu_share is not None:
+            time.sleep((time.perf_counter() - begin) * (1 / self._config.cpu_share - 1))
+        self._busy_s += time.perf_counter() - begin
+        self._iterations += 1
+        return True
+
+    def load(self, command: Load) -> Loaded:
+        """Hold another layer range; what was held and queued before is dropped.
+
+        Raises:
+            InputError: the model differs from the one meant, or the range does not fit the memory.
+        """
+        self.unload()
+        files = self.open_model(command.model, command.model_digest)
+        dtype = torch_dtype(command.dtype)
+        facts = files.facts(dtype=dtype)
+        kv_bytes_per_token = facts.kv_bytes_per_token_per_layer * (command.end - command.start)
+        stage = Stage(
+            files,
+            start=command.start,
+            end=command.end,
+            kv_capacity_tokens=1,
+            dtype=dtype,
+            device=self.torch_device,
+        )
+        capacity = int((self.device.memory_bytes - stage.weight_bytes) // kv_bytes_per_token)
+        if capacity < command.kv_capacity_tokens:
+            raise InputError(
+                f"node {command.node}: layers [{command.start},{command.end}) take {stage.weight_bytes / 1e6:.0f} MB of "
+                f"{self.device.memory_bytes / 1e6:.0f} MB and leave room for {max(capacity, 0)} KV tokens of the "
+                f"{command.kv_capacity_tokens} needed; give the node more memory, or profile and solve again"
+            )
+        stage.kv = stage.make_kv_cache(command.kv_capacity_tokens)
+        self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
+        self._runtime = NodeRuntime(command.node, stage, max_batch_tokens=command.max_batch_tokens)
+        return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
+
+    def unload(self) -> None:
+        """Drop the stage, its queue, its peers and its counters."""
+        for socket in self._peers.values():
+            socket.close()
+        self._peers, self._runtime, self._sent = {}, None, {}
+        self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
+
+    def open_model(self, model: str, digest: str) -> ModelFiles:
+        """The model's files, checked to be the ones that the other end means.
+
+        Raises:
+            InputError: they are not.
+        """
+        files = ModelFiles(model)
+        if files.digest() != digest:
+            raise InputError(f"model {model}: its files on this node differ from the coordinator's; copy them again")
+        return files
+
+    @property
+    def runtime(self) -> NodeRuntime:
+        """The stage that is loaded, ready to run."""
+        assert self._runtime is not None, "nothing is loaded"
+        return self._runtime
+
+    def tell(self, identity: bytes, answer: Answer, payload: bytes | None = None) -> int:
+        """Answer a peer; returns the bytes sent, 0 where the peer has gone: it is not waited for."""
+        try:
+            return reply(self._router, identity, answer, payload)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            _log.warning("a peer has gone before its answer (%s)", type(answer).__name__)
+            return 0
+
+    def tell_controller(self, answer: Answer) -> int:
+        """Answer whoever loaded the stage or asked for the profile; returns the bytes sent."""
+        assert self._controller is not None, "nobody has asked for anything"
+        return self.tell(self._controller, answer)
+
+    def send_to_peer(self, peer: str, work: Work, payload: memoryview | None) -> int:
+        """Hand work to the next node; returns the bytes sent."""
+        return send(self._peers[peer], work, payload)
+
+    def discard_message(self, timeout_ms: int) -> None:
+        """Take the next message off the socket and drop it."""
+        if self._router.poll(timeout_ms):
+            self._router.recv_multipart()
+
+    def _receive(self, frames: list[bytes]) -> None:
+        identity, header, *rest = frames
+        try:
+            if len(rest) > 1:
+                raise MeasurementError(f"a message of {len(frames)} frames was received; at most 3 are sent")
+            command = decode_command(header)
+            if isinstance(command, Work):
+                if self._runtime is None:
+                    raise MeasurementError("work came before a layer range was loaded")
+                self._runtime.accept(command, rest[0] if rest else None)
+            elif isinstance(command, Echo):
+                self._echo(identity, command, rest)
+            else:
+                if isinstance(command, Load | Profile):
+                    self._controller = identity
+                self.tell(identity, self._handlers[type(command)](command))
+        except HelixbenchError as error:
+            self._fail(identity, error)
+
+    def _echo(self, identity: bytes, command: Echo, rest: list[bytes]) -> None:
+        if not 0 <= command.reply_bytes <= MAX_ECHO_BYTES:
+            raise MeasurementError(f"an echo of {command.reply_bytes} bytes was asked for; at most {MAX_ECHO_BYTES}")
+        payload = bytes(command.reply_bytes) if command.reply_bytes else None
+        self.tell(identity, Echoed(command.number, len(rest[0]) if rest else 0), payload)
+
+    def _fail(self, identity: bytes | None, error: HelixbenchError) -> None:
+        _log.error("%s", error)
+        answer = Failed(str(error), error.exit_code)
+        for listener in {identity, self._controller} - {None}:
+            assert listener is not None
+            self.tell(listener, answer)
+
+    def _send(self, outbound: Outbound) -> None:
+        if isinstance(outbound.message, Sampled):
+            size = self.tell_controller(outbound.message)
+        else:
+            assert outbound.peer is not None
+            size = self.send_to_peer(outbound.peer, outbound.message, outbound.payload)
+        name = outbound.peer or "coordinator"
+        before = self._sent.get(name, LinkCounters())
+        self._sent[name] = LinkCounters(
+            before.payload_bytes + size, before.messages + 1, before.tokens + outbound.tokens
+        )
+
+    def _describe(self, _: Describe) -> Description:
+        return Description(device=self.device, versions=library_versions(), cpu_share=self._config.cpu_share)
+
+    def _profile(self, command: Profile) -> Answer:
+        return self_profile.profile(self, command)
+
+    def _counters(self, _: ReadCounters) -> Counters:
+        if self._runtime is None:
+            raise MeasurementError("no layer range is loaded, so there is nothing to count")
+        kv = self._runtime.stage.kv
+        peak, kv.peak_tokens = kv.peak_tokens, kv.used_tokens
+        return Counters(
+            busy_s=self._busy_s,
+            iterations=self._iterations,
+            prefill_tokens=self._tokens[False],
+            decode_tokens=self._tokens[True],
+            kv_peak_tokens=peak,
+            kv_capacity_tokens=kv.capacity_tokens,
+            sent=dict(self._sent),
+        )
+
+    def _shutdown(self, _: Shutdown) -> Done:
+        self.stop()
+        return Done()
+
+
+def _torch_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: need cpu or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: need cpu or cuda:N")
+    return device
+
+
+def run_agent(config: AgentConfig) -> None:
+    """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; the address goes to stdout as one JSON line when it listens."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    torch.set_num_threads(1)
+    agent = Agent(config)
+    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    print(json.dumps({"listening": agent.address}), flush=True)
+    try:
+        agent.serve()
+    except KeyboardInterrupt:
+        _log.info("interrupted")
+    finally:
+        agent.close()
+
+
+if __name__ == "__main__":
+    import typer
+
+    from .cli import agent
+
+    typer.run(agent)

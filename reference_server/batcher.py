@@ -1,0 +1,75 @@
+"""Batcher: what a node runs next. Pure: continuous batching at iteration level, prompts cut into chunks."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from .messages import WorkItem
+
+
+class Queued(msgspec.Struct):
+    """Work that waits. ``inputs`` is whatever the caller runs (its first axis is tokens); ``taken`` of them have run."""
+
+    item: WorkItem
+    inputs: Any
+    taken: int = 0
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A part of queued work that runs now: ``item`` with its own past, size and sample flag, and where its inputs begin."""
+
+    item: WorkItem
+    inputs: Any
+    offset: int
+
+
+class Batcher:
+    """Decoding sequences first, then prompts in the order of arrival, cut where the batch is full.
+
+    A request's chunks keep their order: only the first of the waiting prompts is ever cut.
+    """
+
+    def __init__(self, *, max_batch_tokens: int) -> None:
+        if max_batch_tokens < 1:
+            raise ValueError(f"max_batch_tokens: need >= 1, got {max_batch_tokens}")
+        self._max_batch_tokens = max_batch_tokens
+        self._decodes: deque[Queued] = deque()
+        self._prefills: deque[Queued] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``next_batch`` would give anything."""
+        return bool(self._decodes or self._prefills)
+
+    def add(self, item: WorkItem, inputs: Any) -> None:
+        """Queue work."""
+        (self._decodes if item.is_decode else self._prefills).append(Queued(item, inputs))
+
+    def next_batch(self) -> list[Chunk]:
+        """Take what runs in the next iteration: at most ``max_batch_tokens`` tokens."""
+        batch: list[Chunk] = []
+        room = self._max_batch_tokens
+        while self._decodes and room > 0:
+            queued = self._decodes.popleft()
+            batch.append(Chunk(queued.item, queued.inputs, 0))
+            room -= 1
+        while self._prefills and room > 0:
+            queued = self._prefills[0]
+            left = queued.item.num_tokens - queued.taken
+            size = min(left, room)
+            item = WorkItem(
+                queued.item.request,
+                queued.item.past + queued.taken,
+                size,
+                sample=queued.item.sample and size == left,
+                is_decode=False,
+            )
+            batch.append(Chunk(item, queued.inputs, queued.taken))
+            queued.taken += size
+            room -= size
+            if size == left:
+                self._prefills.popleft()
+        return batch

@@ -1,0 +1,269 @@
+"""Commands that need running nodes: profile, bench, serve, agent; and ``model make``."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
+
+import typer
+
+from profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from solver.workload import Workload
+
+    from .jobs import Job
+    from .launch.testbed import Testbed
+
+ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face model directory or hub id.")]
+TestbedOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it
+    typer.Option("--testbed", help="Testbed TOML: nodes, CPU shares, links. Default: the demo's four nodes."),
+]
+PromptOption = Annotated[Optional[int], typer.Option("--prompt-tokens", help="Prompt length.")]  # noqa: UP045
+OutputOption = Annotated[Optional[int], typer.Option("--output-tokens", help="Output length.")]  # noqa: UP045
+TraceOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--trace", help="CSV with ContextTokens and GeneratedTokens, instead of two lengths."),
+]
+
+
+def mount(app: typer.Typer) -> None:
+    """Register the commands."""
+    model = typer.Typer(help="Make models to try things with.", no_args_is_help=True)
+    model.command("make")(model_make)
+    app.add_typer(model, name="model")
+    app.command("profile")(profile)
+    app.command("bench")(bench)
+    app.command("serve")(serve)
+    app.command("agent")(agent)
+
+
+def model_make(
+    directory: Annotated[Path, typer.Argument(help="Where to write it.")],
+    preset: Annotated[str, typer.Option(help="Which model.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Write a small Hugging Face model with seeded random weights."""
+    from profiler.model_maker import make_model
+
+    make_model(directory, preset=preset, seed=seed)
+    print(f"{directory}: model {preset}, seed {seed}")
+
+
+def profile(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The cluster profile to write.")],
+    testbed: TestbedOption = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens of one iteration at most.")] = 128,
+    max_context_tokens: Annotated[int, typer.Option(min=32, help="Longest context to measure.")] = 512,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds to measure each node.")] = 60.0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+) -> None:
+    """Measure nodes and links into a cluster profile."""
+    from profiler.model_files import ModelFiles
+
+    from .dtypes import resolve_dtype
+    from .jobs import ProfileJob
+    from .launch.spec import load_testbed
+    from .profile_config import ProfileConfig
+
+    testbed_file = testbed or _demo_testbed()
+    spec = load_testbed(testbed_file)
+    files = ModelFiles(model)
+    named_dtype = resolve_dtype(dtype, files.config)
+    limited = [node.name for node in spec.local_nodes if node.bandwidth_bytes_per_s is not None]
+    if spec.coordinator_bandwidth_bytes_per_s is not None:
+        limited.append("coordinator")
+
+    def job(bed: Testbed) -> Job:
+        return ProfileJob(
+            config=ProfileConfig(
+                model=str(files.directory),
+                dtype=named_dtype,
+                addresses=dict(bed.addresses),
+                key_file=bed.key_file,
+                output=output.resolve(),
+                testbed=bed.description,
+                limited_nics=tuple(limited) if bed.isolated else (),
+                max_batch_tokens=max_batch_tokens,
+                max_context_tokens=max_context_tokens,
+                budget_s=budget_s,
+            )
+        )
+
+    _drive(testbed_file, job, log_dir=_logs_beside(output))
+    _show_file(output, json_)
+
+
+def bench(
+    plan: Annotated[Path, typer.Argument(help="The plan to run.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run log to write.")],
+    testbed: TestbedOption = None,
+    concurrency: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Requests in flight. Default: as the plan assumes."),
+    ] = None,
+    requests: Annotated[Optional[int], typer.Option(min=1, help="Measure until so many have finished.")] = None,  # noqa: UP045
+    duration_s: Annotated[Optional[float], typer.Option("--duration-s", min=1, help="Measure so long.")] = None,  # noqa: UP045
+    prompt_tokens: PromptOption = None,
+    output_tokens: OutputOption = None,
+    trace: TraceOption = None,
+    trace_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths by this.")] = 1.0,
+    routing: Annotated[Literal["iwrr", "fixed"], typer.Option(help="How pipelines are chosen.")] = "iwrr",
+    seed: Annotated[int, typer.Option(help="Of prompts and of the order of lengths.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+) -> None:
+    """Serve a plan under closed-loop load and record what it did."""
+    from profiler.records import load_record
+    from solver.plan import Plan
+
+    from .jobs import BenchJob
+
+    made = load_record(plan, Plan)
+    if requests is not None and duration_s is not None:
+        raise InputError("--requests and --duration-s: give one of them")
+    workload = _workload(prompt_tokens, output_tokens, trace, trace_scale, default=made.assumptions.workload)
+    in_flight = concurrency or made.assumptions.concurrency
+    if in_flight is None:
+        raise InputError(f"--concurrency is missing, and {plan} was not solved for one; give the requests in flight")
+
+    def job(bed: Testbed) -> Job:
+        return BenchJob(
+            plan=plan.resolve(),
+            model=model,
+            addresses=dict(bed.addresses),
+            key_file=bed.key_file,
+            testbed=bed.description,
+            output=output.resolve(),
+            workload=workload,
+            concurrency=in_flight,
+            routing=routing,
+            seed=seed,
+            num_requests=requests,
+            duration_s=None if requests is not None else duration_s or 30.0,
+        )
+
+    _drive(testbed or _demo_testbed(), job, log_dir=_logs_beside(output))
+    _show_file(output, json_)
+
+
+def serve(
+    plan: Annotated[Path, typer.Argument(help="The plan to serve.")],
+    model: ModelOption,
+    testbed: TestbedOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = 8000,
+) -> None:
+    """Serve a plan over an OpenAI-compatible HTTP API."""
+    import socket
+
+    from .jobs import ServeJob
+
+    # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
+    with listener, tempfile.TemporaryDirectory(prefix="helixbench-") as logs:
+
+        def job(bed: Testbed) -> Job:
+            return ServeJob(
+                plan=plan.resolve(),
+                model=model,
+                addresses=dict(bed.addresses),
+                key_file=bed.key_file,
+                testbed=bed.description,
+                socket_fd=listener.fileno(),
+                url=f"http://{host}:{listener.getsockname()[1]}",
+            )
+
+        _drive(testbed or _demo_testbed(), job, log_dir=Path(logs), pass_fds=(listener.fileno(),))
+
+
+def agent(
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 for any.")] = "",
+    key: Annotated[Optional[Path], typer.Option(help="The cluster's key file.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    memory: Annotated[str, typer.Option(help="For weights, workspace and KV cache, e.g. 20GB (a bare number: bytes). Default: all.")] = "",
+    cpu_share: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.01, max=1.0, help="Rest in proportion after each iteration, as a slower processor."),
+    ] = None,
+    make_key: Annotated[Optional[Path], typer.Option(help="Write a new cluster key there and end.")] = None,  # noqa: UP045
+) -> None:
+    """Run the agent of one node, to be profiled and to serve."""
+    from .keys import make_key_file
+    from .launch.units import parse_bytes
+
+    if make_key is not None:
+        make_key_file(make_key)
+        print(f"{make_key}: a new cluster key; copy it to every node")
+        return
+    if not listen or key is None:
+        raise InputError("agent: need --listen HOST:PORT and --key FILE (make one with --make-key FILE)")
+    try:
+        memory_bytes = None if not memory else float(memory) if memory.isdigit() else parse_bytes(memory)
+    except ValueError as error:
+        raise InputError(f"--memory {memory}: {error}") from error
+    from .agent import AgentConfig, run_agent
+
+    run_agent(
+        AgentConfig(listen=listen, key=key, device=device, memory_bytes=memory_bytes, cpu_share=cpu_share)
+    )
+
+
+def _drive(
+    testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_fds: tuple[int, ...] = ()
+) -> None:
+    """Start the testbed, let its driver do the job, and end with the driver's exit code where that is not 0."""
+    from .jobs import encode_job
+    from .launch.spec import load_testbed
+    from .launch.testbed import start_testbed
+
+    spec = load_testbed(testbed)
+    with start_testbed(spec, log_dir=log_dir) as bed, tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
+        print(f"  testbed: {bed.description}", file=sys.stderr)
+        job_file = Path(folder) / "job.json"
+        job_file.write_bytes(encode_job(job(bed)))
+        code = bed.run_driver([sys.executable, "-m", "reference_server.driver", str(job_file)], pass_fds)
+        if code != 0:
+            bed.check()
+            raise typer.Exit(code)
+
+
+def _workload(
+    prompt_tokens: int | None, output_tokens: int | None, trace: Path | None, scale: float, *, default: Workload
+) -> Workload:
+    from solver.workload import fixed_workload, trace_workload
+
+    if trace is not None:
+        if prompt_tokens is not None or output_tokens is not None:
+            raise InputError("--trace and --prompt-tokens/--output-tokens: give one of them")
+        return trace_workload(trace, scale=scale)
+    if prompt_tokens is None and output_tokens is None:
+        return default
+    if prompt_tokens is None or output_tokens is None:
+        raise InputError("--prompt-tokens and --output-tokens: give both or none")
+    return fixed_workload(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+
+
+def _demo_testbed() -> Path:
+    return Path(str(resources.files("reference_server") / "launch" / "demo.toml"))
+
+
+def _logs_beside(output: Path) -> Path:
+    return output.resolve().parent / "logs"
+
+
+def _show_file(path: Path, is_json: bool) -> None:
+    if is_json:
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+    else:
+        print(f"{path} written; see it with: helixbench report {path}")

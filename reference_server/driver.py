@@ -1,0 +1,180 @@
+"""The process that acts as the coordinator: reads a job, connects to the agents, and does it.
+
+``python -m reference_server.driver JOB.json``; exit codes as the command line's.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from profiler.errors import HelixbenchError, InputError
+from profiler.model_files import ModelFiles
+from profiler.records import digest, load_record, provenance_now, save_record
+from solver.plan import Plan
+
+from .bench import BenchConfig, BenchResult, run_bench
+from .client import Agents
+from .engine import Engine, load_plan
+from .jobs import BenchJob, ProfileJob, ServeJob, decode_job
+from .keys import load_key_file
+from .messages import Describe, Description
+from .profile_cluster import profile_cluster
+from .progress import Reporter
+from .run_log import RunLog
+
+
+class _Interrupted:
+    """Whether SIGINT or SIGTERM came."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal handlers are called
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
+
+
+def open_plan(path: Path, model: str, addresses: dict[str, str]) -> tuple[Plan, ModelFiles]:
+    """The plan and its model, checked to belong together and to the testbed.
+
+    Raises:
+        InputError: they do not.
+    """
+    plan = load_record(path, Plan)
+    files = ModelFiles(model)
+    if plan.num_layers != files.num_layers or plan.model_digest != files.digest():
+        raise InputError(
+            f"{path}: made for model {plan.model} ({plan.num_layers} layers, {plan.model_digest or 'no digest'}), but "
+            f"--model {model} has {files.num_layers} layers and {files.digest()}; profile and solve for this model"
+        )
+    missing = sorted(set(plan.placement) - set(addresses))
+    if missing:
+        raise InputError(
+            f"{path}: placement names {', '.join(missing)}, which the testbed does not have "
+            f"(it has {', '.join(addresses)}); use the testbed that was profiled"
+        )
+    return plan, files
+
+
+def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
+    agents.require_present()
+    if isinstance(job, BenchJob):
+        return load_plan(agents, plan, files, routing=job.routing)
+    return load_plan(agents, plan, files)
+
+
+def run_profile(job: ProfileJob, reporter: Reporter) -> None:
+    """Profile the cluster into the job's output file."""
+    profile_cluster(job.config, load_key_file(job.config.key_file), reporter)
+
+
+def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
+    """Measure, and write the run log.
+
+    Raises:
+        InputError: plan, model and testbed do not belong together, or the load can never be served.
+        MeasurementError: an agent failed, or the run was interrupted before anything was measured.
+    """
+    interrupted = _Interrupted()
+    plan, files = open_plan(job.plan, job.model, job.addresses)
+    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
+    with Agents(used, load_key_file(job.key_file)) as agents:
+        engine = _serve_plan(agents, plan, files, job)
+        largest = engine.coordinator.largest_request_tokens()
+        if job.workload.max_kv_tokens - 1 > largest:
+            raise InputError(
+                f"the workload's longest request needs {job.workload.max_kv_tokens - 1} KV slots; "
+                f"the plan's pipelines hold {largest} at most: use shorter requests, or solve for this workload"
+            )
+        described = agents.ask({node: Describe() for node in used}, Description, timeout_s=10.0)
+        config = BenchConfig(
+            workload=job.workload,
+            concurrency=job.concurrency,
+            seed=job.seed,
+            vocab_size=int(files.config.vocab_size),
+            num_requests=job.num_requests,
+            duration_s=job.duration_s,
+        )
+        result = run_bench(
+            engine,
+            config,
+            on_progress=lambda done, total: reporter.update("measuring", done, total),
+            is_interrupted=lambda: interrupted.is_set,
+        )
+    devices = {node: answer.device.name for node, answer in described.items()}
+    save_record(job.output, _run_log(job, plan, engine, result, devices))
+    if result.cut_short:
+        reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
+
+
+def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, devices: dict[str, str]) -> RunLog:
+    return RunLog(
+        plan=plan,
+        workload=job.workload,
+        concurrency=job.concurrency,
+        routing=job.routing,
+        seed=job.seed,
+        window=result.window,
+        prompt_tokens=result.prompt_tokens,
+        output_tokens=result.output_tokens,
+        requests=result.requests,
+        pipelines=tuple(tuple((hop.node, hop.start, hop.end) for hop in p) for p in engine.pipelines),
+        nodes=result.nodes,
+        links=result.links,
+        timeline=result.timeline,
+        device_names=devices,
+        testbed=job.testbed,
+        cut_short=result.cut_short,
+        provenance=provenance_now(inputs={"plan": digest(plan)}),
+    )
+
+
+def run_serve(job: ServeJob, reporter: Reporter) -> None:
+    """Serve HTTP until a signal comes.
+
+    Raises:
+        InputError: plan, model and testbed do not belong together.
+        MeasurementError: an agent died.
+    """
+    from .serve import serve_http
+
+    plan, files = open_plan(job.plan, job.model, job.addresses)
+    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
+    with Agents(used, load_key_file(job.key_file)) as agents:
+        engine = _serve_plan(agents, plan, files, job)
+        reporter.say(f"{job.testbed}")
+        reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
+        serve_http(engine, files, socket_fd=job.socket_fd)
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in that file; returns the exit code."""
+    job = decode_job(Path(arguments[0]).read_bytes())
+    try:
+        with Reporter() as reporter:
+            if isinstance(job, ProfileJob):
+                run_profile(job, reporter)
+            elif isinstance(job, BenchJob):
+                run_bench_job(job, reporter)
+            else:
+                run_serve(job, reporter)
+    except HelixbenchError as error:
+        print(f"helixbench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("helixbench: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""What a driver is told to do: one JSON object, read by ``python -m reference_server.driver``.
+
+The driver is the process that acts as the coordinator, inside the coordinator's namespace and CPU share of a testbed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+from solver.workload import Workload
+
+from .profile_config import ProfileConfig
+from .run_log import Routing
+
+
+class ProfileJob(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
+    """Profile the cluster into a file."""
+
+    config: ProfileConfig
+
+
+class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
+    """Serve a plan under closed-loop load, and write the run log.
+
+    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``.
+    """
+
+    plan: Path
+    model: str
+    addresses: dict[str, str]
+    key_file: Path
+    testbed: str
+    output: Path
+    workload: Workload
+    concurrency: int
+    routing: Routing
+    seed: int
+    num_requests: int | None = None
+    duration_s: float | None = None
+
+
+class ServeJob(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
+    """Serve a plan over HTTP on a socket that is already listening, given by its file descriptor."""
+
+    plan: Path
+    model: str
+    addresses: dict[str, str]
+    key_file: Path
+    testbed: str
+    socket_fd: int
+    url: str
+
+
+Job: TypeAlias = ProfileJob | BenchJob | ServeJob
+
+
+def encode_job(job: Job) -> bytes:
+    """The job as JSON."""
+    return msgspec.json.encode(job, enc_hook=str)  # of the types in a job only Path is not msgspec's own
+
+
+def decode_job(raw: bytes) -> Job:
+    """The job from JSON."""
+    return msgspec.json.decode(raw, type=Job, dec_hook=lambda type_, value: type_(value))

@@ -1,0 +1,274 @@
+"""What goes over the wire: one typed header in msgpack, then the raw bytes of at most one tensor.
+
+The coordinator talks to every agent (``Command``, ``Work``), agents hand work on to each other (``Work``) and answer the
+coordinator (``Answer``). Nothing else is accepted: unknown fields, unknown types and headers that are too long are errors.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from profiler.cluster_profile import CostSample, Device
+from profiler.errors import MeasurementError
+
+from .sampling import SamplingParams
+
+MAX_FRAME_BYTES = 1 << 30
+MAX_HEADER_BYTES = 1 << 24
+
+
+class Hop(msgspec.Struct, frozen=True, array_like=True):
+    """One step of a pipeline: a node runs layers ``[start, end)`` of a request's tokens."""
+
+    node: str
+    start: int
+    end: int
+
+
+class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Reserve ``kv_tokens`` slots for a request and remember its pipeline. Always from the coordinator, so in order."""
+
+    request: int
+    hops: tuple[Hop, ...]
+    kv_tokens: int
+    sampling: SamplingParams
+
+
+class WorkItem(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of a request: ``num_tokens`` after ``past`` cached ones; ``sample`` when the last one yields a token.
+
+    ``is_decode`` tells the one token of a decoding sequence from the last one of a prompt cut into chunks.
+    """
+
+    request: int
+    past: int
+    num_tokens: int
+    sample: bool
+    is_decode: bool
+
+
+class Work(msgspec.Struct, frozen=True, tag="work"):
+    """Requests that open and close, and tokens to run. The tensor frame holds the items' inputs, one after the other.
+
+    From the coordinator these are token ids (int32), between nodes hidden states in ``dtype``.
+    """
+
+    items: tuple[WorkItem, ...] = ()
+    opens: tuple[OpenRequest, ...] = ()
+    closes: tuple[int, ...] = ()
+    dtype: str = "int32"
+
+
+class Sampled(msgspec.Struct, frozen=True, tag="sampled"):
+    """New tokens from a last stage, as (request, token)."""
+
+    tokens: tuple[tuple[int, int], ...]
+
+
+class Describe(msgspec.Struct, frozen=True, tag="describe"):
+    """Who are you?"""
+
+
+class Description(msgspec.Struct, frozen=True, tag="description"):
+    """An agent's device and versions."""
+
+    device: Device
+    versions: dict[str, str]
+    cpu_share: float | None
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Hold layers ``[start, end)`` of a model; ``peers`` maps the nodes that work goes on to, to their addresses."""
+
+    model: str
+    model_digest: str
+    dtype: str
+    node: str
+    start: int
+    end: int
+    kv_capacity_tokens: int
+    max_batch_tokens: int
+    peers: dict[str, str]
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The layer range is held."""
+
+    weight_bytes: int
+    kv_capacity_tokens: int
+
+
+class Profile(msgspec.Struct, frozen=True, tag="profile"):
+    """Measure the node: stages of this model over a grid of batches."""
+
+    model: str
+    model_digest: str
+    dtype: str
+    max_batch_tokens: int
+    max_context_tokens: int
+    budget_s: float
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far a long command is."""
+
+    done: int
+    total: int
+    note: str = ""
+
+
+class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
+    """What was measured. ``workspace_bytes`` is the memory of an iteration beside weights and KV cache."""
+
+    samples: tuple[CostSample, ...]
+    workspace_bytes: float
+    max_layers: int
+    source: str
+
+
+class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
+    """Say what was done since the stage was loaded."""
+
+
+class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
+    """What an agent sent to one peer."""
+
+    payload_bytes: int = 0
+    messages: int = 0
+    tokens: int = 0
+
+
+class Counters(msgspec.Struct, frozen=True, tag="counters"):
+    """What an agent did since its stage was loaded. ``sent`` maps peers (or the coordinator) to what went there."""
+
+    busy_s: float
+    iterations: int
+    prefill_tokens: int
+    decode_tokens: int
+    kv_peak_tokens: int
+    kv_capacity_tokens: int
+    sent: dict[str, LinkCounters]
+
+
+class IperfServe(msgspec.Struct, frozen=True, tag="iperf-serve"):
+    """Start an iperf3 server for one test."""
+
+
+class IperfServing(msgspec.Struct, frozen=True, tag="iperf-serving"):
+    """The iperf3 server listens on this port of the agent's host; ``None`` where iperf3 is not installed there."""
+
+    port: int | None
+
+
+class MeasureLink(msgspec.Struct, frozen=True, tag="measure-link"):
+    """Measure to a peer agent: round trips over the server's own transport, and iperf3 to its server at ``iperf_port``.
+
+    ``iperf_port`` is ``None`` where iperf3 is missing at the other end: the transport measures bandwidth then, too.
+    ``reverse`` measures what comes from the peer instead of what goes there.
+    """
+
+    address: str
+    iperf_port: int | None
+    seconds: float
+    reverse: bool = False
+
+
+class LinkMeasured(msgspec.Struct, frozen=True, tag="link-measured"):
+    """One direction of a pair. ``bandwidth_source`` says what measured it."""
+
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    bandwidth_source: str
+
+
+class Echo(msgspec.Struct, frozen=True, tag="echo"):
+    """Answer with the tensor frame's length and a frame of ``reply_bytes``: the transport's round trip or bandwidth."""
+
+    number: int
+    reply_bytes: int = 0
+
+
+class Echoed(msgspec.Struct, frozen=True, tag="echoed"):
+    """Answer to ``Echo``."""
+
+    number: int
+    payload_bytes: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the agent."""
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """A command without a result has ended."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A command could not be done; ``exit_code`` as in ``profiler.errors``."""
+
+    message: str
+    exit_code: int
+
+
+Command: TypeAlias = (
+    Describe | Load | Profile | ReadCounters | IperfServe | MeasureLink | Echo | Shutdown | Work  # to an agent
+)
+Answer: TypeAlias = (
+    Description
+    | Loaded
+    | Profiled
+    | Progress
+    | Counters
+    | IperfServing
+    | LinkMeasured
+    | Echoed
+    | Done
+    | Failed
+    | Sampled  # from an agent
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Command | Answer) -> bytes:
+    """Header bytes of a message."""
+    return _encoder.encode(message)
+
+
+def decode_command(header: bytes) -> Command:
+    """Typed message from a header that came to an agent.
+
+    Raises:
+        MeasurementError: the bytes are no such message.
+    """
+    try:
+        _require_short(header)
+        return _command_decoder.decode(header)
+    except msgspec.DecodeError as error:
+        raise MeasurementError(
+            f"a message that is not understood was received ({error}); do versions differ?"
+        ) from error
+
+
+def decode_answer(header: bytes) -> Answer:
+    """Typed message from a header that came to the coordinator.
+
+    Raises:
+        MeasurementError: the bytes are no such message.
+    """
+    try:
+        _require_short(header)
+        return _answer_decoder.decode(header)
+    except msgspec.DecodeError as error:
+        raise MeasurementError(
+            f"an answer that is not understood was received ({error}); do versions differ?"
+        ) from error
+
+
+def _require_short(header: bytes) -> None:
+    if len(header) > MAX_HEADER_BYTES:
+        raise msgspec.DecodeError(f"header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed")

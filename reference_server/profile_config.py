@@ -1,0 +1,27 @@
+"""What a profile measures, and how long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure, and how long.
+
+    ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: the best link of such a node
+    is what its card carries. ``testbed`` is the line that says what the testbed isolates.
+    """
+
+    model: str
+    dtype: str
+    addresses: dict[str, str]
+    key_file: Path
+    output: Path
+    testbed: str
+    limited_nics: tuple[str, ...]
+    max_batch_tokens: int = 128
+    max_context_tokens: int = 512
+    budget_s: float = 60.0
+    link_seconds: float = 1.0

@@ -1,0 +1,51 @@
+"""Progress of long work on stderr: a live bar on a terminal, now and then a plain line elsewhere (CI logs, files)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+_PLAIN_EVERY_S = 10.0
+
+
+class Reporter:
+    """One bar a name. Use as a context manager; ``update`` may be called as often as one likes."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr)
+        columns = (TextColumn("  {task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self._bars = Progress(
+            *columns, TimeElapsedColumn(), console=self._console, disable=not self._console.is_terminal
+        )
+        self._tasks: dict[str, TaskID] = {}  # name -> its bar
+        self._last_line: dict[str, float] = {}  # name -> when its last plain line came
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, name: str, done: float, total: float) -> None:
+        """``done`` of ``total`` for that name."""
+        if not self._bars.disable:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name)
+            self._bars.update(self._tasks[name], completed=done, total=total)
+            return
+        now = time.monotonic()
+        if done >= total or now - self._last_line.get(name, 0.0) >= _PLAIN_EVERY_S:
+            self._last_line[name] = now
+            self._console.print(f"  {name}: {100 * done / total:.0f} %", highlight=False)
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        self._console.print(f"  {line}", highlight=False, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""Router: which pipeline a request takes. Pure; its only state is the credit of each pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from .messages import Hop
+from .run_log import Routing
+
+Pipeline: TypeAlias = tuple[Hop, ...]
+
+
+class Router:
+    """Interleaved weighted round robin (IWRR) over pipelines, weights = planned flows.
+
+    Every choice gives each pipeline credit in proportion to its weight and takes the one with the most, so shares are met
+    within one request at any moment. A pipeline that has no room is passed over and keeps its credit.
+    Source: Helix, ASPLOS 2025, section 5.1 (per-request pipelines), with pipelines as the things in the round.
+    """
+
+    def __init__(self, weighted: Sequence[tuple[Pipeline, float]]) -> None:
+        if not weighted or any(weight <= 0 for _, weight in weighted):
+            raise ValueError("need at least one pipeline, each with a flow > 0")
+        self.pipelines: tuple[Pipeline, ...] = tuple(pipeline for pipeline, _ in weighted)
+        total = sum(weight for _, weight in weighted)
+        self._shares = [weight / total for _, weight in weighted]
+        self._credits = [0.0] * len(weighted)  # pipeline -> requests that it is owed
+
+    def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
+        """Index of the pipeline that the next request takes; ``None``, and no credit changes, where none has room."""
+        open_ones = [index for index, pipeline in enumerate(self.pipelines) if has_room(pipeline)]
+        if not open_ones:
+            return None
+        for index, share in enumerate(self._shares):
+            self._credits[index] += share
+        chosen = max(open_ones, key=lambda index: (self._credits[index], -index))
+        self._credits[chosen] -= 1.0
+        return chosen
+
+
+def weighted_pipelines(
+    weighted: Sequence[tuple[Pipeline, float]], *, routing: Routing
+) -> tuple[tuple[Pipeline, float], ...]:
+    """The pipelines that a routing chooses from.
+
+    ``iwrr``: all of them with their flows. ``fixed``, to compare with: pipelines that share no node, the one with the
+    largest flow first, as a server has them that assigns nodes to pipelines once and for all.
+    """
+    if routing == "iwrr":
+        return tuple(weighted)
+    taken: set[str] = set()
+    fixed = []
+    for pipeline, weight in sorted(weighted, key=lambda pair: (-pair[1], pair[0])):
+        nodes = {hop.node for hop in pipeline}
+        if not nodes & taken:
+            fixed.append((pipeline, weight))
+            taken |= nodes
+    return tuple(fixed)

@@ -1,0 +1,196 @@
+"""NodeRuntime: a stage with its batcher and its requests. Work comes in, an iteration runs, messages come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from profiler.errors import MeasurementError
+from profiler.stage import Stage, StageItem
+
+from .batcher import Batcher, Chunk
+from .messages import OpenRequest, Sampled, Work, WorkItem
+from .sampling import SamplingParams, sample
+
+
+class Outbound(msgspec.Struct, frozen=True):
+    """A message for a peer, or for the coordinator where ``peer`` is ``None``; ``tokens`` counts the tokens in it."""
+
+    peer: str | None
+    message: Work | Sampled
+    payload: memoryview | None
+    tokens: int
+
+
+class _Route(msgspec.Struct, frozen=True):
+    entry_layer: int
+    next_peer: str | None
+    kv_tokens: int
+    sampling: SamplingParams
+    generator: Any
+
+
+class NodeRuntime:
+    """What a node does with work, free of sockets.
+
+    Args:
+        node: its name in pipelines.
+        stage: the layers that it holds.
+        max_batch_tokens: of one iteration.
+    """
+
+    def __init__(self, node: str, stage: Stage, *, max_batch_tokens: int) -> None:
+        self._node = node
+        self.stage = stage
+        self._batcher = Batcher(max_batch_tokens=max_batch_tokens)
+        self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
+        self._early: dict[int, list[tuple[WorkItem, torch.Tensor]]] = {}  # not yet open -> work that came before
+
+    @property
+    def has_work(self) -> bool:
+        """Whether an iteration would run anything."""
+        return self._batcher.has_work
+
+    def accept(self, work: Work, payload: bytes | memoryview | None) -> None:
+        """Take in a message: free, reserve, queue.
+
+        Work from another node can overtake the coordinator's ``OpenRequest``, which travels on a connection of its own:
+        it waits for that.
+
+        Raises:
+            MeasurementError: the message does not fit the stage: sizes, ranges, or a request opened twice.
+        """
+        for request in work.closes:
+            if self._routes.pop(request, None) is None:
+                raise MeasurementError(f"node {self._node}: asked to close request {request}, which is not open")
+            self.stage.kv.release(request)
+        for opened in work.opens:
+            self._open(opened)
+        if work.items:
+            inputs = self._inputs(work, payload)
+            start = 0
+            for item in work.items:
+                self._queue(item, inputs[start : start + item.num_tokens])
+                start += item.num_tokens
+
+    def run_batch(self, run_tokens: dict[bool, int]) -> list[Outbound]:
+        """Run one iteration and say what goes where; adds its tokens to ``run_tokens`` (is decode -> tokens)."""
+        chunks = self._batcher.next_batch()
+        for chunk in chunks:
+            run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
+        output = self.stage.forward([self._stage_item(chunk) for chunk in chunks])
+        is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
+        if output.logits is not None:
+            return self._sample(output.items, output.logits)
+        assert output.hidden is not None
+        return self._forward_on(output.items, output.hidden, is_decode)
+
+    def _open(self, opened: OpenRequest) -> None:
+        places = [index for index, hop in enumerate(opened.hops) if hop.node == self._node]
+        if len(places) != 1:
+            raise MeasurementError(f"node {self._node}: request {opened.request} passes here {len(places)} times")
+        hop = opened.hops[places[0]]
+        if hop.end != self.stage.end or not self.stage.start <= hop.start < hop.end:
+            held = f"[{self.stage.start},{self.stage.end})"
+            raise MeasurementError(f"node {self._node} holds {held} and cannot run [{hop.start},{hop.end})")
+        following = opened.hops[places[0] + 1 : places[0] + 2]
+        sampling = opened.sampling
+        generator = None
+        if self.stage.is_last and sampling.temperature > 0:
+            generator = torch.Generator()
+            generator.manual_seed(opened.request if sampling.seed is None else sampling.seed)
+        try:
+            self.stage.kv.reserve(opened.request, opened.kv_tokens)
+        except ValueError as error:
+            raise MeasurementError(f"node {self._node}: {error}") from error
+        next_peer = following[0].node if following else None
+        self._routes[opened.request] = _Route(hop.start, next_peer, opened.kv_tokens, sampling, generator)
+        for item, inputs in self._early.pop(opened.request, []):
+            self._queue(item, inputs)
+
+    def _queue(self, item: WorkItem, inputs: torch.Tensor) -> None:
+        route = self._routes.get(item.request)
+        if route is None:
+            self._early.setdefault(item.request, []).append((item, inputs))
+            return
+        if item.past < 0 or item.num_tokens < 1 or item.past + item.num_tokens > route.kv_tokens:
+            raise MeasurementError(
+                f"node {self._node}: request {item.request} sends tokens {item.past}+{item.num_tokens}, "
+                f"beyond its {route.kv_tokens} KV slots"
+            )
+        self._batcher.add(item, inputs)
+
+    def _inputs(self, work: Work, payload: bytes | memoryview | None) -> torch.Tensor:
+        """Token ids [T] or hidden states [T, E] of a message, in memory of their own."""
+        num_tokens = sum(item.num_tokens for item in work.items)
+        is_ids = work.dtype == "int32"
+        dtype = torch.int32 if is_ids else self.stage.dtype
+        shape = (num_tokens,) if is_ids else (num_tokens, self.stage.hidden_size)
+        size = dtype.itemsize * int(np.prod(shape))
+        if f"torch.{work.dtype}" != str(dtype) or payload is None or len(payload) != size:
+            got = "nothing" if payload is None else f"{len(payload)} bytes"
+            raise MeasurementError(
+                f"node {self._node}: need {size} bytes of {dtype} for {num_tokens} tokens, got {got} of {work.dtype}"
+            )
+        raw = torch.empty(size, dtype=torch.uint8)
+        raw.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+        inputs = raw.view(dtype).view(shape)
+        if is_ids and not 0 <= int(inputs.min()) <= int(inputs.max()) < self.stage.vocab_size:
+            raise MeasurementError(f"node {self._node}: a token id is not in [0,{self.stage.vocab_size})")
+        return inputs
+
+    def _stage_item(self, chunk: Chunk) -> StageItem:
+        item = chunk.item
+        return StageItem(
+            request=item.request,
+            past=item.past,
+            num_tokens=item.num_tokens,
+            entry_layer=self._routes[item.request].entry_layer,
+            sample=item.sample,
+            inputs=chunk.inputs[chunk.offset : chunk.offset + item.num_tokens],
+        )
+
+    def _sample(self, items: tuple[StageItem, ...], logits: torch.Tensor) -> list[Outbound]:
+        sampling_items = [item for item in items if item.sample]
+        if not sampling_items:
+            return []
+        greedy = logits.argmax(dim=-1).tolist()
+        tokens = []
+        for row, item in enumerate(sampling_items):
+            route = self._routes[item.request]
+            token = greedy[row]
+            if route.sampling.temperature > 0:
+                token = sample(logits[row], route.sampling, route.generator)
+            tokens.append((item.request, token))
+        return [Outbound(None, Sampled(tuple(tokens)), None, len(tokens))]
+
+    def _forward_on(
+        self, items: tuple[StageItem, ...], hidden: torch.Tensor, is_decode: Mapping[tuple[int, int], bool]
+    ) -> list[Outbound]:
+        by_peer: dict[str | None, list[tuple[StageItem, torch.Tensor]]] = {}
+        start = 0
+        for item in items:
+            rows = hidden[start : start + item.num_tokens]
+            by_peer.setdefault(self._routes[item.request].next_peer, []).append((item, rows))
+            start += item.num_tokens
+        outbound = []
+        for peer, going in by_peer.items():
+            if peer is None:
+                raise MeasurementError(f"node {self._node}: a pipeline ends before the model's last layer")
+            tensor = hidden if len(by_peer) == 1 else torch.cat([rows for _, rows in going])
+            wire_items = tuple(
+                WorkItem(item.request, item.past, item.num_tokens, item.sample, is_decode[item.request, item.past])
+                for item, _ in going
+            )
+            message = Work(items=wire_items, dtype=str(self.stage.dtype).removeprefix("torch."))
+            outbound.append(Outbound(peer, message, tensor_bytes(tensor), tensor.shape[0]))
+        return outbound
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's raw bytes, row-major, on the host."""
+    return memoryview(tensor.contiguous().cpu().view(torch.uint8).numpy().reshape(-1))

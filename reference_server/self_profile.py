@@ -1,0 +1,171 @@
+"""An agent measures itself: its own loop, fed over its own sockets by itself.
+
+A message with hidden states goes round: out of the agent's socket, into its listening socket, through the loop, and out
+again. So an iteration is timed with everything that serving does around it: receiving, decoding, batching, encoding,
+encryption and sending.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from profiler.compute import GridPoint, Iterate, grid, layer_counts_to_measure, measure_grid
+from profiler.errors import InputError, MeasurementError
+from profiler.memory import workspace_bytes
+from profiler.model_files import ModelFiles
+from profiler.stage import Stage
+
+from .dtypes import torch_dtype
+from .messages import Hop, Load, OpenRequest, Profile, Profiled, Progress, Work, WorkItem
+from .runtime import tensor_bytes
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+_SELF, _RING = "self", "ring"
+_MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its weights
+_TURN_TIMEOUT_MS = 60_000
+
+
+def profile(agent: Agent, command: Profile) -> Profiled:
+    """Measure stages of the model on this agent's node.
+
+    Raises:
+        InputError: the model has fewer than three layers, or not even one fits the memory.
+    """
+    files = agent.open_model(command.model, command.model_digest)
+    facts = files.facts(dtype=torch_dtype(command.dtype))
+    layer_bytes = facts.layer_weight_bytes + _MIN_KV_TOKENS * facts.kv_bytes_per_token_per_layer
+    memory = agent.device.memory_bytes
+    held = min(files.num_layers - 2, int(memory // layer_bytes))
+    if files.num_layers < 3:
+        raise InputError(f"model {facts.name} has {files.num_layers} layers; profiling needs at least 3")
+    if held < 1:
+        raise InputError(
+            f"one layer with room for {_MIN_KV_TOKENS} KV tokens takes {layer_bytes / 1e6:.0f} MB; "
+            f"the node has {memory / 1e6:.0f} MB: give it more memory"
+        )
+    kv_tokens = int((memory - held * facts.layer_weight_bytes) // (held * facts.kv_bytes_per_token_per_layer))
+    points = grid(
+        layer_counts=layer_counts_to_measure(held),
+        max_batch_tokens=command.max_batch_tokens,
+        max_context_tokens=command.max_context_tokens,
+        max_kv_tokens=kv_tokens,
+    )
+    agent.load(
+        Load(
+            model=command.model,
+            model_digest=command.model_digest,
+            dtype=command.dtype,
+            node=_SELF,
+            start=1,
+            end=1 + held,
+            kv_capacity_tokens=min(kv_tokens, max(point.kv_tokens for point in points)),
+            max_batch_tokens=command.max_batch_tokens,
+            peers={_RING: _own_address(agent.address)},
+        )
+    )
+    ring = _Ring(agent, files, end=1 + held)
+    try:
+        largest = max((p for p in points if p.part == "layers"), key=lambda p: (p.num_tokens, p.kv_tokens))
+        workspace = ring.workspace_bytes(largest)
+        samples = measure_grid(points, ring.run, budget_s=command.budget_s, seed=0, on_progress=_reporter(agent))
+    finally:
+        agent.unload()
+    return Profiled(
+        samples=samples,
+        workspace_bytes=workspace,
+        max_layers=min(files.num_layers, int((memory - workspace) // layer_bytes)),
+        source=f"agent's own loop over its own transport, {held} layers held, {agent.torch_device}",
+    )
+
+
+class _Ring:
+    """Runs a batch again and again by sending it round; embedding and head run alone."""
+
+    def __init__(self, agent: Agent, files: ModelFiles, *, end: int) -> None:
+        self._agent = agent
+        self._end = end
+        self._next_request = 0
+        stage = agent.runtime.stage
+        make = {"kv_capacity_tokens": 1, "dtype": stage.dtype, "device": stage.device}
+        self._first = Stage(files, start=0, end=1, **make)
+        self._last = Stage(files, start=files.num_layers - 1, end=files.num_layers, **make)
+
+    @contextmanager
+    def run(self, point: GridPoint) -> Iterator[Iterate]:
+        """The function that runs one iteration of the batch."""
+        stage = self._agent.runtime.stage
+        generator = torch.Generator().manual_seed(point.num_tokens)
+        hidden = torch.randn((point.num_tokens, stage.hidden_size), generator=generator).to(stage.dtype)
+        if point.part == "embedding":
+            ids = torch.randint(stage.vocab_size, (point.num_tokens,), generator=generator)
+            yield lambda: _wait_for(self._first.embed(ids))
+        elif point.part == "head":
+            on_device = hidden.to(stage.device)
+            yield lambda: _wait_for(self._last.head(on_device).argmax(dim=-1))
+        else:
+            requests = self._open(point)
+            self._agent.send_to_peer(_RING, self._work(point, requests), tensor_bytes(hidden))
+            try:
+                yield self._turn
+            finally:
+                self._agent.discard_message(_TURN_TIMEOUT_MS)
+                self._agent.runtime.accept(Work(closes=tuple(requests)), None)
+
+    def workspace_bytes(self, point: GridPoint) -> float:
+        """Peak memory of one iteration of the batch."""
+        with self.run(point) as iterate:
+            iterate()  # the KV slots are touched now
+            return workspace_bytes(iterate, device=self._agent.torch_device)
+
+    def _turn(self) -> None:
+        if not self._agent.turn(_TURN_TIMEOUT_MS):
+            raise MeasurementError("the profiled batch did not come back over the node's own socket")
+
+    def _open(self, point: GridPoint) -> list[int]:
+        sizes = [past + new for past, new in point.prefills] + [past + 1 for past in point.decodes]
+        requests = list(range(self._next_request, self._next_request + len(sizes)))
+        self._next_request += len(sizes)
+        hops = (Hop(_SELF, self._end - point.num_layers, self._end), Hop(_RING, self._end, self._end + 1))
+        opens = tuple(
+            OpenRequest(request, hops, size, SamplingParams()) for request, size in zip(requests, sizes, strict=True)
+        )
+        self._agent.runtime.accept(Work(opens=opens), None)
+        return requests
+
+    def _work(self, point: GridPoint, requests: list[int]) -> Work:
+        parts = [(past, new, False) for past, new in point.prefills] + [(past, 1, True) for past in point.decodes]
+        items = tuple(
+            WorkItem(request, past, new, sample=True, is_decode=is_decode)
+            for request, (past, new, is_decode) in zip(requests, parts, strict=True)
+        )
+        return Work(items=items, dtype=str(self._agent.runtime.stage.dtype).removeprefix("torch."))
+
+
+def _wait_for(tensor: torch.Tensor) -> None:
+    """Let the device finish what gives this tensor."""
+    tensor.cpu()
+
+
+def _own_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "*") else address
+
+
+def _reporter(agent: Agent) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            agent.tell_controller(Progress(done, total))
+
+    return report
