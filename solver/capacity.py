@@ -166,13 +166,13 @@ class Capacities:
         return node.cost is None or self.kv_tokens(name, held) >= self.mix.max_kv_tokens
 
     def max_layers(self, name: str) -> int:
-        """The longest range that the node can hold in the middle of the model; 0 where it can hold none."""
-        inner = max(0, self.model.num_layers - 1)
-        for length in range(min(self.nodes[name].max_layers, inner), 0, -1):
-            start = 1 if length < inner else 0
-            if self.can_hold(name, LayerRange(start, start + length)):
+        """The longest range that the node can hold anywhere in the model; 0 where it can hold none."""
+        num_layers = self.model.num_layers
+        for length in range(min(self.nodes[name].max_layers, num_layers), 0, -1):
+            starts = {0, min(1, num_layers - length), num_layers - length}
+            if any(self.can_hold(name, LayerRange(start, start + length)) for start in starts):
                 return length
-        return int(self.model.num_layers == 1 and self.can_hold(name, LayerRange(0, 1)))
+        return 0
 
     def rate(self, name: str, held: LayerRange, entry: int | None = None) -> Rate:
         """Capacity of the node, holding ``held``, for requests that enter at layer ``entry`` (default: its start)."""

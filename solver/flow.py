@@ -1,13 +1,15 @@
 """The exact max-flow of a placement, and the proof of it: its min cut.
 
 With partial inference and measured costs a node's time is shared by entries that cost differently, so the problem is a
-small linear program. Its duals are the cut: shares of saturated resources that add up to the flow itself.
+small linear program. Its duals are the cut: shares of saturated resources that add up to the flow itself. Routing
+follows the flow, so of all largest flows a plan takes the one that spreads work most evenly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,22 +59,31 @@ class Flow:
 
 
 def max_flow(
-    capacities: Capacities, placement: Mapping[str, LayerRange], *, partial: bool, links: LinkTable | None = None
+    capacities: Capacities,
+    placement: Mapping[str, LayerRange],
+    *,
+    partial: bool,
+    spread: bool = False,
+    links: LinkTable | None = None,
 ) -> Flow:
-    """The largest flow coordinator -> ... -> coordinator that the placement can carry; 0 where no path exists."""
-    return solve_network(build_network(capacities, placement, partial=partial, links=links))
+    """The largest flow coordinator -> ... -> coordinator that the placement can carry; 0 where no path exists.
+
+    With ``spread`` the one among the largest that uses the nodes most evenly; it takes a second solve.
+    """
+    return solve_network(build_network(capacities, placement, partial=partial, links=links), spread=spread)
 
 
-def solve_network(network: Network) -> Flow:
-    """The largest flow through a network, with its cut."""
+def solve_network(network: Network, *, spread: bool = False) -> Flow:
+    """The largest flow through a network, with its cut; see ``max_flow``."""
     if not any(arc.src == COORDINATOR for arc in network.arcs):
         return Flow(0.0, (), {}, ())
     scale = _flow_scale(network.resources)
     # A link alone on its arc is a bound on a variable; what several arcs share is a row.
     shared = [resource for resource in network.resources if resource.kind != "link" and resource.use]
     upper = np.array([arc.capacity_tokens_per_s / scale for arc in network.arcs])
-    solved = _solve_lp(network, shared, upper, scale)
-    flows = np.where(solved.values > RELATIVE_TOLERANCE, solved.values, 0.0) * scale
+    solved = _solve_lp(network, shared, upper, scale, spread=spread)
+    values = solved.values[: len(network.arcs)]
+    flows = np.where(values > RELATIVE_TOLERANCE, values, 0.0) * scale
     return _as_flow(network, flows, _cut(network, shared, solved, upper, scale))
 
 
@@ -90,7 +101,7 @@ def _flow_scale(resources: tuple[Resource, ...]) -> float:
     return max((1.0 / min(s for _, s in r.use) for r in resources if r.kind == "node" and r.use), default=1.0)
 
 
-def _solve_lp(network: Network, shared: list[Resource], upper: FloatArray, scale: float) -> _Solved:
+def _solve_lp(network: Network, shared: list[Resource], upper: FloatArray, scale: float, *, spread: bool) -> _Solved:
     """Most flow out of the coordinator: ``use <= 1`` of every shared resource, as much into each node as out of it."""
     import highspy
 
@@ -119,15 +130,52 @@ def _solve_lp(network: Network, shared: list[Resource], upper: FloatArray, scale
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("threads", 1)
     highs.passModel(lp)
+    _run(highs)
+    solution = highs.getSolution()
+    resource_values = np.array(solution.row_dual)[: len(shared)]
+    limit_values = np.maximum(np.array(solution.col_dual), 0.0)
+    best = highs.getInfo().objective_function_value
+    if spread and best > 0:
+        _spread(highs, network, shared, best, scale)
+    return _Solved(
+        values=np.array(highs.getSolution().col_value), resource_values=resource_values, limit_values=limit_values
+    )
+
+
+def _run(highs: Any) -> None:
+    import highspy
+
     highs.run()
     status = highs.getModelStatus()
     assert status == highspy.HighsModelStatus.kOptimal, f"max-flow LP: {highs.modelStatusToString(status)}"
-    solution = highs.getSolution()
-    return _Solved(
-        values=np.array(solution.col_value),
-        resource_values=np.array(solution.row_dual)[: len(shared)],
-        limit_values=np.maximum(np.array(solution.col_dual), 0.0),
-    )
+
+
+UTILISATION_STEPS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+"""Where the price of a node's use rises; within a step all spreads cost the same."""
+
+
+def _spread(highs: Any, network: Network, shared: list[Resource], best: float, scale: float) -> None:
+    """Among the flows of that size, the one whose nodes are used most evenly.
+
+    Each node's use ``u`` costs its capacity times a convex function of ``u`` (about ``u^2 / 2``, in straight steps),
+    so that a token costs the same on two nodes that are equally used.
+    """
+    sources = [number for number, arc in enumerate(network.arcs) if arc.src == COORDINATOR]
+    num_arcs = len(network.arcs)
+    highs.addRow(best, np.inf, len(sources), np.array(sources), np.ones(len(sources)))
+    highs.changeColsCost(num_arcs, np.arange(num_arcs, dtype=np.int32), np.zeros(num_arcs))
+    for row, resource in enumerate(shared):
+        if resource.kind != "node":
+            continue
+        weight = 1.0 / (min(share for _, share in resource.use) * scale)
+        # use - sum(steps) <= 0, steps <= their widths: the row's limit of one moves into the widths.
+        highs.changeRowBounds(row, -np.inf, 0.0)
+        below = 0.0
+        for step in UTILISATION_STEPS:
+            price = -weight * (below + step) / 2
+            highs.addCol(price, 0.0, step - below, 1, np.array([row]), np.array([-1.0]))
+            below = step
+    _run(highs)
 
 
 def _cut(

@@ -1,0 +1,345 @@
+"""The search for a placement: baselines at once, then the programs, then neighbours of the best, until time is up.
+
+Whatever ends it - proof, time limit or Ctrl-C - the best plan so far is returned, with the bound proven so far.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from profiler.cluster_profile import COORDINATOR, ClusterProfile
+from profiler.errors import InputError
+
+from . import milp
+from .assemble import Objective, Question, assemble, carrying, expected_of
+from .baselines import METHODS
+from .bounds import work_bound
+from .capacity import Capacities
+from .checker import require_sound
+from .feasibility import why_infeasible
+from .neighbours import neighbours
+from .network import LinkTable
+from .plan import Infeasible, LayerRange, Plan, SolverFacts
+from .progress import OnProgress, Progress
+from .workload import Workload
+
+Placement = dict[str, LayerRange]
+
+PROVEN = 1e-6
+"""Relative gap at which a plan counts as optimal."""
+
+MAX_LINKED_VARIABLES = 40_000
+"""Above this the node-by-node program does not move in the time that people wait."""
+
+
+def solve_placement(
+    profile: ClusterProfile,
+    workload: Workload,
+    *,
+    concurrency: int | None = None,
+    objective: Objective = "throughput",
+    method: str = "auto",
+    time_limit_s: float = 60.0,
+    threads: int = 1,
+    seed: int = 0,
+    partial: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Plan | Infeasible:
+    """The best plan found for a model on a cluster, checked, or why there is none.
+
+    Args:
+        profile: the cluster and the model.
+        workload: lengths of requests.
+        concurrency: requests in flight; ``None`` for as many as the KV caches hold.
+        objective: ``throughput`` for the most expected tokens/s, ``max-flow`` for the largest flow.
+        method: ``auto`` for the search, or the name of a baseline.
+        time_limit_s: the search ends by then with the best so far.
+        threads: for HiGHS.
+        seed: of everything random.
+        partial: whether a request may enter a node's range late.
+        on_progress: called as the search goes.
+
+    Raises:
+        InputError: no such method, or an option out of range.
+    """
+    _require_options(method, time_limit_s, threads, concurrency)
+    capacities = Capacities(profile, workload, concurrency=concurrency)
+    reason = why_infeasible(capacities)
+    if reason is not None:
+        return Infeasible(reason=reason)
+    question = Question(capacities, objective, partial)
+    limits = milp.Limits(time_s=time_limit_s, threads=threads, seed=seed)
+    search = Search(question, limits, on_progress or (lambda _: None))
+    if method in METHODS:
+        search.offer(METHODS[method](capacities), f"{method} placement")
+        status = "done" if search.best is not None else ""
+    else:
+        status = run_search(search)
+    if search.best is None:
+        return Infeasible(reason=_why_nothing(search, method, status))
+    facts = SolverFacts(
+        method=method, backend=_backend(), seconds=search.elapsed(), status=status, seed=seed, threads=threads
+    )
+    plan = assemble(question, search.best, bound=search.bound, facts=facts)
+    require_sound(profile, plan)
+    return plan
+
+
+@dataclass
+class Search:
+    """State of one search. It owns the incumbent and the bound; both only improve."""
+
+    question: Question
+    limits: milp.Limits
+    on_progress: OnProgress
+    started: float = field(default_factory=time.perf_counter)
+    best: Placement | None = None
+    best_score: float = 0.0
+    best_flow: float = 0.0
+    bound: float = 0.0
+    flows: dict[tuple[tuple[str, LayerRange], ...], float] = field(default_factory=dict)  # placement -> max-flow
+
+    def __post_init__(self) -> None:
+        self.bound = work_bound(self.question.capacities, partial=self.question.partial)
+
+    def elapsed(self) -> float:
+        """Seconds since the search began."""
+        return time.perf_counter() - self.started
+
+    def left(self) -> float:
+        """Seconds until the time limit."""
+        return self.limits.time_s - self.elapsed()
+
+    def is_proven(self) -> bool:
+        """Whether no placement can have a larger max-flow than the best."""
+        return self.best is not None and self.bound <= self.best_flow * (1 + PROVEN)
+
+    def offer(self, placement: Mapping[str, LayerRange] | None, doing: str) -> bool:
+        """Take a placement if it scores better than the best; whether it did."""
+        if not placement:
+            return False
+        key = tuple(sorted(placement.items()))
+        if key in self.flows:
+            return False
+        flow = carrying(self.question, placement)
+        self.flows[key] = flow.tokens_per_s
+        if flow.tokens_per_s <= self.best_score * (1 + PROVEN):
+            return False  # what is expected never exceeds the max-flow
+        score = flow.tokens_per_s
+        if self.question.objective == "throughput":
+            expected = expected_of(self.question, placement, flow, self.question.concurrency)
+            score = expected.total_tokens_per_s
+        if score <= self.best_score * (1 + PROVEN):
+            return False
+        self.best, self.best_score, self.best_flow = dict(placement), score, flow.tokens_per_s
+        self.tell(doing)
+        return True
+
+    def lower_bound_to(self, bound: float, doing: str) -> None:
+        """Take a proven upper bound if it is lower than the one at hand."""
+        if bound < self.bound:
+            self.bound = bound
+            self.tell(doing)
+
+    def tell(self, doing: str, *, incumbent: float | None = None, bound: float | None = None) -> None:
+        """Report where the search is."""
+        known = [value for value in (incumbent, self.best_flow) if value]
+        self.on_progress(
+            Progress(
+                seconds=self.elapsed(),
+                incumbent_tokens_per_s=max(known) if known else None,
+                bound_tokens_per_s=min(self.bound, bound) if bound is not None else self.bound,
+                doing=doing,
+            )
+        )
+
+
+def run_search(search: Search) -> str:
+    """Search until a proof, the time limit or Ctrl-C; the status says which."""
+    steps: list[Callable[[Search], None]] = [_try_baselines, _solve_pooled, _solve_linked]
+    if search.question.objective == "throughput":
+        steps += [_try_smaller_batches, _try_fewer_nodes]
+    steps.append(_walk)
+    try:
+        for step in steps:
+            if search.left() <= 0:
+                return "time limit"
+            step(search)
+            if search.is_proven() and search.question.objective == "max-flow":
+                return "optimal"
+    except KeyboardInterrupt:
+        return "interrupted"
+    if search.left() <= 0:
+        return "time limit"
+    return "optimal" if search.is_proven() else "search done"
+
+
+def _try_baselines(search: Search) -> None:
+    for name, rule in METHODS.items():
+        search.offer(rule(search.question.capacities), f"{name} placement")
+
+
+def _solve_pooled(search: Search) -> None:
+    """The aggregated program: exact where nothing between nodes binds, and a bound everywhere."""
+    question = search.question
+    is_exact = not links_bind(question.capacities, search.bound)
+    model = milp.pooled_model(
+        question.capacities, list(question.capacities.nodes), partial=question.partial, clip=search.bound
+    )
+    share = 1.0 if is_exact else 0.3
+    _solve(search, model, share * search.left(), "program without links", is_exact=is_exact)
+
+
+def _solve_linked(search: Search) -> None:
+    """The node-by-node program, where links or network cards can bind and it is small enough to move."""
+    question = search.question
+    capacities = question.capacities
+    if search.is_proven() or not links_bind(capacities, search.bound) or search.left() <= 0:
+        return
+    if linked_size(capacities, partial=question.partial) > MAX_LINKED_VARIABLES:
+        return
+    model = milp.linked_model(
+        capacities,
+        list(capacities.nodes),
+        LinkTable(capacities.profile),
+        partial=question.partial,
+        clip=search.bound,
+    )
+    _solve(search, model, 0.7 * search.left(), "program with links")
+
+
+def _try_smaller_batches(search: Search) -> None:
+    """Placements that are best when every node meets smaller batches, as in a deep pipeline with few in flight."""
+    question = search.question
+    capacities = question.capacities
+    if not any(node.cost is not None for node in capacities.profile.nodes):
+        return
+    for sequences in (1, 2, 4, 8, 16, 32, 64, 128):
+        if search.left() <= 0 or (capacities.concurrency is not None and sequences >= capacities.concurrency):
+            return
+        smaller = Capacities(capacities.profile, capacities.workload, concurrency=sequences)
+        clip = work_bound(smaller, partial=question.partial)
+        model = milp.pooled_model(smaller, list(smaller.nodes), partial=question.partial, clip=clip)
+        limits = milp.Limits(
+            time_s=0.1 * search.left(), threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.005
+        )
+        search.offer(milp.solve(model, limits).placement, f"program at batches of {sequences}")
+
+
+def _try_fewer_nodes(search: Search) -> None:
+    """Placements of the best without one node, and of each node and each few largest nodes alone."""
+    capacities = search.question.capacities
+    by_memory = sorted(capacities.nodes, key=lambda name: -capacities.max_layers(name))
+    for count in range(1, min(len(by_memory), 6)):
+        if search.left() <= 0:
+            return
+        chosen = by_memory[:count]
+        if sum(capacities.max_layers(name) for name in chosen) < capacities.model.num_layers:
+            continue
+        model = milp.pooled_model(capacities, chosen, partial=search.question.partial, clip=search.bound)
+        limits = milp.Limits(
+            time_s=0.1 * search.left(), threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.005
+        )
+        search.offer(milp.solve(model, limits).placement, f"program on {count} nodes")
+
+
+def _walk(search: Search) -> None:
+    """Move to a better neighbour until none is better or time is up."""
+    while search.best is not None and search.left() > 0 and not _done(search):
+        if not _step(search, neighbours(search.question.capacities, search.best)):
+            return
+
+
+def _done(search: Search) -> bool:
+    return search.question.objective == "max-flow" and search.is_proven()
+
+
+def _step(search: Search, candidates: Iterable[Placement]) -> bool:
+    for candidate in candidates:
+        if search.left() <= 0:
+            return False
+        if search.offer(candidate, "neighbours"):
+            return True
+    return False
+
+
+def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_exact: bool = True) -> None:
+    limits = milp.Limits(time_s=max(0.1, seconds), threads=search.limits.threads, seed=search.limits.seed)
+
+    def report(incumbent: float, bound: float, _: float) -> None:
+        is_ours = is_exact and 0 < incumbent <= search.bound
+        search.tell(doing, incumbent=incumbent if is_ours else None, bound=bound)
+
+    outcome = milp.solve(model, limits, hint=search.best, report=report)
+    search.offer(outcome.placement, doing)
+    search.lower_bound_to(outcome.bound, doing)
+    if outcome.status == "interrupted by user":
+        raise KeyboardInterrupt
+
+
+def links_bind(capacities: Capacities, bound: float) -> bool:
+    """Whether a link or a network card could limit a flow of at most ``bound`` tokens/s."""
+    profile = capacities.profile
+    table = LinkTable(profile)
+    names = [COORDINATOR, *capacities.nodes]
+    if profile.default_link is None:
+        return True
+    ends = {(link.src, link.dst) for link in profile.links}
+    slowest = [(COORDINATOR, names[-1]), *ends]
+    if any((names[1], other) not in ends for other in names[2:]) and len(names) > 2:
+        slowest.append((names[1], names[2]))
+    for src, dst in slowest:
+        bandwidth = table.bandwidth(src, dst)
+        if bandwidth is None or bandwidth / profile.bytes_per_token(src, dst) < bound:
+            return True
+    if profile.default_link.bandwidth_bytes_per_s / profile.model.activation_bytes_per_token < bound:
+        return True
+    cards = [(node.nic_out_bytes_per_s, node.nic_in_bytes_per_s) for node in profile.nodes]
+    most = max(profile.model.activation_bytes_per_token, profile.model.token_bytes)
+    if any(card is not None and card / most < bound for pair in cards for card in pair):
+        return True
+    coordinator = profile.coordinator
+    return any(
+        card is not None and card / profile.model.token_bytes < bound
+        for card in (coordinator.nic_out_bytes_per_s, coordinator.nic_in_bytes_per_s)
+    )
+
+
+def linked_size(capacities: Capacities, *, partial: bool) -> int:
+    """Variables of the node-by-node program."""
+    size = 0
+    for name in capacities.nodes:
+        for held in milp.ranges_of(capacities, name):
+            size += 1 + (held.num_layers if partial else 1)
+    return size + len(capacities.nodes) ** 2 * capacities.model.num_layers
+
+
+def _backend() -> str:
+    from importlib.metadata import version
+
+    return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
+
+
+def _require_options(method: str, time_limit_s: float, threads: int, concurrency: int | None) -> None:
+    if method != "auto" and method not in METHODS:
+        raise InputError(f"--method {method}: no such method; choose from auto, {', '.join(METHODS)}")
+    if time_limit_s <= 0:
+        raise InputError(f"--time-limit-s {time_limit_s}: need more than 0 seconds")
+    if threads < 1:
+        raise InputError(f"--threads {threads}: need at least 1")
+    if concurrency is not None and concurrency < 1:
+        raise InputError(f"--concurrency {concurrency}: need at least 1 request in flight")
+
+
+def _why_nothing(search: Search, method: str, status: str) -> str:
+    num_layers = search.question.capacities.model.num_layers
+    if method in METHODS:
+        return f"the {method} rule finds no placement of all {num_layers} layers on this cluster; try --method auto"
+    if status in ("time limit", "interrupted"):
+        return f"no placement was found before the search ended ({status}); none is proven not to exist"
+    return (
+        f"no placement of all {num_layers} layers carries any flow: the ranges that fit the nodes do not join up "
+        "over the links that there are"
+    )

@@ -1,0 +1,33 @@
+"""A plan in a few lines of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .plan import Plan
+
+
+def summary_lines(plan: Plan) -> Iterator[str]:
+    """Placement, bound, bottleneck and expected throughput, for a terminal."""
+    predicted, assumed = plan.predicted, plan.assumptions
+    yield f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes, for {assumed.workload.source}"
+    width = max(len(name) for name in plan.placement)
+    for name, held in sorted(plan.placement.items(), key=lambda item: (item[1], item[0])):
+        node = plan.nodes[name]
+        use = node.flow_tokens_per_s / node.capacity_tokens_per_s
+        yield (
+            f"  {name:<{width}}  {held!s:>9}  {node.flow_tokens_per_s:10.1f} of {node.capacity_tokens_per_s:10.1f} "
+            f"tokens/s  {use:4.0%}"
+        )
+    yield (
+        f"max-flow {predicted.max_flow_tokens_per_s:.1f} tokens/s, no plan can pass "
+        f"{predicted.upper_bound_tokens_per_s:.1f} (gap {predicted.gap:.2%}; {plan.solver.status}, "
+        f"{plan.solver.seconds:.1f} s)"
+    )
+    for line in predicted.bottleneck:
+        yield f"limited by {line}"
+    for step in predicted.expected:
+        latency = "" if step.tpot_s is None else f", {step.tpot_s * 1000:.1f} ms per output token"
+        yield f"expected at {step.concurrency:5d} in flight: {step.total_tokens_per_s:10.1f} tokens/s{latency}"
+    for note in assumed.notes:
+        yield f"note: {note}"

@@ -1,0 +1,158 @@
+"""Small clusters for tests: made from a seed, or by hand."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from profiler.cluster_profile import (
+    COORDINATOR,
+    ClusterProfile,
+    Coordinator,
+    DefaultLink,
+    Device,
+    Link,
+    MeasuredCost,
+    ModelFacts,
+    Node,
+)
+from profiler.cost import StageCost
+from profiler.records import load_record
+from solver.workload import Workload, fixed_workload
+
+WORKLOAD = fixed_workload(prompt_tokens=100, output_tokens=50)
+
+
+def data_folder() -> Path:
+    """Folder of published measurements; skips the test where it is absent."""
+    root = Path(os.environ.get("HELIXBENCH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no published measurements at {root}; set HELIXBENCH_DATA to their folder")
+    return root
+
+
+def published(name: str) -> ClusterProfile:
+    """A published cluster by file name; skips the test where it is absent."""
+    return load_record(data_folder() / "clusters" / f"{name}.json", ClusterProfile)
+
+
+def model(num_layers: int, **fields: float) -> ModelFacts:
+    sizes: dict[str, float] = {
+        "activation_bytes_per_token": 1000.0,
+        "token_bytes": 2.0,
+        "layer_weight_bytes": 1e6,
+        "kv_bytes_per_token_per_layer": 100.0,
+    }
+    return ModelFacts(name="toy", num_layers=num_layers, **(sizes | fields))
+
+
+def table_node(name: str, table: list[float], *, memory_bytes: float = 1e9, **fields: object) -> Node:
+    return Node(
+        name=name,
+        device=Device(kind="cuda", name=f"gpu{len(table)}", memory_bytes=memory_bytes),
+        max_layers=len(table),
+        capacity_tokens_per_s=tuple(table),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def cost_node(
+    name: str, *, speed: float = 1.0, max_layers: int = 16, memory_bytes: float = 1e9, **fields: object
+) -> Node:
+    """A node with a measured cost of plausible shape; ``speed`` divides every time."""
+    stage = StageCost(
+        step_s=1e-3 / speed,
+        step_item_s=2e-5 / speed,
+        step_token_s=1e-6 / speed,
+        layer_s=5e-4 / speed,
+        token_knots=(1.0, 8.0, 32.0, 128.0),
+        layer_token_s=(1e-5 / speed, 2e-5 / speed, 4e-5 / speed, 5e-5 / speed),
+        layer_decode_item_s=1e-5 / speed,
+        layer_decode_context_s=1e-7 / speed,
+        layer_prefill_chunk_s=1e-4 / speed,
+        layer_prefill_pair_s=1e-8 / speed,
+        embed_s=1e-4 / speed,
+        embed_token_s=1e-6 / speed,
+        head_s=5e-4 / speed,
+        head_item_s=1e-4 / speed,
+        max_tokens=512,
+        max_context_tokens=8192,
+    )
+    return Node(
+        name=name,
+        device=Device(kind="cpu", name=f"cpu{speed:g}", memory_bytes=memory_bytes),
+        max_layers=max_layers,
+        cost=MeasuredCost(
+            stage=stage,
+            samples=(),
+            held_out_error_median=0.02,
+            held_out_error_p90=0.06,
+            workspace_bytes=1e6,
+            max_batch_tokens=256,
+            source="made by hand",
+        ),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def random_cluster(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> ClusterProfile:
+    """A tiny cluster in which links, network cards, memory or nodes may bind, of either kind of node or both."""
+    rng = random.Random(seed)
+    num_layers = rng.randint(2, max_layers)
+    num_nodes = rng.randint(1, max_nodes)
+    kinds = rng.choice(["table", "cost", "both"])
+    nodes = []
+    for number in range(num_nodes):
+        most = (
+            rng.randint(-(-num_layers // num_nodes), num_layers)
+            if num_nodes < 3
+            else rng.randint(1, min(3, num_layers))
+        )
+        cards = {
+            "nic_out_bytes_per_s": rng.choice([None, rng.uniform(1e5, 3e6)]),
+            "nic_in_bytes_per_s": rng.choice([None, rng.uniform(1e5, 3e6)]),
+        }
+        if kinds == "table" or (kinds == "both" and rng.random() < 0.5):
+            best = rng.uniform(500, 3000)
+            table = [best / k * rng.uniform(0.7, 1.1) for k in range(1, most + 1)]
+            nodes.append(table_node(f"n{number}", table, **cards))
+        else:
+            nodes.append(cost_node(f"n{number}", speed=rng.uniform(0.3, 2.0), max_layers=most, **cards))
+    names = [COORDINATOR, *(node.name for node in nodes)]
+    links = [
+        Link(src=a, dst=b, bandwidth_bytes_per_s=_bandwidth(rng, a, b))
+        for a in names
+        for b in names
+        if a != b and rng.random() < 0.5
+    ]
+    default = rng.choice([None, DefaultLink(1e9), DefaultLink(1e9), *[DefaultLink(rng.uniform(2e5, 2e6))] * 3])
+    coordinator = Coordinator(nic_out_bytes_per_s=rng.choice([None, rng.uniform(1e3, 1e4)]))
+    return ClusterProfile(
+        model=model(num_layers, head_bytes=rng.choice([0.0, 5e5])),
+        nodes=tuple(nodes),
+        links=tuple(links),
+        default_link=default,
+        coordinator=coordinator,
+    )
+
+
+def _bandwidth(rng: random.Random, src: str, dst: str) -> float:
+    return rng.uniform(5e2, 1e4) if COORDINATOR in (src, dst) else rng.uniform(1e5, 3e6)
+
+
+def demo_cluster(*, bandwidth_bytes_per_s: float = 1e7) -> ClusterProfile:
+    """Four measured nodes of different speed and memory, 16 layers."""
+    speeds = {"big": (2.0, 16), "mid": (1.0, 10), "small-1": (0.5, 6), "small-2": (0.4, 6)}
+    return ClusterProfile(
+        model=model(16, head_bytes=1e6, embedding_bytes=1e6),
+        nodes=tuple(cost_node(name, speed=speed, max_layers=most) for name, (speed, most) in speeds.items()),
+        default_link=DefaultLink(bandwidth_bytes_per_s, 1e-3),
+    )
+
+
+def trace(seed: int, count: int = 50) -> Workload:
+    rng = random.Random(seed)
+    return Workload(source="random", lengths=tuple((rng.randint(1, 200), rng.randint(1, 100)) for _ in range(count)))
