@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.types import Send
+from starlette.requests import ClientDisconnect
 
-from .completion import Piece, Prompt, SideBySide, complete
-from .engine_types import EngineLike, EngineUnavailable, RequestRefused
+from .answer import Answer, EventStream
+from .completion import Prompt, SideBySide, complete
+from .connection import ClientGone, read_body, unless_gone
+from .engine_types import EngineLike
 from .metrics import Metrics
-from .openai_protocol import Choice, Completion, CompletionRequest, ProtocolError, Usage, parse_request
+from .openai_protocol import CompletionRequest, ProtocolError, error_of_engine, parse_request
 
-logger = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
-
-MAX_BODY_BYTES = 32 * 2**20
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it
 
 
@@ -37,7 +30,7 @@ class TokenizerLike(Protocol):
         """Token ids, with the special tokens that the model expects around a text."""
         ...
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str:
         """Text of token ids."""
         ...
 
@@ -82,6 +75,8 @@ def make_app(
     app.add_exception_handler(ProtocolError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
+    app.add_exception_handler(ClientGone, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     return app
 
 
@@ -128,7 +123,7 @@ class _Front:
 
     async def completions(self, request: Request) -> Response:
         """OpenAI's text completions."""
-        asked = parse_request(await _read_body(request))
+        asked = parse_request(await read_body(request))
         self._require_model(asked.model)
         health = self._engine.health()
         if not health.is_ready:
@@ -136,18 +131,19 @@ class _Front:
         prompts = [self._prompt(index, given, asked) for index, given in enumerate(asked.prompts)]
         decode = self._decode
         pieces = SideBySide(complete(self._engine, prompt, decode=decode, metrics=self._metrics) for prompt in prompts)
-        answer = _Answer(self._model_name, sum(len(prompt.tokens) for prompt in prompts))
+        answer = Answer(self._model_name, sum(len(prompt.tokens) for prompt in prompts))
         try:
             if asked.stream:
                 # An error is a status, not an event, as long as no token has gone out.
-                first = await _unless_gone(request, anext(pieces))
-                return _EventStream(pieces, first, answer, asked.include_usage)
-            body = await _unless_gone(request, answer.collect(pieces, len(prompts)))
+                first = await unless_gone(request, anext(pieces))
+                return EventStream(pieces, first, answer, asked.include_usage)
+            body = await unless_gone(request, answer.collect(pieces, len(prompts)))
         except BaseException as error:
             await pieces.aclose()
-            if isinstance(error, _ClientGone):
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            raise _protocol_error(error) or error from error
+            told = error_of_engine(error)
+            if told is None:
+                raise
+            raise told from error
         return Response(body, media_type="application/json")
 
     def _prompt(self, index: int, given: str | tuple[int, ...], asked: CompletionRequest) -> Prompt:
@@ -177,7 +173,8 @@ class _Front:
         )
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        # Cleaning up takes spaces back that were there a token ago, which a stream cannot.
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _require_model(self, name: str) -> None:
         if name != self._model_name:
@@ -194,147 +191,16 @@ class _Front:
         }
 
 
-class _Answer:
-    """What all parts of one answer share, and its token counts so far."""
-
-    def __init__(self, model_name: str, num_prompt_tokens: int) -> None:
-        self._id = f"cmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._model_name = model_name
-        self._num_prompt_tokens = num_prompt_tokens
-        self._num_output_tokens = 0
-
-    def count(self, piece: Piece) -> Choice:
-        """The piece as a choice; it is one output token."""
-        self._num_output_tokens += 1
-        return Choice(index=piece.index, text=piece.text, finish_reason=piece.finish_reason)
-
-    def usage(self) -> Usage:
-        """Token counts so far."""
-        return Usage(
-            prompt_tokens=self._num_prompt_tokens,
-            completion_tokens=self._num_output_tokens,
-            total_tokens=self._num_prompt_tokens + self._num_output_tokens,
-        )
-
-    def encode(self, choices: Sequence[Choice], usage: Usage | None | msgspec.UnsetType = msgspec.UNSET) -> bytes:
-        """JSON of an answer or of one event."""
-        return msgspec.json.encode(
-            Completion(id=self._id, created=self._created, model=self._model_name, choices=tuple(choices), usage=usage)
-        )
-
-    async def collect(self, pieces: SideBySide, num_prompts: int) -> bytes:
-        """The whole answer."""
-        texts: list[list[str]] = [[] for _ in range(num_prompts)]
-        reasons: list[str | None] = [None] * num_prompts
-        async for piece in pieces:
-            self.count(piece)
-            texts[piece.index].append(piece.text)
-            reasons[piece.index] = piece.finish_reason
-        choices = [
-            Choice(index=index, text="".join(parts), finish_reason=reason)
-            for index, (parts, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return self.encode(choices, self.usage())
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events, one per output token. However it ends, the requests behind it have ended too."""
-
-    def __init__(self, pieces: SideBySide, first: Piece, answer: _Answer, include_usage: bool) -> None:
-        super().__init__(
-            _events(pieces, first, answer, include_usage),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache"},
-        )
-        self._pieces = pieces
-
-    async def stream_response(self, send: Send) -> None:
-        """Also called off by the base class when the client goes."""
-        try:
-            await super().stream_response(send)
-        finally:
-            self._pieces.cancel()
-
-
-async def _events(
-    pieces: SideBySide, first: Piece, answer: _Answer, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    usage: None | msgspec.UnsetType = None if include_usage else msgspec.UNSET
-    yield _event(answer.encode([answer.count(first)], usage))
-    try:
-        async for piece in pieces:
-            yield _event(answer.encode([answer.count(piece)], usage))
-    except Exception as error:
-        told = _protocol_error(error)
-        if told is None:
-            logger.exception("a completion failed")
-            told = ProtocolError(500, "internal error; the server's log has more")
-        yield _event(msgspec.json.encode(told.body()))
-        return
-    if include_usage:
-        yield _event(answer.encode([], answer.usage()))
-    yield _event(b"[DONE]")
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
-class _ClientGone(Exception):  # noqa: N818 - not an error
-    """The client closed its connection."""
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """The result of ``work``, which is cancelled when the client closes its connection.
-
-    Raises:
-        _ClientGone: it did.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_leaves(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise _ClientGone
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _client_leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
-
-
-async def _read_body(request: Request) -> bytes:
-    chunks: list[bytes] = []
-    num_bytes = 0
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes > MAX_BODY_BYTES:
-            raise ProtocolError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _protocol_error(error: BaseException) -> ProtocolError | None:
-    """The answer to an error that the engine raises on purpose."""
-    if isinstance(error, RequestRefused):
-        return ProtocolError(400, str(error), code="request_refused")
-    if isinstance(error, EngineUnavailable):
-        return ProtocolError(503, str(error), code="unavailable")
-    return None
-
-
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = ProtocolError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     if not isinstance(error, ProtocolError):
         error = ProtocolError(500, "internal error; the server's log has more")
     return _json(error.body(), error.status)
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from .engine_types import EngineUnavailable, RequestRefused
 from .sampling import SamplingParams
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -28,6 +29,15 @@ class ProtocolError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def error_of_engine(error: BaseException) -> ProtocolError | None:
+    """The answer to an error that an engine raises on purpose; ``None`` for any other, which is a bug."""
+    if isinstance(error, RequestRefused):
+        return ProtocolError(400, str(error), code="request_refused")
+    if isinstance(error, EngineUnavailable):
+        return ProtocolError(503, str(error), code="unavailable")
+    return None
+
+
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``include_usage``: one more event at the end, with the token counts and no choice."""
 
@@ -35,7 +45,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CompletionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of ``POST /v1/completions`` as it comes. Fields that are not served are listed so that they can be named.
+    """The body of ``POST /v1/completions`` as it comes. Fields that are not served are here so that errors name them.
 
     ``ignore_eos`` is this server's (and vLLM's) own: generate ``max_tokens`` tokens whatever they are.
     """
@@ -91,15 +101,15 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: None = None
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """An answer, or one event of a streamed one."""
 
     id: str
     created: int
     model: str
     choices: tuple[Choice, ...]
-    object: str = msgspec.field(default_factory=lambda: "text_completion")  # a factory's value is never omitted
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
+    object: str = "text_completion"
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def parse_request(raw: bytes) -> CompletionRequest:
