@@ -117,9 +117,11 @@ def _node_capacity(capacities: Capacities, plan: Plan) -> Iterator[str]:
             continue
         entry = 0 if flow.src == COORDINATOR else plan.placement[flow.src].end
         held = plan.placement[flow.dst]
-        if held.start <= entry < held.end:
+        if held.start <= entry < held.end and capacities.can_hold(flow.dst, held):
             load[flow.dst] += flow.flow_tokens_per_s / capacities.tokens_per_s(flow.dst, held, entry)
     for name, held in plan.placement.items():
+        if not capacities.can_hold(name, held):
+            continue  # said already
         capacity = capacities.tokens_per_s(name, held)
         if load[name] > 1 + TOLERANCE:
             yield f"nodes.{name}: its flow needs {load[name]:.6g} times what it can do"

@@ -75,7 +75,7 @@ def pooled_model(capacities: Capacities, names: Sequence[str], *, partial: bool,
 
     num_layers = capacities.model.num_layers
     model = Model(pulp.LpProblem("pooled", pulp.LpMaximize))
-    total = pulp.LpVariable("F", 0, clip)
+    total = model.problem.add_variable("F", 0, clip)
     into: list[list[Any]] = [[] for _ in range(num_layers + 1)]  # boundary -> flow arriving there
     out_of: list[list[Any]] = [[] for _ in range(num_layers + 1)]  # boundary -> flow leaving from there
     from_pool: list[list[Any]] = [[] for _ in range(num_layers + 1)]  # the same, of nodes that may be entered late
@@ -84,7 +84,7 @@ def pooled_model(capacities: Capacities, names: Sequence[str], *, partial: bool,
         counts = []
         for held in ranges_of(capacities, example):
             label = f"{number}_{held.start}_{held.end}"
-            count = pulp.LpVariable(f"y_{label}", 0, len(members), pulp.LpInteger)
+            count = model.problem.add_variable(f"y_{label}", 0, len(members), pulp.LpInteger)
             model.choices[count.name] = (members, held)
             model.variables[count.name] = count
             counts.append(count)
@@ -116,7 +116,7 @@ def _range_flows(
 
     is_shared = partial and capacities.is_time_shared(name)
     entries = range(held.start, held.end) if is_shared else (held.start,)
-    flows = {entry: pulp.LpVariable(f"f_{label}_{entry}", 0) for entry in entries}
+    flows = {entry: model.problem.add_variable(f"f_{label}_{entry}", 0) for entry in entries}
     rates = {entry: capacities.tokens_per_s(name, held, entry) for entry in entries}
     if len(flows) == 1:
         model.problem += flows[held.start] <= min(rates[held.start], clip) * count
@@ -137,8 +137,8 @@ def _boundaries(
 
     last = len(into) - 1
     has_pool = any(from_pool)
-    enter = [pulp.LpVariable(f"enter_{v}", 0) if has_pool and v < last else 0 for v in range(last + 1)]
-    back = [pulp.LpVariable(f"back_{v}", 0) if has_pool and 0 < v < last else 0 for v in range(last + 2)]
+    enter = [problem.add_variable(f"enter_{v}", 0) if has_pool and v < last else 0 for v in range(last + 1)]
+    back = [problem.add_variable(f"back_{v}", 0) if has_pool and 0 < v < last else 0 for v in range(last + 2)]
     for v in range(last + 1):
         arriving = pulp.lpSum(into[v]) + (total if v == 0 else 0)
         leaving = pulp.lpSum(out_of[v]) + enter[v] + (total if v == last else 0)
@@ -155,7 +155,7 @@ def linked_model(
 
     num_layers = capacities.model.num_layers
     model = Model(pulp.LpProblem("linked", pulp.LpMaximize))
-    total = pulp.LpVariable("F", 0, clip)
+    total = model.problem.add_variable("F", 0, clip)
     arriving: dict[tuple[str, int], list[Any]] = {}  # (node, layer) -> flows on links that enter it there
     leaving: dict[tuple[str, int], list[Any]] = {}  # (node, layer) -> flows on links that leave it there
     entered: dict[tuple[str, int], list[Any]] = {}  # (node, layer) -> flows through it from there
@@ -166,7 +166,7 @@ def linked_model(
         chosen = []
         for held in ranges_of(capacities, name):
             label = f"{number}_{held.start}_{held.end}"
-            choice = pulp.LpVariable(f"y_{label}", 0, 1, pulp.LpInteger)
+            choice = model.problem.add_variable(f"y_{label}", 0, 1, pulp.LpInteger)
             model.choices[choice.name] = ((name,), held)
             model.variables[choice.name] = choice
             chosen.append(choice)
@@ -194,7 +194,7 @@ def linked_model(
                 enters = layer == num_layers if dst == COORDINATOR else at_dst in may_enter
                 if not (leaves and enters):
                     continue
-                flow = pulp.LpVariable(f"g_{number_of[src]}_{number_of[dst]}_{layer}", 0, limit)
+                flow = model.problem.add_variable(f"g_{number_of[src]}_{number_of[dst]}_{layer}", 0, limit)
                 on_link.append(flow)
                 leaving.setdefault(at_src, []).append(flow)
                 arriving.setdefault(at_dst, []).append(flow)
@@ -234,7 +234,7 @@ def _late_flows(
 
     if not partial or capacities.is_time_shared(name):
         return _range_flows(model, capacities, name, held, choice, clip=clip, partial=partial, label=label)
-    flows = {entry: pulp.LpVariable(f"f_{label}_{entry}", 0) for entry in range(held.start, held.end)}
+    flows = {entry: model.problem.add_variable(f"f_{label}_{entry}", 0) for entry in range(held.start, held.end)}
     model.problem += pulp.lpSum(flows.values()) <= min(capacities.tokens_per_s(name, held), clip) * choice
     return flows
 

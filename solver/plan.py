@@ -118,8 +118,8 @@ class Plan(
 ):
     """A placement with its flows. A node that is not in ``placement`` is not used.
 
-    ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how the
-    model was run.
+    ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how
+    the model was run.
     """
 
     model: str

@@ -1,0 +1,93 @@
+"""The solve command: options, outputs, exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import solver.cli
+from profiler.cluster_profile import ClusterProfile, DefaultLink
+from profiler.errors import InputError
+from profiler.records import load_record, save_record
+from solver import Plan
+
+from .clusters import demo_cluster, model, table_node
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    made = typer.Typer()
+
+    @made.callback()
+    def root() -> None: ...
+
+    solver.cli.mount(made)
+    return made
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.json"
+    save_record(path, demo_cluster())
+    return path
+
+
+def test_solve_writes_a_plan_and_prints_a_summary(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    result = CliRunner().invoke(app, ["solve", str(cluster), "--concurrency", "8", "-o", str(plan)])
+    assert result.exit_code == 0, result.output
+    assert "max-flow" in result.stdout
+    assert "fixed 512 in, 128 out" in result.stdout
+    written = load_record(plan, Plan)
+    assert [step.concurrency for step in written.predicted.expected] == [1, 2, 4, 8]
+
+
+def test_json_alone_is_on_stdout(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
+    options = ["--objective", "max-flow", "--prompt-tokens", "64", "--output-tokens", "32", "--json"]
+    result = CliRunner().invoke(app, ["solve", str(cluster), *options, "-o", str(tmp_path / "plan.json")])
+    assert result.exit_code == 0, result.output
+    assert msgspec.json.decode(result.stdout, type=Plan) == load_record(tmp_path / "plan.json", Plan)
+    assert "plan written to" in result.stderr
+
+
+def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    nodes = (table_node("a", [1.0] * 5), table_node("b", [1.0] * 6))
+    save_record(path, ClusterProfile(model=model(16), nodes=nodes, default_link=DefaultLink(1e9)))
+    result = CliRunner().invoke(app, ["solve", str(path), "-o", str(tmp_path / "plan.json")])
+    assert result.exit_code == 1
+    assert "the model needs 16 layers; all nodes together hold 11: a 5, b 6" in result.stderr
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "magic"], "no such method"),
+        (["--time-limit-s", "0"], "more than 0 seconds"),
+        (["--concurrency", "0"], "at least 1 request"),
+        (["--threads", "0"], "at least 1"),
+        (["--prompt-tokens", "5"], "together"),
+        (["--trace", "nowhere.csv", "--prompt-tokens", "5"], "give one"),
+        (["--trace", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_wrong_options_are_input_errors(
+    app: typer.Typer, cluster: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    result = CliRunner().invoke(app, ["solve", str(cluster), *options, "-o", str(tmp_path / "plan.json")])
+    assert isinstance(result.exception, InputError)
+    assert said in str(result.exception)
+
+
+def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
+    plans = []
+    for name in ("one.json", "two.json"):
+        CliRunner().invoke(app, ["solve", str(cluster), "--objective", "max-flow", "-o", str(tmp_path / name)])
+        plans.append(load_record(tmp_path / name, Plan))
+    assert plans[0].placement == plans[1].placement
+    assert plans[0].flows == plans[1].flows
