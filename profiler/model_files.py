@@ -28,7 +28,7 @@ class ModelFiles:
     def __init__(self, model: str) -> None:
         from transformers import AutoConfig
 
-        self.directory = _resolve(model)
+        self.directory = resolve_model(model)
         path = self.directory / "config.json"
         try:
             declared = json.loads(path.read_text(encoding="utf-8")).get("model_type")
@@ -160,8 +160,12 @@ def _tensor_names(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
 
 
-def _resolve(model: str) -> Path:
-    """The local directory of a model given as a path or as a hub id."""
+def resolve_model(model: str) -> Path:
+    """The local directory of a model given as a path or as a hub id; the latter is fetched where it is not cached.
+
+    Raises:
+        InputError: no such directory, and nothing that the hub gives.
+    """
     path = Path(model)
     if path.is_dir():
         return path.resolve()

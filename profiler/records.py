@@ -37,8 +37,15 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     source: str = ""
 
 
-def provenance_now(*, inputs: dict[str, str] | None = None, note: str = "", source: str = "") -> Provenance:
-    """Provenance of a record made by this process, now."""
+def command_line() -> str:
+    """The command that this process was started with."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def provenance_now(
+    *, inputs: dict[str, str] | None = None, command: str = "", note: str = "", source: str = ""
+) -> Provenance:
+    """Provenance of a record made now, by ``command`` or else by this process."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for distribution in ("helixbench", "torch", "transformers", "pulp", "highspy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -46,7 +53,7 @@ def provenance_now(*, inputs: dict[str, str] | None = None, note: str = "", sour
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         host=platform.node(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command or command_line(),
         versions=versions,
         inputs=inputs or {},
         note=note,

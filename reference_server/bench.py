@@ -72,19 +72,21 @@ class _Load:
         self.finished: list[RequestRecord] = []
         self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each event
 
-    def new_requests(self, count: int) -> list[Request]:
-        """That many requests, arriving now."""
+    def new_requests(self, count: int, now: float) -> list[Request]:
+        """That many requests, arriving at ``now``."""
         requests = []
         for _ in range(count):
             prompt_tokens, output_tokens = self._random.choice(self._config.workload.lengths)
             prompt = tuple(self._random.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
             requests.append(Request(number=self._next_number, prompt=prompt, max_tokens=output_tokens))
-            self._running[self._next_number] = _Running(prompt_tokens, self._clock())
+            self._running[self._next_number] = _Running(prompt_tokens, now)
             self._next_number += 1
         return requests
 
-    def record(self, events: list[TokenEvent], now: float) -> None:
-        """Note what happened at ``now``."""
+    def record(self, events: list[TokenEvent]) -> list[Request]:
+        """Note what happened, now; every request that ended is followed by a new one."""
+        now = self._clock()
+        num_finished = len(self.finished)
         for event in events:
             running = self._running[event.request]
             prompt_tokens = 0
@@ -105,6 +107,7 @@ class _Load:
                         pipeline=event.pipeline,
                     )
                 )
+        return self.new_requests(len(self.finished) - num_finished, now)
 
 
 def run_bench(
@@ -132,14 +135,10 @@ def run_bench(
 
     load = _Load(config, clock)
 
-    def refill(finished: list[TokenEvent]) -> list[Request]:
-        return load.new_requests(len(finished))
-
     def step() -> None:
-        events = engine.step(50, on_finished=refill)
-        load.record(events, clock())
+        engine.step(50, on_events=load.record)
 
-    engine.submit(load.new_requests(config.concurrency))
+    engine.submit(load.new_requests(config.concurrency, clock()))
     while not is_interrupted() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
         step()
     if is_interrupted():

@@ -67,6 +67,7 @@ def profile(
 ) -> None:
     """Measure nodes and links into a cluster profile."""
     from profiler.model_files import ModelFiles
+    from profiler.records import command_line
 
     from .dtypes import resolve_dtype
     from .jobs import ProfileJob
@@ -91,6 +92,7 @@ def profile(
                 output=output.resolve(),
                 testbed=bed.description,
                 limited_nics=tuple(limited) if bed.isolated else (),
+                command=command_line(),
                 max_batch_tokens=max_batch_tokens,
                 max_context_tokens=max_context_tokens,
                 budget_s=budget_s,
@@ -121,7 +123,8 @@ def bench(
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Serve a plan under closed-loop load and record what it did."""
-    from profiler.records import load_record
+    from profiler.model_files import resolve_model
+    from profiler.records import command_line, load_record
     from solver.plan import Plan
 
     from .jobs import BenchJob
@@ -134,10 +137,13 @@ def bench(
     if in_flight is None:
         raise InputError(f"--concurrency is missing, and {plan} was not solved for one; give the requests in flight")
 
+    directory = str(resolve_model(model))  # here, where a hub can be reached: a testbed's namespaces reach nothing
+
     def job(bed: Testbed) -> Job:
         return BenchJob(
+            command=command_line(),
             plan=plan.resolve(),
-            model=model,
+            model=directory,
             addresses=dict(bed.addresses),
             key_file=bed.key_file,
             testbed=bed.description,
@@ -164,8 +170,11 @@ def serve(
     """Serve a plan over an OpenAI-compatible HTTP API."""
     import socket
 
+    from profiler.model_files import resolve_model
+
     from .jobs import ServeJob
 
+    directory = str(resolve_model(model))
     # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
     try:
         listener = socket.create_server((host, port))
@@ -176,7 +185,7 @@ def serve(
         def job(bed: Testbed) -> Job:
             return ServeJob(
                 plan=plan.resolve(),
-                model=model,
+                model=directory,
                 addresses=dict(bed.addresses),
                 key_file=bed.key_file,
                 testbed=bed.description,

@@ -56,8 +56,12 @@ def _step_s(key: ClusterKey, *, batch: int, max_tokens: int) -> float:
             Request(number=next(numbers), prompt=(0,) * _PROMPT_TOKENS, max_tokens=max_tokens) for _ in range(count)
         ]
 
-    def refill(finished: list[TokenEvent]) -> list[Request]:
-        return new(len(finished))
+    ended = 0
+
+    def refill(events: list[TokenEvent]) -> list[Request]:
+        nonlocal ended
+        ended = sum(1 for event in events if event.reason)
+        return new(ended)
 
     try:
         running = new(batch)
@@ -69,9 +73,9 @@ def _step_s(key: ClusterKey, *, batch: int, max_tokens: int) -> float:
             reply(router, identity, Sampled(tuple((number, 0) for number in numbers_in_flight)))
             time.sleep(_PAUSE_S)
             begin = time.perf_counter()
-            events = engine.step(_WAIT_MS, on_finished=refill)
+            engine.step(_WAIT_MS, on_events=refill)
             times.append(time.perf_counter() - begin)
-            if events and events[0].reason:
+            if ended:
                 numbers_in_flight = [number + batch for number in numbers_in_flight]
         return statistics.median(times)
     finally:

@@ -131,7 +131,7 @@ def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, dev
         device_names=devices,
         testbed=job.testbed,
         cut_short=result.cut_short,
-        provenance=provenance_now(inputs={"plan": digest(plan)}),
+        provenance=provenance_now(inputs={"plan": digest(plan)}, command=job.command),
     )
 
 

@@ -43,23 +43,22 @@ class Engine:
         return self._do(self.coordinator.abort(number))
 
     def step(
-        self, timeout_ms: int, *, on_finished: Callable[[list[TokenEvent]], list[Request]] = lambda _events: []
-    ) -> list[TokenEvent]:
-        """Take what agents sent and answer it; returns what happened to requests.
+        self, timeout_ms: int, *, on_events: Callable[[list[TokenEvent]], list[Request]] = lambda _events: []
+    ) -> None:
+        """Take what agents sent and answer it.
 
         Args:
             timeout_ms: wait at most this long for something to come.
-            on_finished: told of the requests that a message ends; the requests that it returns arrive in that moment, so
-                that they travel in the same messages (closed loop).
+            on_events: told what each message does to requests; the requests that it returns arrive in that moment, so
+                they travel in the same messages as what the message set off (closed loop).
 
         Raises:
             MeasurementError: an agent died, failed, or hangs.
         """
-        events: list[TokenEvent] = []
         for node, answer in self.agents.receive(timeout_ms):
             if isinstance(answer, Sampled):
                 self._last_heard = time.monotonic()
-                events += self._sampled(node, answer, on_finished)
+                self._sampled(node, answer, on_events)
             elif isinstance(answer, Counters):
                 self._counters[node] = answer
             else:
@@ -81,17 +80,14 @@ class Engine:
         return dict(self._counters) if len(self._counters) == len(self.agents.addresses) else None
 
     def _sampled(
-        self, node: str, sampled: Sampled, on_finished: Callable[[list[TokenEvent]], list[Request]]
-    ) -> list[TokenEvent]:
+        self, node: str, sampled: Sampled, on_events: Callable[[list[TokenEvent]], list[Request]]
+    ) -> None:
         try:
             actions = self.coordinator.sampled(sampled.tokens)
         except KeyError as error:
             raise MeasurementError(f"node {node}: sent a token for request {error}, which is not in flight") from error
-        finished = [event for event in actions.events if event.reason]
-        new = on_finished(finished) if finished else []
-        if new:
-            actions = self.coordinator.submit(new, onto=actions)
-        return self._do(actions)
+        new = on_events(actions.events)
+        self._do(self.coordinator.submit(new, onto=actions) if new else actions)
 
     def _do(self, actions: Actions) -> list[TokenEvent]:
         for node, outgoing in actions.sends.items():

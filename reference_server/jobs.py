@@ -24,9 +24,10 @@ class ProfileJob(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
 class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
     """Serve a plan under closed-loop load, and write the run log.
 
-    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``.
+    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``. ``command`` is the user's.
     """
 
+    command: str
     plan: Path
     model: str
     addresses: dict[str, str]

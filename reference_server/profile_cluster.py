@@ -75,7 +75,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             request_s=times.request_s,
         ),
         testbed=config.testbed,
-        provenance=provenance_now(inputs={"model": files.digest()}),
+        provenance=provenance_now(inputs={"model": files.digest()}, command=config.command),
     )
     save_record(config.output, profile)
     return profile

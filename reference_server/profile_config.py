@@ -11,7 +11,7 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure, and how long.
 
     ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: the best link of such a node
-    is what its card carries. ``testbed`` is the line that says what the testbed isolates.
+    is what its card carries. ``testbed`` is the line that says what the testbed isolates, ``command`` the user's.
     """
 
     model: str
@@ -21,6 +21,7 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     output: Path
     testbed: str
     limited_nics: tuple[str, ...]
+    command: str = ""
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 60.0

@@ -13,6 +13,7 @@ from .capacity import Capacities
 from .expected import predict
 from .flow import Flow, max_flow
 from .plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
+from .rollout import can_roll_out, roll_out
 
 Objective = Literal["throughput", "max-flow"]
 
@@ -39,15 +40,19 @@ def carrying(question: Question, placement: Mapping[str, LayerRange], *, spread:
 def expected_of(
     question: Question, placement: Mapping[str, LayerRange], flow: Flow, concurrency: int | None
 ) -> Expected:
-    """What the placement will deliver with so many requests in flight, routed by that flow."""
-    return predict(
-        question.capacities.profile,
-        {name: placement[name] for name in used_nodes(placement, flow)},
-        flow.links,
-        question.capacities.workload,
-        concurrency,
-        partial=question.partial,
-    )
+    """What the placement will deliver with so many requests in flight, routed by that flow.
+
+    Measured nodes are rolled forward iteration by iteration; nodes with a capacity table, which say nothing of single
+    iterations, are taken by their means.
+    """
+    capacities = question.capacities
+    held = {name: placement[name] for name in used_nodes(placement, flow)}
+    if can_roll_out(capacities.profile, held):
+        kv_tokens = {name: capacities.kv_tokens(name, held[name]) for name in held}
+        return roll_out(
+            capacities.profile, held, flow.links, capacities.workload, concurrency, kv_capacity_tokens=kv_tokens
+        )
+    return predict(capacities.profile, held, flow.links, capacities.workload, concurrency, partial=question.partial)
 
 
 def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
@@ -88,6 +93,7 @@ def assemble(
                 flow_tokens_per_s=flow.through(name),
                 capacity_tokens_per_s=capacities.tokens_per_s(name, held[name]),
                 kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
+                max_batch_tokens=_max_batch_tokens(capacities, name),
             )
             for name in used
         },
@@ -108,6 +114,7 @@ def assemble(
         solver=facts,
         cluster_digest=digest(capacities.profile),
         model_digest=capacities.model.digest,
+        dtype=capacities.model.dtype,
         provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
     )
 
@@ -120,3 +127,8 @@ def _over_concurrency(question: Question, held: Mapping[str, LayerRange], flow: 
         steps.append(steps[-1] * 2)
     below = [expected_of(question, held, flow, step) for step in steps if step < asked.concurrency]
     return (*below, asked)
+
+
+def _max_batch_tokens(capacities: Capacities, name: str) -> int | None:
+    cost = capacities.nodes[name].cost
+    return cost.max_batch_tokens if cost else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from profiler.cluster_profile import COORDINATOR
 
-from .plan import Plan
+from .plan import LayerRange, LinkFlow, Plan
 
 Hop = tuple[str, int, int]
 """(node, first layer run there, end layer): a request enters where the hop before it ended."""
@@ -16,13 +18,18 @@ SMALLEST_SHARE = 1e-6
 
 
 def pipelines(plan: Plan) -> tuple[tuple[Pipeline, float], ...]:
-    """Every pipeline of the plan with its tokens/s, largest first.
+    """Every pipeline of the plan with its tokens/s, largest first."""
+    return pipelines_of(plan.placement, plan.flows)
+
+
+def pipelines_of(placement: Mapping[str, LayerRange], flows: Sequence[LinkFlow]) -> tuple[tuple[Pipeline, float], ...]:
+    """Every pipeline of flows over a placement with its tokens/s, largest first.
 
     Each path found takes the link with the most flow left at every step, and empties at least one link: there are at
     most as many pipelines as links. The same plan gives the same pipelines.
     """
     left: dict[str, dict[str, float]] = {}  # src -> dst -> flow not yet taken
-    for flow in sorted(plan.flows, key=lambda f: (f.src, f.dst)):
+    for flow in sorted(flows, key=lambda f: (f.src, f.dst)):
         if flow.flow_tokens_per_s > 0:
             left.setdefault(flow.src, {})[flow.dst] = flow.flow_tokens_per_s
     total = sum(left.get(COORDINATOR, {}).values())
@@ -38,7 +45,7 @@ def pipelines(plan: Plan) -> tuple[tuple[Pipeline, float], ...]:
             if left[src][dst] <= SMALLEST_SHARE * SMALLEST_SHARE * total:
                 del left[src][dst]
         if share > SMALLEST_SHARE * total:
-            pipeline = _as_pipeline(plan, nodes)
+            pipeline = _as_pipeline(placement, nodes)
             found[pipeline] = found.get(pipeline, 0.0) + share
     return tuple(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
@@ -57,10 +64,10 @@ def _fullest_path(left: dict[str, dict[str, float]]) -> list[str] | None:
         nodes.append(here)
 
 
-def _as_pipeline(plan: Plan, nodes: list[str]) -> Pipeline:
+def _as_pipeline(placement: Mapping[str, LayerRange], nodes: list[str]) -> Pipeline:
     hops: list[Hop] = []
     reached = 0
     for node in nodes:
-        hops.append((node, reached, plan.placement[node].end))
-        reached = plan.placement[node].end
+        hops.append((node, reached, placement[node].end))
+        reached = placement[node].end
     return tuple(hops)
