@@ -14,13 +14,12 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from .cluster_profile import Link
 from .errors import MeasurementError
 
 OMIT_S = 1  # of each measurement's start: TCP is still finding the link's rate
@@ -32,17 +31,6 @@ SERVER_IDLE_TIMEOUT_S = 120
 
 class Iperf3MissingError(MeasurementError):
     """There is no iperf3 on this machine."""
-
-
-class PairMeasurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What was measured between two nodes. ``source`` says by what, e.g. ``"iperf3 3.12"``."""
-
-    a: str
-    b: str
-    a_to_b_bytes_per_s: float
-    b_to_a_bytes_per_s: float
-    round_trip_s: float
-    source: str
 
 
 class _Sum(msgspec.Struct, frozen=True):
@@ -75,18 +63,6 @@ def rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:
         schedule += [there, [(b, a) for a, b in there]] if there else []
         seats = [seats[0], seats[-1], *seats[1:-1]]
     return schedule
-
-
-def links_between(measurements: Iterable[PairMeasurement]) -> tuple[Link, ...]:
-    """Two directed links for each pair, each with half the round trip as its latency."""
-    return tuple(
-        Link(src=src, dst=dst, bandwidth_bytes_per_s=bandwidth, latency_s=pair.round_trip_s / 2, source=pair.source)
-        for pair in measurements
-        for src, dst, bandwidth in (
-            (pair.a, pair.b, pair.a_to_b_bytes_per_s),
-            (pair.b, pair.a, pair.b_to_a_bytes_per_s),
-        )
-    )
 
 
 def iperf3_program() -> str:

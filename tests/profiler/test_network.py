@@ -18,9 +18,7 @@ from profiler.errors import MeasurementError
 from profiler.network import (
     Iperf3MissingError,
     Iperf3Server,
-    PairMeasurement,
     iperf3_source,
-    links_between,
     measure_bandwidth,
     received_bytes_per_s,
     rounds,
@@ -56,19 +54,6 @@ def test_rounds_hold_every_ordered_pair_once_and_no_node_twice(num_names: int) -
         assert len(busy) == len(set(busy))
     if num_names >= 2:
         assert len(schedule) == 2 * (num_names - 1 + num_names % 2)
-
-
-def test_links_are_directed_and_have_half_the_round_trip() -> None:
-    pair = PairMeasurement(
-        a="x", b="y", a_to_b_bytes_per_s=10.0, b_to_a_bytes_per_s=20.0, round_trip_s=0.004, source="iperf3 3.12"
-    )
-
-    there, back = links_between([pair])
-
-    assert (there.src, there.dst, there.bandwidth_bytes_per_s) == ("x", "y", 10.0)
-    assert (back.src, back.dst, back.bandwidth_bytes_per_s) == ("y", "x", 20.0)
-    assert there.latency_s == back.latency_s == 0.002
-    assert there.source == "iperf3 3.12"
 
 
 def test_the_receivers_rate_is_taken() -> None:
