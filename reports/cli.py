@@ -1,40 +1,30 @@
-"""Commands that read what the others wrote: ``report``, ``gate`` and ``demo``."""
+"""Commands that read what the others wrote: ``report``, ``compare``, ``gate`` and ``demo``."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from profiler.errors import InputError
-
-if TYPE_CHECKING:
-    import msgspec
-    from rich.console import RenderableType
-
-    from .verdict import Band
+from . import gate_cli
+from .command_line import AsJson, MarkdownFile, PlanFile, note, print_record, show
 
 RecordFile = Annotated[Path, typer.Argument(help="run.json; also plan.json or cluster.json", show_default=False)]
-RunFile = Annotated[Path, typer.Argument(help="run.json", show_default=False)]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="refuse a run of another plan than this file's")]
-MinRatio = Annotated[float, typer.Option(help="least measured / expected")]
-MaxRatio = Annotated[float, typer.Option(help="most measured / expected")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the record on stdout, everything else on stderr")]
 
 
 def mount(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("report")(report_command)
-    app.command("gate")(gate_command)
+    app.command("compare")(compare_command)
+    gate_cli.mount(app)
     app.command("demo")(demo_command)
 
 
 def report_command(
     record: RecordFile,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="write one self-contained page")] = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="write a pull-request comment")] = None,
+    markdown: MarkdownFile = None,
     plan: PlanFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,27 +51,28 @@ def report_command(
         print_record(loading.answer(loaded))
 
 
-def gate_command(
-    run: RunFile,
-    min_ratio: MinRatio = 0.85,
-    max_ratio: MaxRatio = 1.05,
-    plan: PlanFile = None,
+def compare_command(
+    base: Annotated[Path, typer.Argument(show_default=False)],
+    new: Annotated[Path, typer.Argument(show_default=False)],
+    markdown: MarkdownFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pass where measured / expected is inside the band: exit 0 passed, 1 failed, 2 bad input, 3 could not measure."""
-    from . import loading
-    from .gate import gate
+    """What changed between two runs, two plans or two clusters, and whether it is more than noise."""
+    from profiler.records import save_bytes
 
-    band = _band(min_ratio, max_ratio)
-    log = loading.load_run(run)
-    if plan is not None:
-        loading.require_plan(log, plan, origin=run)
-    result = gate(log, min_ratio=band.min_ratio, max_ratio=band.max_ratio)
+    from . import loading
+    from .compare import compare
+    from .terminal_comparison import comparison_summary
+
+    found = compare(loading.load_any(base), loading.load_any(new), base_name=str(base), new_name=str(new))
+    show(comparison_summary(found), to_stderr=as_json)
+    if markdown is not None:
+        from .markdown import comparison_markdown, fit
+
+        save_bytes(markdown, fit(comparison_markdown(found)).encode())
+        note(f"wrote {markdown}")
     if as_json:
-        print_record(result.verdict)
-    word = {0: "PASS", 1: "FAIL", 3: "COULD NOT MEASURE"}[result.exit_code]
-    typer.echo(f"{word}  {result.message}", err=as_json)
-    raise typer.Exit(result.exit_code)
+        print_record(found)
 
 
 def demo_command(
@@ -96,40 +87,3 @@ def demo_command(
     from .demo import DemoConfig, run_demo
 
     raise typer.Exit(run_demo(DemoConfig(model=model, testbed=testbed, out=out, is_json=as_json)))
-
-
-def show(renderable: RenderableType, *, to_stderr: bool = False) -> None:
-    """Print once, no live redraw; in ASCII where the terminal cannot show more."""
-    from rich.console import Console
-
-    from .figures import to_ascii
-
-    stream = sys.stderr if to_stderr else sys.stdout
-    console = Console(file=stream, highlight=False, soft_wrap=False)
-    if console.encoding.lower().startswith("utf"):
-        console.print(renderable)
-        return
-    with console.capture() as captured:
-        console.print(renderable)
-    stream.write(to_ascii(captured.get()))
-
-
-def print_record(record: msgspec.Struct) -> None:
-    """A record as JSON on stdout."""
-    from profiler.records import encode_record
-
-    sys.stdout.write(encode_record(record).decode())
-
-
-def note(text: str) -> None:
-    """Progress, on stderr."""
-    typer.echo(text, err=True)
-
-
-def _band(min_ratio: float, max_ratio: float) -> Band:
-    from .verdict import Band
-
-    try:
-        return Band(min_ratio=min_ratio, max_ratio=max_ratio)
-    except ValueError as error:
-        raise InputError(f"--min-ratio {min_ratio:g} --max-ratio {max_ratio:g}: {error}") from error

@@ -16,7 +16,7 @@ import typer
 from profiler.records import save_bytes, save_record
 
 from . import loading
-from .cli import print_record, show
+from .command_line import print_record, show
 from .gate import COULD_NOT_MEASURE, exit_code_of
 from .html import html_page
 from .terminal import run_summary

@@ -8,8 +8,11 @@ from profiler.cluster_profile import ClusterProfile
 from reference_server.run_log import RunLog
 from solver.plan import Plan
 
+from .cases import Case, worst_first
 from .causes import relative
+from .compare import Comparison
 from .figures import TIMES, bit_rate, interval, link_name, number, percent, points, ratio, seconds, signed_percent, size
+from .terminal_comparison import changes_in_order
 from .validate import validate
 from .verdict import NodeResidual, Verdict
 
@@ -145,6 +148,43 @@ def profile_markdown(profile: ClusterProfile) -> list[str]:
             ],
         ),
         escape(profile.testbed),
+    ]
+
+
+def comparison_markdown(comparison: Comparison) -> list[str]:
+    """The parts of a comparison's comment, the worst change first."""
+    rows = [
+        (
+            change.judgement,
+            change.name,
+            change.base,
+            change.new,
+            ratio(change.ratio) if change.ratio is not None else "",
+            interval(change.interval) if change.interval and change.interval.low != change.interval.high else "",
+        )
+        for change in changes_in_order(comparison)
+    ]
+    left_out = len(rows) - MAX_ROWS
+    return [
+        f"### helixbench: two {comparison.kind}s compared",
+        table(("", "what", ">base", ">new", ">new / base", "95 % interval"), rows[:MAX_ROWS]) or "Nothing changed.",
+        f"{left_out} more changes are left out." if left_out > 0 else "",
+        bullets(comparison.notes),
+    ]
+
+
+def gate_markdown(cases: Sequence[Case]) -> list[str]:
+    """The parts of a gate's comment, the worst case first."""
+    ordered = worst_first(tuple(cases))
+    bad = [case for case in ordered if case.status != "passed"]
+    title = f"{len(bad)} of {len(ordered)} not passed" if bad else f"passed ({len(ordered)} checks)"
+    return [
+        f"### helixbench gate: {title}",
+        table(("", "gate", "message"), [(case.status, f"{case.suite}: {case.name}", case.message) for case in bad]),
+        folded(
+            "Passed",
+            table(("gate", "message"), [(f"{c.suite}: {c.name}", c.message) for c in ordered if c.status == "passed"]),
+        ),
     ]
 
 

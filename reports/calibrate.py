@@ -1,0 +1,81 @@
+"""How often does the regression gate err? Trials on identical code, or on code that is slower by a known share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from .intervals import CONFIDENCE
+from .regression import Answer, Question, Regression, Side, run_gate
+from .verdict import Interval
+
+
+class Calibration(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag_field="schema",
+    tag="helixbench.calibration/1",
+):
+    """Answers of many trials. ``slower_share`` is the false-alarm rate where ``handicap`` is 0, else the found share.
+
+    ``interval`` is its exact (Clopper-Pearson) 95 % interval. ``handicap`` is how much more NEW had to do.
+    """
+
+    handicap: float
+    num_trials: int
+    answers: dict[Answer, int]
+    slower_share: float
+    interval: Interval
+    question: Question
+    processes: int
+    statement: str
+
+
+def calibrate(
+    question: Question,
+    measure: Callable[[Side], float],
+    *,
+    trials: int,
+    handicap: float = 0.0,
+    on_trial: Callable[[int, Regression], None] = lambda _i, _regression: None,
+) -> Calibration:
+    """Run the whole gate ``trials`` times."""
+    results = []
+    for i in range(trials):
+        results.append(run_gate(question, measure))
+        on_trial(i, results[-1])
+    return summarise(question, results, handicap=handicap)
+
+
+def summarise(question: Question, results: Sequence[Regression], *, handicap: float) -> Calibration:
+    """Counts and shares of the trials' answers."""
+    answers: dict[Answer, int] = {}
+    for result in results:
+        answers[result.answer] = answers.get(result.answer, 0) + 1
+    slower, trials = answers.get("SLOWER", 0), len(results)
+    span = share_interval(slower, trials)
+    what = "false alarms" if handicap == 0 else f"found at +{handicap:.0%}"
+    return Calibration(
+        handicap=handicap,
+        num_trials=trials,
+        answers=answers,
+        slower_share=slower / trials,
+        interval=span,
+        question=question,
+        processes=sum(2 * (len(result.pairs) + len(result.confirmation)) for result in results),
+        statement=f"{what}: {slower} of {trials} trials = {slower / trials:.1%}, 95 % interval "
+        f"{span.low:.1%} .. {span.high:.1%}",
+    )
+
+
+def share_interval(count: int, trials: int) -> Interval:
+    """Clopper-Pearson interval of a share."""
+    from scipy import stats
+
+    tail = (1 - CONFIDENCE) / 2
+    low = float(stats.beta.ppf(tail, count, trials - count + 1)) if count else 0.0
+    high = float(stats.beta.ppf(1 - tail, count + 1, trials - count)) if count < trials else 1.0
+    return Interval(low, high)

@@ -1,0 +1,64 @@
+"""The numbers of a run that gates and comparisons know by name, each with the way in which it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from reference_server.run_log import RequestRecord, RunLog
+
+from .integrity import intervals_in_window, tokens_of
+from .intervals import batch_means
+
+# metric -> whether higher is better
+IS_HIGHER_BETTER = {
+    "total_tokens_per_s": True,
+    "output_tokens_per_s": True,
+    "ttft_mean_s": False,
+    "tpot_mean_s": False,
+    "ttft_p50_s": False,
+    "ttft_p99_s": False,
+    "tpot_p50_s": False,
+    "tpot_p99_s": False,
+}
+
+
+def metrics_of(run: RunLog) -> dict[str, float]:
+    """Metric -> value; latencies are missing where no request finished in the window, throughput then as well."""
+    if not run.requests_in_window():
+        return {}
+    found = {"total_tokens_per_s": run.total_tokens_per_s, "output_tokens_per_s": run.output_tokens_per_s}
+    for kind, values in (("ttft", ttfts(run)), ("tpot", tpots(run))):
+        percentiles = run.latency_percentiles("ttft" if kind == "ttft" else "tpot", (50.0, 99.0))
+        if values and percentiles:
+            found[f"{kind}_mean_s"] = sum(values) / len(values)
+            found[f"{kind}_p50_s"], found[f"{kind}_p99_s"] = percentiles
+    return found
+
+
+def batches_of(run: RunLog) -> dict[str, tuple[float, ...]]:
+    """Metric -> its means over consecutive parts of the window, for those metrics that are means."""
+    inside = intervals_in_window(run)
+    spans = [count.end_s - start for start, count in inside]
+    series = {
+        "total_tokens_per_s": [tokens_of([c]) / span for (_, c), span in zip(inside, spans, strict=True)],
+        "output_tokens_per_s": [c.output_tokens / span for (_, c), span in zip(inside, spans, strict=True)],
+        "ttft_mean_s": ttfts(run),
+        "tpot_mean_s": tpots(run),
+    }
+    means = {name: batch_means(values) for name, values in series.items()}
+    return {name: batches for name, batches in means.items() if batches}
+
+
+def ttfts(run: RunLog) -> list[float]:
+    """Seconds to the first token, in the order in which the requests finished in the window."""
+    return _in_order(run, lambda request: request.ttft_s)
+
+
+def tpots(run: RunLog) -> list[float]:
+    """Seconds per later token, in the order in which the requests finished in the window."""
+    return _in_order(run, lambda request: request.tpot_s)
+
+
+def _in_order(run: RunLog, value: Callable[[RequestRecord], float | None]) -> list[float]:
+    requests: Sequence[RequestRecord] = sorted(run.requests_in_window(), key=lambda request: request.finish_s)
+    return [found for request in requests if (found := value(request)) is not None]
