@@ -1,7 +1,7 @@
-"""Time of a stage over a grid of batches: what to measure, in which order, for how long. What runs is given from outside.
+"""Time of a stage over a grid of batches: what to measure, in which order, for how long. What runs comes from outside.
 
-The unit of measurement is a block: iterations back to back for at least ``MIN_BLOCK_S``, its mean the sample. A block is
-long enough to average over the periods in which an operating system grants a CPU quota, where single iterations are
+The unit of measurement is a block: iterations back to back for at least ``MIN_BLOCK_S``, its mean the sample. A block
+is long enough to average over the periods in which an operating system grants a CPU quota, where single iterations are
 either fast or stalled and their median would be neither.
 """
 

@@ -50,6 +50,15 @@ class ModelFiles:
         """Decoder layers."""
         return int(self.config.num_hidden_layers)
 
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an output: those of the generation config, which may list several, or else of the config."""
+        from transformers import GenerationConfig
+
+        has_own = (self.directory / "generation_config.json").exists()
+        source = GenerationConfig.from_pretrained(self.directory, local_files_only=True) if has_own else self.config
+        ids = source.eos_token_id
+        return frozenset(() if ids is None else ids if isinstance(ids, list | tuple) else (ids,))
+
     @property
     def head_tensor(self) -> str:
         """Name of the LM head's weight: its own, or the embedding's where the two are tied."""

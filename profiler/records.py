@@ -22,6 +22,10 @@ from .errors import InputError
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 
+class _AnyRecord(msgspec.Struct):
+    schema: str
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """When, where and from what a record was made.
 
@@ -85,6 +89,7 @@ def decode_record(raw: bytes, record_type: type[RecordT], *, origin: str) -> Rec
     if not raw.strip():
         raise InputError(f"{origin}: the file is empty; expected {_schema_of(record_type)}")
     try:
+        msgspec.json.decode(raw, type=_AnyRecord)  # a lone struct's tag may be missing; a record's may not
         return msgspec.json.decode(raw, type=record_type)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {error}; expected {_schema_of(record_type)}") from error

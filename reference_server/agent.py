@@ -1,4 +1,4 @@
-"""The process on a node: describes itself, measures itself, holds a layer range, and serves it. One thread, one loop."""
+"""The process on a node: describes itself, measures itself, holds a layer range and serves it, all in one loop."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Agent:
         capacity = int((self.device.memory_bytes - stage.weight_bytes) // kv_bytes_per_token)
         if capacity < command.kv_capacity_tokens:
             raise InputError(
-                f"node {command.node}: layers [{command.start},{command.end}) take {stage.weight_bytes / 1e6:.0f} MB of "
+                f"layers [{command.start},{command.end}) take {stage.weight_bytes / 1e6:.0f} MB of "
                 f"{self.device.memory_bytes / 1e6:.0f} MB and leave room for {max(capacity, 0)} KV tokens of the "
                 f"{command.kv_capacity_tokens} needed; give the node more memory, or profile and solve again"
             )

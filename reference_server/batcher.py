@@ -11,7 +11,7 @@ from .messages import WorkItem
 
 
 class Queued(msgspec.Struct):
-    """Work that waits. ``inputs`` is whatever the caller runs (its first axis is tokens); ``taken`` of them have run."""
+    """Work that waits. ``inputs`` is what the caller runs (its first axis is tokens); ``taken`` of them have run."""
 
     item: WorkItem
     inputs: Any
@@ -19,7 +19,7 @@ class Queued(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A part of queued work that runs now: ``item`` with its own past, size and sample flag, and where its inputs begin."""
+    """A part of queued work that runs now: an ``item`` of its own, and where in ``inputs`` its tokens begin."""
 
     item: WorkItem
     inputs: Any

@@ -24,8 +24,8 @@ _INTERVALS = 60  # of the timeline, over the whole run
 class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What load to make.
 
-    Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. The warm-up ends when every one
-    of the first ``concurrency`` requests has finished, but not before ``warmup_s``.
+    Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. The warm-up ends when as many
+    requests as are in flight have finished, but not before ``warmup_s``.
     """
 
     workload: Workload

@@ -200,12 +200,17 @@ def agent(
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 for any.")] = "",
     key: Annotated[Optional[Path], typer.Option(help="The cluster's key file.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
-    memory: Annotated[str, typer.Option(help="For weights, workspace and KV cache, e.g. 20GB (a bare number: bytes). Default: all.")] = "",
+    memory: Annotated[
+        str, typer.Option(help="For weights, workspace and KV cache, e.g. 20GB (a bare number: bytes). Default: all.")
+    ] = "",
     cpu_share: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(min=0.01, max=1.0, help="Rest in proportion after each iteration, as a slower processor."),
     ] = None,
-    make_key: Annotated[Optional[Path], typer.Option(help="Write a new cluster key there and end.")] = None,  # noqa: UP045
+    make_key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write a new cluster key there and end."),
+    ] = None,
 ) -> None:
     """Run the agent of one node, to be profiled and to serve."""
     from .keys import make_key_file
@@ -223,14 +228,10 @@ def agent(
         raise InputError(f"--memory {memory}: {error}") from error
     from .agent import AgentConfig, run_agent
 
-    run_agent(
-        AgentConfig(listen=listen, key=key, device=device, memory_bytes=memory_bytes, cpu_share=cpu_share)
-    )
+    run_agent(AgentConfig(listen=listen, key=key, device=device, memory_bytes=memory_bytes, cpu_share=cpu_share))
 
 
-def _drive(
-    testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_fds: tuple[int, ...] = ()
-) -> None:
+def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_fds: tuple[int, ...] = ()) -> None:
     """Start the testbed, let its driver do the job, and end with the driver's exit code where that is not 0."""
     from .jobs import encode_job
     from .launch.spec import load_testbed

@@ -1,7 +1,7 @@
 """Coordinator: the life of a request, from its arrival to its last token. Pure: (event, now) -> actions.
 
-It admits a request when every node of its pipeline has KV slots free for the longest that it can become, so no node ever
-runs out, and a request that was let in is never thrown out.
+It admits a request when every node of its pipeline has KV slots free for the longest that it can become, so no node
+ever runs out, and a request that was let in is never thrown out.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Coordinator:
         return actions
 
     def abort(self, number: int) -> Actions:
-        """The client has gone. Slots are freed when the token under way is back, so nothing late is left in the nodes."""
+        """The client has gone. Slots are freed when the token under way is back: nothing late is left in the nodes."""
         actions = Actions({}, [])
         state = self._in_flight.get(number)
         if state is not None:

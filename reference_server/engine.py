@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 import time
 from collections.abc import Callable, Iterable
 
@@ -67,7 +68,6 @@ class Engine:
             raise MeasurementError(
                 f"no token within {_SILENCE_S:.0f} s with {self.coordinator.num_in_flight} in flight"
             )
-        return events
 
     def ask_counters(self) -> None:
         """Ask every node what it has done; the answers are in ``counters`` when all have come."""
@@ -79,9 +79,7 @@ class Engine:
         """Node -> what it had done when asked; ``None`` while answers are missing."""
         return dict(self._counters) if len(self._counters) == len(self.agents.addresses) else None
 
-    def _sampled(
-        self, node: str, sampled: Sampled, on_events: Callable[[list[TokenEvent]], list[Request]]
-    ) -> None:
+    def _sampled(self, node: str, sampled: Sampled, on_events: Callable[[list[TokenEvent]], list[Request]]) -> None:
         try:
             actions = self.coordinator.sampled(sampled.tokens)
         except KeyError as error:
@@ -160,4 +158,4 @@ def _served(node: str, field: str, value: int | None) -> int:
 
 def _peers(node: str, weighted: Iterable[tuple[Pipeline, float]]) -> set[str]:
     """Nodes that work goes on to from ``node``."""
-    return {after.node for hops, _ in weighted for hop, after in zip(hops, hops[1:], strict=False) if hop.node == node}
+    return {after.node for hops, _ in weighted for hop, after in itertools.pairwise(hops) if hop.node == node}

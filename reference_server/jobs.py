@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
+
 from solver.workload import Workload
 
 from .profile_config import ProfileConfig
@@ -64,4 +65,5 @@ def encode_job(job: Job) -> bytes:
 
 def decode_job(raw: bytes) -> Job:
     """The job from JSON."""
-    return msgspec.json.decode(raw, type=Job, dec_hook=lambda type_, value: type_(value))
+    job: Job = msgspec.json.decode(raw, type=Job, dec_hook=lambda type_, value: type_(value))
+    return job

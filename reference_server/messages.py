@@ -1,7 +1,7 @@
 """What goes over the wire: one typed header in msgpack, then the raw bytes of at most one tensor.
 
-The coordinator talks to every agent (``Command``, ``Work``), agents hand work on to each other (``Work``) and answer the
-coordinator (``Answer``). Nothing else is accepted: unknown fields, unknown types and headers that are too long are errors.
+The coordinator talks to every agent (``Command``), agents hand work on to each other (``Work``) and answer the
+coordinator (``Answer``). Nothing else is accepted: unknown types, wrong values and overlong headers are errors.
 """
 
 from __future__ import annotations

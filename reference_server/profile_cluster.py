@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+
 from profiler.cluster_profile import COORDINATOR, ClusterProfile, Coordinator, Link, Node
 from profiler.errors import MeasurementError
 from profiler.fit import fit_cost

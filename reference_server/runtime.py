@@ -66,7 +66,7 @@ class NodeRuntime:
         """
         for request in work.closes:
             if self._routes.pop(request, None) is None:
-                raise MeasurementError(f"node {self._node}: asked to close request {request}, which is not open")
+                raise MeasurementError(f"asked to close request {request}, which is not open")
             self.stage.kv.release(request)
         for opened in work.opens:
             self._open(opened)
@@ -92,11 +92,11 @@ class NodeRuntime:
     def _open(self, opened: OpenRequest) -> None:
         places = [index for index, hop in enumerate(opened.hops) if hop.node == self._node]
         if len(places) != 1:
-            raise MeasurementError(f"node {self._node}: request {opened.request} passes here {len(places)} times")
+            raise MeasurementError(f"request {opened.request} passes here {len(places)} times")
         hop = opened.hops[places[0]]
         if hop.end != self.stage.end or not self.stage.start <= hop.start < hop.end:
             held = f"[{self.stage.start},{self.stage.end})"
-            raise MeasurementError(f"node {self._node} holds {held} and cannot run [{hop.start},{hop.end})")
+            raise MeasurementError(f"this node holds {held} and cannot run [{hop.start},{hop.end})")
         following = opened.hops[places[0] + 1 : places[0] + 2]
         sampling = opened.sampling
         generator = None
@@ -106,7 +106,7 @@ class NodeRuntime:
         try:
             self.stage.kv.reserve(opened.request, opened.kv_tokens)
         except ValueError as error:
-            raise MeasurementError(f"node {self._node}: {error}") from error
+            raise MeasurementError(f"{error}") from error
         next_peer = following[0].node if following else None
         self._routes[opened.request] = _Route(hop.start, next_peer, opened.kv_tokens, sampling, generator)
         for item, inputs in self._early.pop(opened.request, []):
@@ -119,7 +119,7 @@ class NodeRuntime:
             return
         if item.past < 0 or item.num_tokens < 1 or item.past + item.num_tokens > route.kv_tokens:
             raise MeasurementError(
-                f"node {self._node}: request {item.request} sends tokens {item.past}+{item.num_tokens}, "
+                f"request {item.request} sends tokens {item.past}+{item.num_tokens}, "
                 f"beyond its {route.kv_tokens} KV slots"
             )
         self._batcher.add(item, inputs)
@@ -133,14 +133,12 @@ class NodeRuntime:
         size = dtype.itemsize * int(np.prod(shape))
         if f"torch.{work.dtype}" != str(dtype) or payload is None or len(payload) != size:
             got = "nothing" if payload is None else f"{len(payload)} bytes"
-            raise MeasurementError(
-                f"node {self._node}: need {size} bytes of {dtype} for {num_tokens} tokens, got {got} of {work.dtype}"
-            )
+            raise MeasurementError(f"need {size} bytes of {dtype} for {num_tokens} tokens, got {got} of {work.dtype}")
         raw = torch.empty(size, dtype=torch.uint8)
         raw.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
         inputs = raw.view(dtype).view(shape)
         if is_ids and not 0 <= int(inputs.min()) <= int(inputs.max()) < self.stage.vocab_size:
-            raise MeasurementError(f"node {self._node}: a token id is not in [0,{self.stage.vocab_size})")
+            raise MeasurementError(f"a token id is not in [0,{self.stage.vocab_size})")
         return inputs
 
     def _stage_item(self, chunk: Chunk) -> StageItem:
@@ -180,7 +178,7 @@ class NodeRuntime:
         outbound = []
         for peer, going in by_peer.items():
             if peer is None:
-                raise MeasurementError(f"node {self._node}: a pipeline ends before the model's last layer")
+                raise MeasurementError("a pipeline ends before the model's last layer")
             tensor = hidden if len(by_peer) == 1 else torch.cat([rows for _, rows in going])
             wire_items = tuple(
                 WorkItem(item.request, item.past, item.num_tokens, item.sample, is_decode[item.request, item.past])
@@ -193,4 +191,5 @@ class NodeRuntime:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's raw bytes, row-major, on the host."""
-    return memoryview(tensor.contiguous().cpu().view(torch.uint8).numpy().reshape(-1))
+    raw: Any = tensor.contiguous().cpu().view(torch.uint8).numpy().reshape(-1)
+    return memoryview(raw)

@@ -94,9 +94,11 @@ class _Ring:
         self._end = end
         self._next_request = 0
         stage = agent.runtime.stage
-        make = {"kv_capacity_tokens": 1, "dtype": stage.dtype, "device": stage.device}
-        self._first = Stage(files, start=0, end=1, **make)
-        self._last = Stage(files, start=files.num_layers - 1, end=files.num_layers, **make)
+        last = files.num_layers - 1
+        self._first, self._last = (
+            Stage(files, start=start, end=start + 1, kv_capacity_tokens=1, dtype=stage.dtype, device=stage.device)
+            for start in (0, last)
+        )
 
     @contextmanager
     def run(self, point: GridPoint) -> Iterator[Iterate]:
