@@ -84,8 +84,8 @@ def check_command(
     if plan is not None:
         loading.require_plan(log, plan, origin=run)
     result = gate(log, min_ratio=band.min_ratio, max_ratio=band.max_ratio)
-    word = {0: "PASS", 1: "FAIL", 3: "COULD NOT MEASURE"}[result.exit_code]
-    typer.echo(f"{word}  {result.message}", err=as_json)
+    word = {0: "PASS  ", 1: "FAIL  ", 3: ""}[result.exit_code]
+    typer.echo(f"{word}{result.message}", err=as_json)
     _write(calibration_cases(result.verdict), run_samples(log), junit, markdown, benchmark_json, is_json=as_json)
     if as_json:
         print_record(result.verdict)

@@ -39,7 +39,7 @@ _STYLE: dict[Outcome, str] = {
 
 def profile_summary(profile: ClusterProfile) -> RenderableType:
     """What each node and link of the cluster can do."""
-    model = profile.model
+    model, shared = profile.model, _shared_facts(profile)
     about = (
         f"{model.name}: {model.num_layers} layers of {size(model.layer_weight_bytes)}, "
         f"KV {size(model.kv_bytes_per_token_per_layer)} per token and layer"
@@ -50,6 +50,7 @@ def profile_summary(profile: ClusterProfile) -> RenderableType:
         _cost_block(profile),
         _capacity_block(profile),
         parts.block("LINKS", "one way", _link_table(profile)),
+        parts.facts("ALL NODES", [", ".join(fact for fact in _facts(profile.nodes[0]) if fact in shared)]),
         parts.facts("TESTBED", [profile.testbed]),
         _provenance(profile.provenance.created, profile.provenance.host, profile.provenance.command),
     )
@@ -61,17 +62,23 @@ def plan_summary(plan: Plan, profile: ClusterProfile | None = None) -> Renderabl
     about = {node.name: node.device.name for node in profile.nodes} if profile else {}
     unused = sorted(about.keys() - plan.placement.keys())
     bars = [
-        ("any plan", predicted.upper_bound_tokens_per_s, f"upper bound, {percent(predicted.gap, 1)} above this plan"),
-        ("this plan", predicted.max_flow_tokens_per_s, "bound: its max-flow"),
-        *((f"expected at {e.concurrency}", e.total_tokens_per_s, _expected_remark(e)) for e in predicted.expected),
+        ("any plan", predicted.upper_bound_tokens_per_s, ("", "", "")),
+        ("this plan", predicted.max_flow_tokens_per_s, ("", "", "")),
+        *((f"expected at {e.concurrency}", e.total_tokens_per_s, _promises(e)) for e in predicted.expected),
     ]
+    gap = f"any plan: upper bound, {percent(predicted.gap, 1)} above; this plan: bound, its max-flow"
     workload = plan.assumptions.workload
     return Group(
         Text.assemble(("PLAN", "bold"), f"  {plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes"),
         parts.placement(plan.placement, plan.num_layers, about),
         *([Text(f"  not used: {', '.join(unused)}")] if unused else []),
         parts.flows(plan),
-        parts.block("PROMISE", "total tokens/s; expected at that many requests in flight", parts.scale_bars(bars)),
+        parts.block(
+            "PROMISE",
+            "total tokens/s; expected at that many requests in flight",
+            parts.scale_bars(bars, "=interval", ">TTFT", ">TPOT"),
+            Text(gap),
+        ),
         parts.facts(
             "ASSUMES",
             [
@@ -118,15 +125,15 @@ def _verdict_block(verdict: Verdict) -> RenderableType:
 def _result_block(verdict: Verdict) -> RenderableType:
     unknown = "" if verdict.expected_tokens_per_s is not None else "no prediction at this concurrency"
     rows = [
-        ("bound", verdict.bound_tokens_per_s, f"any plan: at most {number(verdict.upper_bound_tokens_per_s)}"),
-        ("expected", verdict.expected_tokens_per_s, interval(verdict.expected_interval) or unknown),
-        ("measured", verdict.measured_tokens_per_s, interval(verdict.measured_interval)),
+        ("bound", verdict.bound_tokens_per_s, (f"any plan: at most {number(verdict.upper_bound_tokens_per_s)}",)),
+        ("expected", verdict.expected_tokens_per_s, (interval(verdict.expected_interval) or unknown,)),
+        ("measured", verdict.measured_tokens_per_s, (interval(verdict.measured_interval),)),
     ]
     against = f"{ratio(verdict.ratio_to_expected)} {TIMES} expected, {ratio(verdict.ratio_to_bound)} {TIMES} bound"
     return parts.block(
         "RESULT",
         "total tokens/s, with 95 % intervals",
-        parts.scale_bars(rows, width=2 * parts.BAR),
+        parts.scale_bars(rows, "", width=2 * parts.BAR),
         Text(f"measured is {against}", style="bold"),
     )
 
@@ -186,33 +193,43 @@ def _pair(planned: str, measured: str) -> str:
     return f"{planned} / {measured}"
 
 
-def _expected_remark(expected: Expected) -> str:
+def _promises(expected: Expected) -> tuple[str, str, str]:
     low, high = expected.low_total_tokens_per_s, expected.high_total_tokens_per_s
     range_ = interval(Interval(low, high)) if low is not None and high is not None else ""
-    times = f"TTFT {seconds(expected.ttft_s)}, TPOT {seconds(expected.tpot_s)}" if expected.tpot_s is not None else ""
-    return ", ".join(filter(None, [range_, times]))
+    ttft, tpot = ("" if value is None else seconds(value) for value in (expected.ttft_s, expected.tpot_s))
+    return range_, ttft, tpot
 
 
 def _node_table(profile: ClusterProfile) -> RenderableType:
     num_layers = profile.model.num_layers
+    shared = _shared_facts(profile)
     rows = [
         (
             node.name,
             share_bar(node.max_layers / num_layers, 16),
             str(node.max_layers),
             size(node.device.memory_bytes),
-            _device(node),
+            _device(node, shared),
         )
         for node in profile.nodes
     ]
-    return parts.table("", "", ">layers", ">memory", "device", rows=rows)
+    return parts.table("", "=", ">layers", ">memory", "device", rows=rows)
 
 
-def _device(node: Node) -> str:
-    facts = (
+def _device(node: Node, shared: set[str]) -> str:
+    own = (fact for fact in _facts(node) if fact not in shared)
+    return ", ".join(filter(None, [node.device.name, *own, node.region]))
+
+
+def _shared_facts(profile: ClusterProfile) -> set[str]:
+    """What the driver or the OS says of every node alike: said once, so that what differs stands out."""
+    return set.intersection(*(set(_facts(node)) for node in profile.nodes)) if len(profile.nodes) > 1 else set()
+
+
+def _facts(node: Node) -> list[str]:
+    return [
         f"{key} {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in node.device.facts.items()
-    )
-    return ", ".join(filter(None, [node.device.name, *facts, node.region]))
+    ]
 
 
 def _cost_block(profile: ClusterProfile) -> RenderableType:

@@ -46,7 +46,7 @@ def comparison_summary(comparison: Comparison) -> RenderableType:
         parts.block(
             "CHANGES",
             "new / base with 95 % intervals",
-            parts.table("", "", ">base", ">new", ">ratio", ">interval", rows=rows),
+            parts.table("=", "", "base", "new", ">ratio", "=interval", rows=rows),
         )
         if rows
         else Text("\n  nothing changed"),

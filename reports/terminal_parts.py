@@ -33,15 +33,26 @@ def facts(title: str, lines: Iterable[str]) -> RenderableType:
 
 
 def table(*columns: str, rows: Iterable[Sequence[RenderableType]]) -> Table:
-    """Columns without rules. A name that starts with ``>`` is right-aligned; a long cell is folded, never cut."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(c.strip(">") for c in columns))
-    for column in columns:
-        is_right = column.startswith(">")
+    """Columns without rules; one without a single cell is left out.
+
+    A name that starts with ``>`` is right-aligned, one that starts with ``=`` holds bars: neither is ever broken. Every
+    other cell is folded where it is too long, never cut.
+    """
+    lines = [tuple(row) for row in rows]
+    used = [i for i in range(len(columns)) if any(str(line[i]) for line in lines)]
+    names = [columns[i].lstrip(">=") for i in used]
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=any(names))
+    for name, i in zip(names, used, strict=True):
+        kind = columns[i][:1]
         grid.add_column(
-            column.removeprefix(">"), justify="right" if is_right else "left", overflow="fold", header_style="italic"
+            name,
+            justify="right" if kind == ">" else "left",
+            overflow="fold",
+            no_wrap=kind in (">", "="),
+            header_style="italic",
         )
-    for row in rows:
-        grid.add_row(*row)
+    for line in lines:
+        grid.add_row(*(line[i] for i in used))
     return grid
 
 
@@ -52,7 +63,7 @@ def placement(layers: Mapping[str, LayerRange], num_layers: int, about: Mapping[
         (name, layer_bar(held, num_layers, width), str(held), about.get(name, ""))
         for name, held in sorted(layers.items(), key=lambda item: (item[1], item[0]))
     ]
-    return block("PLACEMENT", f"over the layers [0,{num_layers})", table("", "", "", "", rows=rows))
+    return block("PLACEMENT", f"over the layers [0,{num_layers})", table("", "=", "=", "", rows=rows))
 
 
 def flows(plan: Plan) -> RenderableType:
@@ -63,7 +74,7 @@ def flows(plan: Plan) -> RenderableType:
     return block(
         "FLOW",
         "through nodes and links against capacity, tokens/s",
-        table("", "", ">flow", ">capacity", ">use", "", rows=[*_flow_rows(nodes), *_flow_rows(links)]),
+        table("", "=", ">flow", ">capacity", ">use", "=", rows=[*_flow_rows(nodes), *_flow_rows(links)]),
         *_left_out(len(nodes), "nodes"),
         *_left_out(len(links), "links"),
         *([Text(f"bottleneck (min cut): {cut}", style="bold")] if cut else []),
@@ -100,16 +111,18 @@ def _left_out(count: int, what: str) -> list[Text]:
     return [Text(f"… and {more} more {what}, used less than those above")] if more > 0 else []
 
 
-def scale_bars(rows: Sequence[tuple[str, float | None, str]], *, width: int = BAR) -> RenderableType:
-    """Values of one kind as bars on one scale: ``(name, value, remark)``."""
+def scale_bars(
+    rows: Sequence[tuple[str, float | None, Sequence[str]]], *remarks: str, width: int = BAR
+) -> RenderableType:
+    """Values of one kind as bars on one scale: ``(name, value, remarks)``, a remark for each of those columns."""
     top = max((value for _, value, _ in rows if value is not None), default=0.0)
     return table(
-        "",
-        "",
+        "=",
+        "=",
         ">",
-        "",
+        *remarks,
         rows=[
-            (name, share_bar(value / top if value is not None and top else 0.0, width), number(value), remark)
-            for name, value, remark in rows
+            (name, share_bar(value / top if value is not None and top else 0.0, width), number(value), *cells)
+            for name, value, cells in rows
         ],
     )

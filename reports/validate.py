@@ -195,7 +195,9 @@ def _link_residuals(run: RunLog) -> tuple[LinkResidual, ...]:
     planned = {(flow.src, flow.dst): flow for flow in run.plan.flows}
     used = {(use.src, use.dst): use for use in run.links}
     return tuple(
-        _link_residual(run, src, dst, planned.get((src, dst)), used.get((src, dst))) for src, dst in {**planned, **used}
+        _link_residual(run, src, dst, planned.get((src, dst)), used.get((src, dst)))
+        for src, dst in {**planned, **used}
+        if (src, dst) in planned or used[(src, dst)].tokens  # a link may carry only what keeps the cluster together
     )
 
 

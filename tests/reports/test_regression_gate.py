@@ -227,7 +227,7 @@ def test_gate_calibrate_counts_false_alarms(command: Command) -> None:
 
 def test_the_built_in_load_does_more_work_with_a_handicap(command: Command) -> None:
     result = command(
-        *("gate", "calibrate", "--handicap", "2", "--trials", "1", "--rounds", "3", "--max-rounds", "3", "--json")
+        *("gate", "calibrate", "--handicap", "3", "--trials", "1", "--rounds", "3", "--max-rounds", "3", "--json")
     )
 
     assert msgspec.json.decode(result.stdout, type=Calibration).answers == {"SLOWER": 1}
