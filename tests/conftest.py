@@ -1,0 +1,41 @@
+"""Models that tests share, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .greedy import Greedy, greedy_requests
+
+ModelDir = Callable[[str], Path]
+GreedyOf = Callable[[str], tuple[Greedy, ...]]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> ModelDir:
+    """Directory of a preset's model; made when it is first asked for."""
+    from profiler.model_maker import make_model
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def directory(preset: str) -> Path:
+        if not (folder / preset).exists():
+            make_model(folder / preset, preset=preset)
+        return folder / preset
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def greedy_of(model_dir: ModelDir) -> GreedyOf:
+    """What transformers answers to 32 requests of mixed lengths, by preset; worked out once."""
+    known: dict[str, tuple[Greedy, ...]] = {}
+
+    def answers(preset: str) -> tuple[Greedy, ...]:
+        if preset not in known:
+            known[preset] = greedy_requests(model_dir(preset), count=32, seed=7)
+        return known[preset]
+
+    return answers

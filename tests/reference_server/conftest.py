@@ -1,0 +1,27 @@
+"""Agents that run as processes of their own for as long as the tests do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from reference_server.keys import make_key_file
+
+from .running import AgentProcess, RunningAgents
+
+NODES = ("n0", "n1", "n2", "n3")
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgents]:
+    """Four agents, started once; tests load what they need onto them."""
+    folder = tmp_path_factory.mktemp("agents")
+    key_file = folder / "cluster.key"
+    make_key_file(key_file)
+    processes = {node: AgentProcess(key_file, folder / f"{node}.log") for node in NODES}
+    try:
+        yield RunningAgents({node: process.address() for node, process in processes.items()}, key_file)
+    finally:
+        for process in processes.values():
+            process.end()
