@@ -22,6 +22,8 @@ class Calibration(
     """Answers of many trials. ``slower_share`` is the false-alarm rate where ``handicap`` is 0, else the found share.
 
     ``interval`` is its exact (Clopper-Pearson) 95 % interval. ``handicap`` is how much more NEW had to do.
+    ``single_pair_share`` is how often the first pair alone was worse by more than the least effect: what a threshold on
+    one process of each side says, as ``pytest --benchmark-compare-fail=median:5%`` does.
     """
 
     handicap: float
@@ -29,6 +31,7 @@ class Calibration(
     answers: dict[Answer, int]
     slower_share: float
     interval: Interval
+    single_pair_share: float
     question: Question
     processes: int
     statement: str
@@ -57,6 +60,7 @@ def summarise(question: Question, results: Sequence[Regression], *, handicap: fl
         answers[result.answer] = answers.get(result.answer, 0) + 1
     slower, trials = answers.get("SLOWER", 0), len(results)
     span = share_interval(slower, trials)
+    single = sum(_is_first_pair_worse(question, result) for result in results)
     what = "false alarms" if handicap == 0 else f"found at +{handicap:.0%}"
     return Calibration(
         handicap=handicap,
@@ -64,11 +68,20 @@ def summarise(question: Question, results: Sequence[Regression], *, handicap: fl
         answers=answers,
         slower_share=slower / trials,
         interval=span,
+        single_pair_share=single / trials,
         question=question,
         processes=sum(2 * (len(result.pairs) + len(result.confirmation)) for result in results),
         statement=f"{what}: {slower} of {trials} trials = {slower / trials:.1%}, 95 % interval "
-        f"{span.low:.1%} .. {span.high:.1%}",
+        f"{span.low:.1%} .. {span.high:.1%}; "
+        f"by the first pair alone at a threshold of {question.min_effect:.0%}: {single} = {single / trials:.1%}",
     )
+
+
+def _is_first_pair_worse(question: Question, result: Regression) -> bool:
+    if not result.pairs or not result.pairs[0].base:
+        return False
+    change = result.pairs[0].new / result.pairs[0].base - 1
+    return (-change if question.is_higher_better else change) > question.min_effect
 
 
 def share_interval(count: int, trials: int) -> Interval:
