@@ -20,7 +20,7 @@ from .cluster_profile import CostSample
 from .cost import BatchShape
 
 MIN_BLOCK_S = 0.12
-MIN_BLOCK_ITERATIONS = 3
+MIN_BLOCK_ITERATIONS = 2
 MIN_ROUNDS = 3
 
 Part: TypeAlias = Literal["layers", "embedding", "head"]
@@ -79,13 +79,12 @@ def grid(
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= full]
     fitted: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = []
     fitted += [((), (short,) * size) for size in sizes]
-    fitted += [((), (long,) * size) for size in sizes if size in (1, 4, 16, 64)]
+    fitted += [((), (long,) * size) for size in sizes if size in (1, 16, 64)]
     fitted += [(((0, size),), ()) for size in _up_to(full, (8, 32, 64, 128, 256, 512, 1024, 2048))]
     fitted += [(((long - full // 2, full // 2),), ()), (((0, full // 4),) * 4, ())]
     fitted += [(((0, full // 2),), (middle,) * (full // 8)), (((0, full // 4),), (short,) * (full // 4))]
-    fitted += [(((0, full // 2),), (long,) * 4), (((middle, full // 4),), (middle,) * 2)]
+    fitted += [(((0, full // 2),), (long,) * 4)]
     held = [
-        ((), (middle,) * 3),
         ((), (middle,) * 12),
         ((), (short,) * 24),
         (((0, 3 * full // 8),), (middle,) * 6),

@@ -163,7 +163,12 @@ class Agent:
             )
         stage.kv = stage.make_kv_cache(command.kv_capacity_tokens)
         self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
-        self._runtime = NodeRuntime(command.node, stage, max_batch_tokens=command.max_batch_tokens)
+        self._runtime = NodeRuntime(
+            command.node,
+            stage,
+            max_batch_tokens=command.max_batch_tokens,
+            max_decode_batch=command.max_decode_batch,
+        )
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
 
     def unload(self) -> None:

@@ -32,10 +32,13 @@ class Batcher:
     A request's chunks keep their order: only the first of the waiting prompts is ever cut.
     """
 
-    def __init__(self, *, max_batch_tokens: int) -> None:
-        if max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens: need >= 1, got {max_batch_tokens}")
+    def __init__(self, *, max_batch_tokens: int, max_decode_batch: int | None = None) -> None:
+        if max_batch_tokens < 1 or (max_decode_batch is not None and max_decode_batch < 1):
+            raise ValueError(
+                f"max_batch_tokens, max_decode_batch: need >= 1, got {max_batch_tokens}, {max_decode_batch}"
+            )
         self._max_batch_tokens = max_batch_tokens
+        self._max_decodes = min(max_batch_tokens, max_decode_batch or max_batch_tokens)
         self._decodes: deque[Queued] = deque()
         self._prefills: deque[Queued] = deque()
 
@@ -49,13 +52,12 @@ class Batcher:
         (self._decodes if item.is_decode else self._prefills).append(Queued(item, inputs))
 
     def next_batch(self) -> list[Chunk]:
-        """Take what runs in the next iteration: at most ``max_batch_tokens`` tokens."""
+        """Take what runs in the next iteration: so many tokens, and of these so many decoding, at most."""
         batch: list[Chunk] = []
-        room = self._max_batch_tokens
-        while self._decodes and room > 0:
+        while self._decodes and len(batch) < self._max_decodes:
             queued = self._decodes.popleft()
             batch.append(Chunk(queued.item, queued.inputs, 0))
-            room -= 1
+        room = self._max_batch_tokens - len(batch)
         while self._prefills and room > 0:
             queued = self._prefills[0]
             left = queued.item.num_tokens - queued.taken

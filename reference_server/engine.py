@@ -134,6 +134,7 @@ def load_plan(
             end=held.end,
             kv_capacity_tokens=_served(node, "kv_capacity_tokens", plan.nodes[node].kv_capacity_tokens),
             max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
+            max_decode_batch=plan.max_decode_batch,
             peers={peer: agents.addresses[peer] for peer in _peers(node, weighted)},
         )
         for node, held in plan.placement.items()

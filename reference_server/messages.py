@@ -90,6 +90,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     end: int
     kv_capacity_tokens: int
     max_batch_tokens: int
+    max_decode_batch: int | None
     peers: dict[str, str]
 
 

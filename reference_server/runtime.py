@@ -41,12 +41,13 @@ class NodeRuntime:
         node: its name in pipelines.
         stage: the layers that it holds.
         max_batch_tokens: of one iteration.
+        max_decode_batch: decoding sequences among them; ``None`` for no limit of their own.
     """
 
-    def __init__(self, node: str, stage: Stage, *, max_batch_tokens: int) -> None:
+    def __init__(self, node: str, stage: Stage, *, max_batch_tokens: int, max_decode_batch: int | None = None) -> None:
         self._node = node
         self.stage = stage
-        self._batcher = Batcher(max_batch_tokens=max_batch_tokens)
+        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_decode_batch=max_decode_batch)
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
         self._early: dict[int, list[tuple[WorkItem, torch.Tensor]]] = {}  # not yet open -> work that came before
 

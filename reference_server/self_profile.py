@@ -68,6 +68,7 @@ def profile(agent: Agent, command: Profile) -> Profiled:
             end=1 + held,
             kv_capacity_tokens=min(kv_tokens, max(point.kv_tokens for point in points)),
             max_batch_tokens=command.max_batch_tokens,
+            max_decode_batch=None,
             peers={_RING: _own_address(agent.address)},
         )
     )
@@ -122,10 +123,18 @@ class _Ring:
                 self._agent.runtime.accept(Work(closes=tuple(requests)), None)
 
     def workspace_bytes(self, point: GridPoint) -> float:
-        """Peak memory of one iteration of the batch."""
+        """Peak memory of the batch's first iteration, beside weights and KV cache.
+
+        It must be the first of all: later ones find memory that the process has kept. The KV slots that it writes become
+        resident with it and are taken off; on CUDA the whole cache lies there before.
+        """
+        stage = self._agent.runtime.stage
+        written = 0.0
+        if stage.device.type == "cpu":
+            slot_bytes = stage.kv.arena[:, :, :, 0].nbytes
+            written = point.num_tokens * point.num_layers / (stage.end - stage.start) * slot_bytes
         with self.run(point) as iterate:
-            iterate()  # the KV slots are touched now
-            return workspace_bytes(iterate, device=self._agent.torch_device)
+            return max(0.0, workspace_bytes(iterate, device=self._agent.torch_device) - written)
 
     def _turn(self) -> None:
         if not self._agent.turn(_TURN_TIMEOUT_MS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +11,17 @@ from profiler.records import digest, provenance_now
 
 from .bottleneck import describe
 from .capacity import Capacities
-from .expected import predict
+from .expected import predict, predict_means
 from .flow import Flow, max_flow
+from .network import LinkTable
 from .plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
 from .rollout import can_roll_out, roll_out
+from .routes import pipelines_of
 
 Objective = Literal["throughput", "max-flow"]
+
+SATURATED = 0.98
+"""Of what the most requests in flight bring; beyond that, more of them only wait."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,24 @@ class Question:
         return self.capacities.concurrency
 
 
-def carrying(question: Question, placement: Mapping[str, LayerRange], *, spread: bool = False) -> Flow:
+def carrying(
+    question: Question,
+    placement: Mapping[str, LayerRange],
+    *,
+    spread: bool = False,
+    links: LinkTable | None = None,
+) -> Flow:
     """The largest flow of a placement under the question's rules."""
-    return max_flow(question.capacities, placement, partial=question.partial, spread=spread)
+    return max_flow(question.capacities, placement, partial=question.partial, spread=spread, links=links)
 
 
 def expected_of(
-    question: Question, placement: Mapping[str, LayerRange], flow: Flow, concurrency: int | None
+    question: Question,
+    placement: Mapping[str, LayerRange],
+    flow: Flow,
+    concurrency: int | None,
+    *,
+    max_decode_batch: int | None = None,
 ) -> Expected:
     """What the placement will deliver with so many requests in flight, routed by that flow.
 
@@ -50,9 +67,43 @@ def expected_of(
     if can_roll_out(capacities.profile, held):
         kv_tokens = {name: capacities.kv_tokens(name, held[name]) for name in held}
         return roll_out(
-            capacities.profile, held, flow.links, capacities.workload, concurrency, kv_capacity_tokens=kv_tokens
+            capacities.profile,
+            held,
+            flow.links,
+            capacities.workload,
+            concurrency,
+            kv_capacity_tokens=kv_tokens,
+            max_decode_batch=max_decode_batch,
         )
     return predict(capacities.profile, held, flow.links, capacities.workload, concurrency, partial=question.partial)
+
+
+def best_decode_batch(
+    question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool
+) -> tuple[int | None, Expected]:
+    """The limit on decoding sequences in an iteration that brings the most, and what it brings.
+
+    Without a limit the requests in flight gather in two or three groups however many stages there are, for a group that
+    waits takes in the next; the other stages idle meanwhile. With one they stay spread over the stages.
+
+    Args:
+        question: what is asked.
+        placement: node -> layer range.
+        flow: of that placement.
+        thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
+    """
+    unlimited = expected_of(question, placement, flow, question.concurrency)
+    held = {name: placement[name] for name in used_nodes(placement, flow)}
+    if not can_roll_out(question.capacities.profile, held):
+        return None, unlimited
+    stages = max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links))
+    groups = range(2, 2 * stages + 1) if thorough else (stages,)
+    sizes = sorted({math.ceil(unlimited.concurrency / number) for number in groups if number > 1})
+    tried: list[tuple[int | None, Expected]] = [(None, unlimited)]
+    tried += [
+        (size, expected_of(question, placement, flow, question.concurrency, max_decode_batch=size)) for size in sizes
+    ]
+    return max(tried, key=lambda pair: pair[1].total_tokens_per_s)
 
 
 def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
@@ -83,6 +134,7 @@ def assemble(
     used = used_nodes(placement, flow)
     held = {name: placement[name] for name in used}
     bound = max(bound, flow.tokens_per_s)
+    max_decode_batch, _ = best_decode_batch(question, held, flow, thorough=True)
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -101,7 +153,7 @@ def assemble(
             max_flow_tokens_per_s=flow.tokens_per_s,
             upper_bound_tokens_per_s=bound,
             gap=(bound - flow.tokens_per_s) / flow.tokens_per_s,
-            expected=_over_concurrency(question, held, flow),
+            expected=_over_concurrency(question, held, flow, max_decode_batch),
             bottleneck=describe(capacities, held, flow),
         ),
         assumptions=Assumptions(
@@ -115,18 +167,30 @@ def assemble(
         cluster_digest=digest(capacities.profile),
         model_digest=capacities.model.digest,
         dtype=capacities.model.dtype,
+        max_decode_batch=max_decode_batch,
         provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
     )
 
 
-def _over_concurrency(question: Question, held: Mapping[str, LayerRange], flow: Flow) -> tuple[Expected, ...]:
-    """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold."""
-    asked = expected_of(question, held, flow, question.concurrency)
-    steps = [1]
-    while steps[-1] * 2 < asked.concurrency:
-        steps.append(steps[-1] * 2)
-    below = [expected_of(question, held, flow, step) for step in steps if step < asked.concurrency]
-    return (*below, asked)
+def _over_concurrency(
+    question: Question, held: Mapping[str, LayerRange], flow: Flow, max_decode_batch: int | None
+) -> tuple[Expected, ...]:
+    """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold.
+
+    The steps end where means alone say that more requests in flight bring no more.
+    """
+    capacities, asked = question.capacities, question.concurrency
+    end = predict_means(capacities, held, flow.links, asked)
+    steps, step = [], 1
+    while step < end.concurrency:
+        steps.append(step)
+        if predict_means(capacities, held, flow.links, step).total_tokens_per_s >= SATURATED * end.total_tokens_per_s:
+            break
+        step *= 2
+    return tuple(
+        expected_of(question, held, flow, concurrency, max_decode_batch=max_decode_batch)
+        for concurrency in (*steps, asked)
+    )
 
 
 def _max_batch_tokens(capacities: Capacities, name: str) -> int | None:

@@ -118,6 +118,7 @@ class Plan(
 ):
     """A placement with its flows. A node that is not in ``placement`` is not used.
 
+    ``max_decode_batch`` limits the decoding sequences in an iteration, so that requests stay spread over the stages.
     ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how
     the model was run.
     """
@@ -133,6 +134,7 @@ class Plan(
     cluster_digest: str = ""
     model_digest: str = ""
     dtype: str = ""
+    max_decode_batch: int | None = None
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:

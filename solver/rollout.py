@@ -41,6 +41,7 @@ def roll_out(
     concurrency: int | None,
     *,
     kv_capacity_tokens: Mapping[str, int],
+    max_decode_batch: int | None = None,
     seed: int = 0,
 ) -> Expected:
     """Expected throughput and latency in a closed loop.
@@ -52,9 +53,18 @@ def roll_out(
         workload: lengths of requests, drawn at random.
         concurrency: requests in flight; ``None`` for as many as the KV caches hold.
         kv_capacity_tokens: node -> KV tokens that it holds.
+        max_decode_batch: decoding sequences in an iteration at most; ``None`` for no such limit.
         seed: of the draws.
     """
-    rollout = _Rollout(profile, placement, pipelines_of(placement, flows), workload, kv_capacity_tokens, seed)
+    rollout = _Rollout(
+        profile,
+        placement,
+        pipelines_of(placement, flows),
+        workload,
+        kv_capacity_tokens=kv_capacity_tokens,
+        max_decode_batch=max_decode_batch,
+        seed=seed,
+    )
     return rollout.run(concurrency)
 
 
@@ -101,9 +111,12 @@ class _Rollout:
         placement: Mapping[str, LayerRange],
         weighted: Sequence[tuple[Pipeline, float]],
         workload: Workload,
+        *,
         kv_capacity_tokens: Mapping[str, int],
+        max_decode_batch: int | None,
         seed: int,
     ) -> None:
+        self._max_decode_batch = max_decode_batch
         self._links = LinkTable(profile)
         self._profile = profile
         self._pipelines = [pipeline for pipeline, _ in weighted]
@@ -227,7 +240,7 @@ class _Rollout:
             self._begin_iteration(name, node)
 
     def _begin_iteration(self, name: str, node: _Node) -> None:
-        batch = _next_batch(node)
+        batch = _next_batch(node, self._max_decode_batch)
         seconds = self._iteration_s(node, batch)
         node.is_busy = True
         node.busy_s += seconds
@@ -252,7 +265,7 @@ class _Rollout:
             self._begin_iteration(name, node)
 
     def _iteration_s(self, node: _Node, batch: list[_Item]) -> float:
-        """Seconds of one iteration; items that enter late run fewer layers, so each entry's time counts by its share."""
+        """Seconds of one iteration; items that enter late run fewer layers: each entry's time counts by its share."""
         by_entry: dict[int, list[_Item]] = {}
         for item in batch:
             entry = self._pipelines[item.request.pipeline][item.hop][1]
@@ -301,13 +314,14 @@ class _Rollout:
                 self._tpot_s.append((self._now - request.first_token_s) / (request.produced - 1))
 
 
-def _next_batch(node: _Node) -> list[_Item]:
-    """The server's rule: decoding sequences first, then prompts as they came, the last one cut where the batch is full."""
+def _next_batch(node: _Node, max_decode_batch: int | None) -> list[_Item]:
+    """The server's rule: decoding sequences first, then prompts as they came, the last cut where the batch is full."""
     batch: list[_Item] = []
     room = node.cost.max_batch_tokens
-    while node.decodes and room > 0:
+    most = room if max_decode_batch is None else min(room, max_decode_batch)
+    while node.decodes and len(batch) < most:
         batch.append(node.decodes.popleft())
-        room -= 1
+    room -= len(batch)
     while node.prefills and room > 0:
         item = node.prefills[0]
         left = item.num_tokens - item.taken

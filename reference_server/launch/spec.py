@@ -19,7 +19,7 @@ from .units import parse_bytes, parse_bytes_per_s
 
 DEFAULT_COORDINATOR_CPU = 0.3
 # A quota below this is less than the kernel grants in a period (see cgroup.py).
-MIN_CPU = 0.02
+MIN_CPU = 0.05
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 # Floats add up to a little more than they should: 0.7 + 0.2 + 0.1 is not a request for more than one core.

@@ -44,7 +44,7 @@ def test_v2_group_gets_quota_and_controller(tmp_path: Path) -> None:
 
     assert controller.version == 2
     assert path == tmp_path / "cgroup" / "helixbench-ab-1"
-    assert (path / "cpu.max").read_text() == "22500 50000"
+    assert (path / "cpu.max").read_text() == "9000 20000"
     assert (controller.root / "cgroup.subtree_control").read_text() == "+cpu"
 
 
@@ -57,8 +57,8 @@ def test_v1_group_gets_quota(tmp_path: Path) -> None:
     cgroup.limit_cpu(controller, path, 0.2)
 
     assert controller.version == 1
-    assert (path / "cpu.cfs_period_us").read_text() == "50000"
-    assert (path / "cpu.cfs_quota_us").read_text() == "10000"
+    assert (path / "cpu.cfs_period_us").read_text() == "20000"
+    assert (path / "cpu.cfs_quota_us").read_text() == "4000"
 
 
 def test_quota_of_a_group_above_counts_v2(tmp_path: Path) -> None:
