@@ -1,19 +1,21 @@
-"""What a plan will deliver: the fixed point of batch sizes, stage times and Little's law.
+"""What a plan will deliver, by means alone: quick enough to be asked thousands of times in a search.
 
-A request in flight is always at one hop of its pipeline or on a link. So with ``N`` requests in flight and ``X`` output
-tokens/s, ``N = X * (time of one token along its path)``, and the batches that decide those times are what arrives while
-an iteration runs.
+A request in flight is always at one hop of its pipeline or on a link, so with ``N`` in flight and one output token each
+time round, ``N / (time round)`` output tokens/s come out (Little's law). Sequences that meet at a node are batched,
+leave together and stay together: nothing in a chain of batching servers parts them. So the time round is that of one
+group of all sequences, delayed by the prompts that it meets. ``rollout`` follows the groups themselves; this stands in
+for it in the search, and for nodes of which only a capacity table is known.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from profiler.cluster_profile import COORDINATOR, ClusterProfile, MeasuredCost
+from profiler.cost import BatchShape
 
-from .capacity import Capacities, RequestMix, batch_shape
+from .capacity import Capacities, RequestMix
 from .network import LinkTable
 from .plan import Expected, LayerRange, LinkFlow
 from .workload import Workload
@@ -51,29 +53,40 @@ def predict(
         partial: whether requests may enter ranges late; the flows say where they do.
     """
     del partial
-    capacities = Capacities(profile, workload)
+    return predict_means(Capacities(profile, workload), placement, flows, concurrency)
+
+
+def predict_means(
+    capacities: Capacities,
+    placement: Mapping[str, LayerRange],
+    flows: Sequence[LinkFlow],
+    concurrency: int | None,
+    *,
+    links: LinkTable | None = None,
+) -> Expected:
+    """As ``predict``, where the capacities are at hand already."""
     visits = visits_of(placement, flows)
-    held = kv_requests(capacities, placement, visits)
-    in_flight = float(held if concurrency is None else min(concurrency, held))
-    links_s = _link_seconds(profile, flows)
-    sequences_per_s = _fixed_point(capacities, placement, visits, in_flight, links_s)
+    admitted = kv_requests(capacities, placement, visits)
+    in_flight = admitted if concurrency is None else min(concurrency, admitted)
+    hops = [_hop(capacities, placement[visit.name], visit, visits, in_flight) for visit in visits]
+    links_s = _link_seconds(links or LinkTable(capacities.profile), flows, in_flight)
+    round_s = _round_seconds(capacities.mix, hops, links_s, in_flight)
+    carried = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)
     mix = capacities.mix
-    busy, batch = {}, {}
-    for name in placement:
-        mine = [visit for visit in visits if visit.name == name]
-        if mine:
-            seconds, batch[name] = _node(capacities, placement, mine, sequences_per_s)
-            busy[name] = min(1.0, sequences_per_s * sum(visit.share for visit in mine) * seconds / batch[name])
-    tpot_s = in_flight / sequences_per_s
+    round_s = max(round_s, in_flight * mix.tokens_per_output / carried)
+    tokens_per_s = in_flight / round_s
+    busy: dict[str, float] = {}
+    for hop in hops:
+        spent = hop.share * (hop.decode_s / hop.sequences + hop.prefill_s / mix.output_tokens)
+        busy[hop.name] = min(1.0, busy.get(hop.name, 0.0) + tokens_per_s * spent)
     return Expected(
-        concurrency=int(in_flight) if concurrency is None else concurrency,
-        total_tokens_per_s=sequences_per_s * mix.tokens_per_output,
-        output_tokens_per_s=sequences_per_s,
-        tpot_s=tpot_s,
-        ttft_s=tpot_s,
-        in_flight=in_flight,
+        concurrency=in_flight if concurrency is None else concurrency,
+        total_tokens_per_s=tokens_per_s * mix.tokens_per_output,
+        output_tokens_per_s=tokens_per_s,
+        ttft_s=links_s + sum(hop.share * (hop.prefill_s + hop.decode_s / 2) for hop in hops),
+        tpot_s=round_s,
+        in_flight=float(in_flight),
         node_busy=busy,
-        node_batch_tokens=batch,
     )
 
 
@@ -89,97 +102,115 @@ def visits_of(placement: Mapping[str, LayerRange], flows: Sequence[LinkFlow]) ->
 
 
 def kv_requests(capacities: Capacities, placement: Mapping[str, LayerRange], visits: Sequence[Visit]) -> int:
-    """Requests in flight that the KV caches admit: the first node to be full ends admission."""
-    most = math.inf
-    for name, held in placement.items():
-        share = sum(visit.share for visit in visits if visit.name == name)
-        if share > 0:
-            filled = 1.0 if capacities.is_time_shared(name) else TABLE_KV_SHARE
-            most = min(most, filled * capacities.kv_tokens(name, held) / (share * capacities.mix.held_kv_tokens))
-    return max(1, int(most)) if math.isfinite(most) else 1
+    """Requests in flight that the KV caches admit: those of the layer whose nodes together hold fewest.
 
-
-def _link_seconds(profile: ClusterProfile, flows: Sequence[LinkFlow]) -> float:
-    """Seconds that one token spends on links along its path, in the mean: latency and its own bytes."""
-    table = LinkTable(profile)
-    total = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)
-    return sum(
-        flow.flow_tokens_per_s / total * ((table.latency_s(flow.src, flow.dst) or 0.0) + 1 / flow.capacity_tokens_per_s)
-        for flow in flows
-    )
-
-
-def _fixed_point(
-    capacities: Capacities,
-    placement: Mapping[str, LayerRange],
-    visits: Sequence[Visit],
-    in_flight: float,
-    links_s: float,
-) -> float:
-    """Output tokens/s at which as many requests are in flight as there are; more flow, more in flight, so bisection."""
-    by_node = {name: [visit for visit in visits if visit.name == name] for name in placement}
-    low, high = 0.0, in_flight / max(links_s, 1e-9)
-    for _ in range(60):
-        rate = (low + high) / 2
-        there = rate * links_s
-        for mine in by_node.values():
-            if mine:
-                seconds, sequences = _node(capacities, placement, mine, rate)
-                arriving = rate * sum(visit.share for visit in mine)
-                there += arriving * seconds * (1 + min(1.0, arriving * seconds / sequences) / 2)
-        if there > in_flight:
-            high = rate
-        else:
-            low = rate
-    return low
-
-
-def _node(
-    capacities: Capacities, placement: Mapping[str, LayerRange], mine: Sequence[Visit], rate: float
-) -> tuple[float, float]:
-    """(seconds of an iteration, sequences in it) of a node that ``rate`` x share sequences reach each second.
-
-    The batch is what arrives while an iteration runs, at least one. Infinite seconds where the node cannot keep up.
+    Nodes that hold a layer side by side fill up together, for routing passes over one that is full.
     """
-    arriving = rate * sum(visit.share for visit in mine)
-    cost = capacities.nodes[mine[0].name].cost
-    per_sequence = batch_shape(capacities.mix, 1.0, max_batch_tokens=1.0).tokens
-    most = math.inf if cost is None else cost.max_batch_tokens / per_sequence
-    sequences = 1.0
-    for _ in range(1000):
-        seconds = _seconds(capacities, placement, mine, sequences)
-        wanted = max(1.0, arriving * seconds)
-        if wanted <= sequences * (1 + 1e-9):
-            return seconds, sequences
-        if wanted > most:
-            break
-        sequences = wanted
-    return math.inf, most
+    per_layer = [0.0] * capacities.model.num_layers
+    entries: dict[str, int] = {}
+    for visit in visits:
+        entries[visit.name] = min(visit.entry, entries.get(visit.name, visit.entry))
+    for name, entry in entries.items():
+        requests = admitted_requests(capacities, name, placement[name])
+        for layer in range(entry, placement[name].end):
+            per_layer[layer] += requests
+    return max(1, int(min(per_layer)))
 
 
-def _seconds(
-    capacities: Capacities, placement: Mapping[str, LayerRange], mine: Sequence[Visit], sequences: float
-) -> float:
-    """Seconds of an iteration of ``sequences`` sequences, spread over the node's entries as its requests are."""
-    name = mine[0].name
-    held = placement[name]
+def admitted_requests(capacities: Capacities, name: str, held: LayerRange) -> float:
+    """Requests in flight whose KV cache a node admits beside a range."""
+    filled = 1.0 if capacities.is_time_shared(name) else TABLE_KV_SHARE
+    return filled * capacities.kv_tokens(name, held) / capacities.mix.held_kv_tokens
+
+
+def round_s(capacities: Capacities, name: str, held: LayerRange, sequences: float) -> float:
+    """Seconds that a token spends at a node in one time round with that many sequences together there."""
     cost = capacities.nodes[name].cost
     if cost is None:
-        return sequences * capacities.mix.tokens_per_output / capacities.tokens_per_s(name, held)
-    total = sum(visit.share for visit in mine)
-    return sum(
-        visit.share / total * _measured_seconds(capacities, cost, held, visit.entry, sequences, capacities.mix)
-        for visit in mine
-    )
+        return table_round_s(capacities, name, held)
+    return _stage_seconds(capacities, cost, held, held.start, sequences)[0]
 
 
-def _measured_seconds(
-    capacities: Capacities, cost: MeasuredCost, held: LayerRange, entry: int, sequences: float, mix: RequestMix
-) -> float:
-    shape = batch_shape(mix, sequences, max_batch_tokens=cost.max_batch_tokens)
-    return cost.stage.time_s(
-        num_layers=held.end - entry,
-        batch=shape,
-        first=entry == 0,
-        last=held.end == capacities.model.num_layers,
+def _link_seconds(links: LinkTable, flows: Sequence[LinkFlow], in_flight: int) -> float:
+    """Seconds that the group spends on links in one time round: latency, and the bytes of all that take the link."""
+    total = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)
+    seconds = 0.0
+    for flow in flows:
+        share = flow.flow_tokens_per_s / total
+        together = max(1.0, in_flight * share)
+        seconds += share * ((links.latency_s(flow.src, flow.dst) or 0.0) + together / flow.capacity_tokens_per_s)
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Hop:
+    """A visit with all sequences in one group: how many come by, and the seconds of their iteration and of a prompt."""
+
+    name: str
+    share: float
+    sequences: float
+    decode_s: float
+    prefill_s: float
+
+
+def _hop(capacities: Capacities, held: LayerRange, visit: Visit, visits: Sequence[Visit], in_flight: int) -> _Hop:
+    sequences = max(1.0, in_flight * sum(other.share for other in visits if other.name == visit.name))
+    cost = capacities.nodes[visit.name].cost
+    if cost is None:
+        seconds = table_round_s(capacities, visit.name, held)
+        return _Hop(visit.name, visit.share, sequences, seconds, 0.0)
+    decode_s, prefill_s = _stage_seconds(capacities, cost, held, visit.entry, sequences)
+    return _Hop(visit.name, visit.share, sequences, decode_s, prefill_s)
+
+
+def table_round_s(capacities: Capacities, name: str, held: LayerRange) -> float:
+    """Seconds that a token spends at a node of which only a capacity table is known.
+
+    The capacity of ``k`` layers is taken as what ``L/k`` such nodes in a row carry with their KV caches as full as
+    admission lets them be: of the requests that the cache holds, ``k/L`` are then at the node, and Little's law gives
+    the time of each.
+    """
+    in_cache = admitted_requests(capacities, name, held)
+    here = max(1.0, in_cache * held.num_layers / capacities.model.num_layers)
+    return here * capacities.mix.tokens_per_output / capacities.tokens_per_s(name, held)
+
+
+def _stage_seconds(
+    capacities: Capacities, cost: MeasuredCost, held: LayerRange, entry: int, sequences: float
+) -> tuple[float, float]:
+    """(seconds of an iteration that decodes all sequences, seconds of one prompt by itself)."""
+    mix, most = capacities.mix, float(cost.max_batch_tokens)
+    first, last = entry == 0, held.end == capacities.model.num_layers
+    in_one = min(sequences, most)
+    context = mix.decode_context_tokens / max(1e-9, mix.output_tokens - 1) if mix.output_tokens > 1 else 0.0
+    decode = BatchShape(decode_tokens=in_one, decode_context_tokens=in_one * context, sampled_tokens=in_one)
+    chunks = max(1.0, mix.prompt_tokens / most)
+    prefill = BatchShape(
+        prefill_tokens=mix.prompt_tokens / chunks,
+        prefill_chunks=1.0,
+        prefill_pairs=mix.prompt_pairs / chunks,
+        sampled_tokens=1.0 / chunks,
     )
+    run = held.end - entry
+    decode_s = cost.stage.time_s(num_layers=run, batch=decode, first=first, last=last) * sequences / in_one
+    return decode_s, chunks * cost.stage.time_s(num_layers=run, batch=prefill, first=first, last=last)
+
+
+def _round_seconds(mix: RequestMix, hops: Sequence[_Hop], links_s: float, in_flight: int) -> float:
+    """Seconds of one time round: every hop's iteration, and the rest of any prompt that the group finds there.
+
+    No shorter than what any node needs for all that comes by in one round, prompts included.
+    """
+    bare_s = links_s + sum(hop.share * hop.decode_s for hop in hops)
+    needed: dict[str, float] = {}
+    for hop in hops:
+        prompts = in_flight * hop.share / mix.output_tokens
+        whole = in_flight * hop.share / hop.sequences
+        needed[hop.name] = needed.get(hop.name, 0.0) + whole * hop.decode_s + prompts * hop.prefill_s
+    least_s = max(needed.values(), default=0.0)
+    round_s = max(bare_s, least_s)
+    for _ in range(8):
+        prompts_per_s = in_flight / round_s / mix.output_tokens
+        met_s = sum(hop.share * min(1.0, prompts_per_s * hop.share * hop.prefill_s) * hop.prefill_s / 2 for hop in hops)
+        round_s = max(bare_s + met_s, least_s)
+    return round_s

@@ -13,22 +13,30 @@ from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.errors import InputError
 
 from . import milp
-from .assemble import Objective, Question, assemble, carrying, expected_of
+from .assemble import Objective, Question, assemble, best_decode_batch, carrying, used_nodes
 from .baselines import METHODS
 from .bounds import work_bound
 from .capacity import Capacities
 from .checker import require_sound
+from .expected import predict_means
 from .feasibility import why_infeasible
 from .neighbours import neighbours
 from .network import LinkTable
 from .plan import Infeasible, LayerRange, Plan, SolverFacts
 from .progress import OnProgress, Progress
+from .stacks import stacks
 from .workload import Workload
 
 Placement = dict[str, LayerRange]
 
+MAX_ASIDE_S = 10.0
+"""Of each program where the largest flow is not what is asked for, only a bound and a place to start from."""
+
 PROVEN = 1e-6
 """Relative gap at which a plan counts as optimal."""
+
+MAX_ROLLED_OUT = 8
+"""So many of the placements that means alone find best are compared by following their groups of requests."""
 
 MAX_LINKED_VARIABLES = 40_000
 """Above this the node-by-node program does not move in the time that people wait."""
@@ -99,10 +107,12 @@ class Search:
     best_score: float = 0.0
     best_flow: float = 0.0
     bound: float = 0.0
-    flows: dict[tuple[tuple[str, LayerRange], ...], float] = field(default_factory=dict)  # placement -> max-flow
+    seen: set[tuple[tuple[str, LayerRange], ...]] = field(default_factory=set)
+    leaders: list[tuple[float, float, Placement]] = field(default_factory=list)  # (score, max-flow, placement) of each
 
     def __post_init__(self) -> None:
         self.bound = work_bound(self.question.capacities, partial=self.question.partial)
+        self.links = LinkTable(self.question.capacities.profile)
 
     def elapsed(self) -> float:
         """Seconds since the search began."""
@@ -121,21 +131,27 @@ class Search:
         if not placement:
             return False
         key = tuple(sorted(placement.items()))
-        if key in self.flows:
+        if key in self.seen:
             return False
-        flow = carrying(self.question, placement)
-        self.flows[key] = flow.tokens_per_s
+        self.seen.add(key)
+        flow = carrying(self.question, placement, links=self.links)
         if flow.tokens_per_s <= self.best_score * (1 + PROVEN):
             return False  # what is expected never exceeds the max-flow
         score = flow.tokens_per_s
         if self.question.objective == "throughput":
-            expected = expected_of(self.question, placement, flow, self.question.concurrency)
-            score = expected.total_tokens_per_s
+            held = {name: placement[name] for name in used_nodes(placement, flow)}
+            capacities, asked = self.question.capacities, self.question.concurrency
+            score = predict_means(capacities, held, flow.links, asked, links=self.links).total_tokens_per_s
+            self.leaders.append((score, flow.tokens_per_s, dict(placement)))
         if score <= self.best_score * (1 + PROVEN):
             return False
-        self.best, self.best_score, self.best_flow = dict(placement), score, flow.tokens_per_s
+        self.take(score, flow.tokens_per_s, dict(placement))
         self.tell(doing)
         return True
+
+    def take(self, score: float, flow: float, placement: Placement) -> None:
+        """Make a placement the best."""
+        self.best, self.best_score, self.best_flow = placement, score, flow
 
     def lower_bound_to(self, bound: float, doing: str) -> None:
         """Take a proven upper bound if it is lower than the one at hand."""
@@ -160,8 +176,10 @@ def run_search(search: Search) -> str:
     """Search until a proof, the time limit or Ctrl-C; the status says which."""
     steps: list[Callable[[Search], None]] = [_try_baselines, _solve_pooled, _solve_linked]
     if search.question.objective == "throughput":
-        steps += [_try_smaller_batches, _try_fewer_nodes]
+        steps += [_try_stacks, _try_fewer_nodes]
     steps.append(_walk)
+    if search.question.objective == "throughput":
+        steps.append(_roll_out_leaders)
     try:
         for step in steps:
             if search.left() <= 0:
@@ -188,7 +206,7 @@ def _solve_pooled(search: Search) -> None:
     model = milp.pooled_model(
         question.capacities, list(question.capacities.nodes), partial=question.partial, clip=search.bound
     )
-    share = 1.0 if is_exact else 0.3
+    share = 1.0 if is_exact and question.objective == "max-flow" else 0.3
     _solve(search, model, share * search.left(), "program without links", is_exact=is_exact)
 
 
@@ -201,31 +219,29 @@ def _solve_linked(search: Search) -> None:
     if linked_size(capacities, partial=question.partial) > MAX_LINKED_VARIABLES:
         return
     model = milp.linked_model(
-        capacities,
-        list(capacities.nodes),
-        LinkTable(capacities.profile),
-        partial=question.partial,
-        clip=search.bound,
+        capacities, list(capacities.nodes), search.links, partial=question.partial, clip=search.bound
     )
-    _solve(search, model, 0.7 * search.left(), "program with links")
+    share = 0.7 if question.objective == "max-flow" else 0.3
+    _solve(search, model, share * search.left(), "program with links")
 
 
-def _try_smaller_batches(search: Search) -> None:
-    """Placements that are best when every node meets smaller batches, as in a deep pipeline with few in flight."""
-    question = search.question
-    capacities = question.capacities
-    if not any(node.cost is not None for node in capacities.profile.nodes):
-        return
-    for sequences in (1, 2, 4, 8, 16, 32, 64, 128):
-        if search.left() <= 0 or (capacities.concurrency is not None and sequences >= capacities.concurrency):
+def _try_stacks(search: Search) -> None:
+    """Chains of stages that carry and admit alike."""
+    capacities = search.question.capacities
+    for placement in stacks(capacities, hop_s=_hop_seconds(capacities)):
+        if all(capacities.can_hold(name, held) for name, held in placement.items()):
+            search.offer(placement, "stages that fill evenly")
+        if search.left() <= 0:
             return
-        smaller = Capacities(capacities.profile, capacities.workload, concurrency=sequences)
-        clip = work_bound(smaller, partial=question.partial)
-        model = milp.pooled_model(smaller, list(smaller.nodes), partial=question.partial, clip=clip)
-        limits = milp.Limits(
-            time_s=0.1 * search.left(), threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.005
-        )
-        search.offer(milp.solve(model, limits).placement, f"program at batches of {sequences}")
+
+
+def _hop_seconds(capacities: Capacities) -> float:
+    """Latency of a hop, in the middle of the links that there are."""
+    profile = capacities.profile
+    latencies = sorted(link.latency_s for link in profile.links)
+    if profile.default_link is not None:
+        return profile.default_link.latency_s
+    return latencies[len(latencies) // 2] if latencies else 0.0
 
 
 def _try_fewer_nodes(search: Search) -> None:
@@ -240,25 +256,43 @@ def _try_fewer_nodes(search: Search) -> None:
             continue
         model = milp.pooled_model(capacities, chosen, partial=search.question.partial, clip=search.bound)
         limits = milp.Limits(
-            time_s=0.1 * search.left(), threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.005
+            time_s=min(2.0, 0.05 * search.left()),
+            threads=search.limits.threads,
+            seed=search.limits.seed,
+            relative_gap=0.005,
         )
         search.offer(milp.solve(model, limits).placement, f"program on {count} nodes")
 
 
 def _walk(search: Search) -> None:
     """Move to a better neighbour until none is better or time is up."""
-    while search.best is not None and search.left() > 0 and not _done(search):
-        if not _step(search, neighbours(search.question.capacities, search.best)):
+    end = search.limits.time_s if search.question.objective == "max-flow" else 0.7 * search.limits.time_s
+    while search.best is not None and search.elapsed() < end and not _done(search):
+        if not _step(search, neighbours(search.question.capacities, search.best), end):
             return
+
+
+def _roll_out_leaders(search: Search) -> None:
+    """Compare the placements that means alone find best by following their groups of requests; keep the best."""
+    rolled: list[tuple[float, float, Placement]] = []
+    for _, flow, placement in sorted(search.leaders, key=lambda item: -item[0])[:MAX_ROLLED_OUT]:
+        if rolled and search.left() <= 0:
+            break
+        carried = carrying(search.question, placement, spread=True, links=search.links)
+        _, expected = best_decode_batch(search.question, placement, carried, thorough=False)
+        rolled.append((expected.total_tokens_per_s, flow, placement))
+    if rolled:
+        search.take(*max(rolled, key=lambda item: item[0]))
+        search.tell("following requests through the best plans")
 
 
 def _done(search: Search) -> bool:
     return search.question.objective == "max-flow" and search.is_proven()
 
 
-def _step(search: Search, candidates: Iterable[Placement]) -> bool:
+def _step(search: Search, candidates: Iterable[Placement], end_s: float) -> bool:
     for candidate in candidates:
-        if search.left() <= 0:
+        if search.elapsed() >= end_s:
             return False
         if search.offer(candidate, "neighbours"):
             return True
@@ -266,7 +300,13 @@ def _step(search: Search, candidates: Iterable[Placement]) -> bool:
 
 
 def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_exact: bool = True) -> None:
-    limits = milp.Limits(time_s=max(0.1, seconds), threads=search.limits.threads, seed=search.limits.seed)
+    is_goal = search.question.objective == "max-flow"
+    limits = milp.Limits(
+        time_s=max(0.1, seconds if is_goal else min(seconds, MAX_ASIDE_S)),
+        threads=search.limits.threads,
+        seed=search.limits.seed,
+        relative_gap=PROVEN if is_goal else 0.01,
+    )
 
     def report(incumbent: float, bound: float, _: float) -> None:
         is_ours = is_exact and 0 < incumbent <= search.bound
