@@ -36,21 +36,28 @@ def likely_causes(nodes: tuple[NodeResidual, ...], *, ratio: float | None) -> tu
 
 
 def _iteration_cause(node: NodeResidual) -> tuple[float, str] | None:
-    """At the batch that was planned, an iteration that takes longer is the cost model's error."""
+    """The cost model's error, unless the batch alone explains it: a larger one takes longer, a smaller one less."""
     off = relative(node.measured_iteration_s, node.predicted_iteration_s)
-    batch = relative(node.measured_batch_tokens, node.predicted_batch_tokens)
-    if off is None or abs(off) < NOTABLE or (batch is not None and abs(batch) >= NOTABLE):
+    batch = relative(node.measured_batch_tokens, node.predicted_batch_tokens) or 0.0
+    if off is None or abs(off) < NOTABLE or (abs(batch) >= NOTABLE and (batch > 0) == (off > 0)):
         return None
     word = "slower" if off > 0 else "faster"
-    return abs(off), f"{node.name}: an iteration is {abs(off):.0%} {word} than its profile says, at the planned batch"
+    at = f"batches {abs(batch):.0%} {_size(batch)} than planned" if abs(batch) >= NOTABLE else "the planned batch"
+    return abs(off), f"{node.name}: an iteration is {abs(off):.0%} {word} than its profile says, at {at}"
 
 
 def _batch_cause(node: NodeResidual) -> tuple[float, str] | None:
+    """Said only where the iteration's time fits its batch: otherwise the batches follow from the wrong times."""
     off = relative(node.measured_batch_tokens, node.predicted_batch_tokens)
-    if off is None or abs(off) < NOTABLE:
+    if off is None or abs(off) < NOTABLE or _iteration_cause(node):
         return None
-    word = "larger" if off > 0 else "smaller"
-    return abs(off), f"{node.name}: batches are {abs(off):.0%} {word} than planned, so queueing or in-flight is off"
+    return abs(
+        off
+    ), f"{node.name}: batches are {abs(off):.0%} {_size(off)} than planned, so queueing or in-flight is off"
+
+
+def _size(off: float) -> str:
+    return "larger" if off > 0 else "smaller"
 
 
 def _share_cause(node: NodeResidual) -> tuple[float, str] | None:

@@ -159,8 +159,8 @@ def _throughput_in_words(run: RunLog) -> str:
     rates = [tokens_of([count]) / (count.end_s - start) for start, count in intervals_in_window(run)]
     if not rates:
         return "No whole interval lies inside the window."
+    start, end = figures.number(run.window.start_s), figures.number(run.window.end_s)
+    low, high, middle = (figures.number(rate) for rate in (min(rates), max(rates), statistics.median(rates)))
     return (
-        f"Inside the window, from {run.window.start_s:g} s to {run.window.end_s:g} s, an interval carried "
-        f"{figures.number(min(rates))} to {figures.number(max(rates))} tokens/s, "
-        f"{figures.number(statistics.median(rates))} in the middle."
+        f"Inside the window, from {start} s to {end} s, an interval carried {low} to {high} tokens/s, {middle} midway."
     )

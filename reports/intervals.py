@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from .verdict import Interval
 
 CONFIDENCE = 0.95
-# Fewer batches give a t-interval too wide to say anything; more make batches shorter than a request, and so dependent.
-NUM_BATCHES = 8
-MIN_BATCHES = 4
+# Fewer batches give a t-interval too wide to say anything; many more say nothing new.
+MIN_BATCHES, MAX_BATCHES = 4, 20
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval | None:
@@ -39,13 +38,13 @@ def t_quantile(degrees: int, *, confidence: float = CONFIDENCE) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, degrees))
 
 
-def batch_means(values: Sequence[float], *, num_batches: int = NUM_BATCHES) -> tuple[float, ...] | None:
+def batch_means(values: Sequence[float], *, min_size: int) -> tuple[float, ...] | None:
     """Means of consecutive equal batches of a time series; the rest at its start is left out.
 
-    Successive intervals of one run depend on each other, so their own spread says too little; means of long batches
-    nearly do not. ``None`` where there are fewer than ``MIN_BATCHES`` values.
+    Successive values of one run depend on each other, so their own spread says too little; means of batches long enough
+    nearly do not. ``None`` where there are not ``MIN_BATCHES`` batches of ``min_size`` values.
     """
-    batches = min(num_batches, len(values))
+    batches = min(MAX_BATCHES, len(values) // min_size)
     if batches < MIN_BATCHES:
         return None
     size = len(values) // batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from reference_server.run_log import RequestRecord, RunLog
@@ -36,17 +37,31 @@ def metrics_of(run: RunLog) -> dict[str, float]:
 
 
 def batches_of(run: RunLog) -> dict[str, tuple[float, ...]]:
-    """Metric -> its means over consecutive parts of the window, for those metrics that are means."""
+    """Metric -> its means over consecutive parts of the window, for those metrics that are means.
+
+    A part is at least as long as a request takes, or holds as many requests as are in flight: the requests of a closed
+    loop tend to keep step, so a shorter part would hold all of their prompts or none.
+    """
     inside = intervals_in_window(run)
     spans = [count.end_s - start for start, count in inside]
+    per_request = _intervals_of_a_request(run, spans)
     series = {
-        "total_tokens_per_s": [tokens_of([c]) / span for (_, c), span in zip(inside, spans, strict=True)],
-        "output_tokens_per_s": [c.output_tokens / span for (_, c), span in zip(inside, spans, strict=True)],
-        "ttft_mean_s": ttfts(run),
-        "tpot_mean_s": tpots(run),
+        "total_tokens_per_s": ([tokens_of([c]) / s for (_, c), s in zip(inside, spans, strict=True)], per_request),
+        "output_tokens_per_s": ([c.output_tokens / s for (_, c), s in zip(inside, spans, strict=True)], per_request),
+        "ttft_mean_s": (ttfts(run), run.concurrency),
+        "tpot_mean_s": (tpots(run), run.concurrency),
     }
-    means = {name: batch_means(values) for name, values in series.items()}
+    means = {name: batch_means(values, min_size=size) for name, (values, size) in series.items()}
     return {name: batches for name, batches in means.items() if batches}
+
+
+def _intervals_of_a_request(run: RunLog, spans: Sequence[float]) -> int:
+    """How many intervals of the timeline a request takes on average, rounded up; at least one."""
+    requests = run.requests_in_window()
+    if not requests or not spans:
+        return 1
+    request_s = sum(request.finish_s - request.arrival_s for request in requests) / len(requests)
+    return max(1, math.ceil(request_s * len(spans) / sum(spans)))
 
 
 def ttfts(run: RunLog) -> list[float]:

@@ -98,19 +98,18 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> RenderableType:
     """What was served beside what was promised, and the verdict. ``verdict`` where the band is not the usual one."""
     verdict = verdict or validate(run)
     plan = run.plan
-    about = (
-        f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes, {run.concurrency} requests in flight, "
-        f"routing {run.routing}, window {run.window.seconds:.4g} s"
-    )
+    about = f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes"
+    load = f"{run.concurrency} requests in flight, routing {run.routing}, window {run.window.seconds:.3g} s"
     return Group(
         Text.assemble(("SIMULATED RUN" if run.simulated else "RUN", "bold"), "  ", about),
+        Text(f"  {load}"),
         parts.placement(plan.placement, plan.num_layers, run.device_names),
         parts.flows(plan),
         _result_block(verdict),
         _latency_block(verdict.latencies),
         _node_residual_block(verdict.nodes),
         _link_residual_block(verdict.links),
-        parts.facts("LIKELY CAUSES", verdict.causes),
+        parts.facts("WHAT IS OFF", verdict.causes),
         _verdict_block(verdict),
         parts.facts("TESTBED", [run.testbed, *verdict.notes]),
         _provenance(run.provenance.created, run.provenance.host, run.provenance.command),

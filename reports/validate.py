@@ -10,8 +10,9 @@ from reference_server.run_log import LinkUse, NodeUse, RunLog
 from solver.plan import Expected, LinkFlow
 
 from .causes import likely_causes
-from .integrity import check_run, intervals_in_window, tokens_of
-from .intervals import batch_means, mean_interval
+from .integrity import check_run
+from .intervals import mean_interval
+from .metrics import batches_of
 from .verdict import Band, Check, Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict
 
 PERCENTS = (50.0, 90.0, 99.0)
@@ -75,9 +76,9 @@ def expected_at(run: RunLog) -> Expected | None:
 def measured_interval(run: RunLog) -> Interval | None:
     """95 % interval of total tokens/s from batch means of the window; it covers this run, not the next one.
 
-    ``None`` where the window holds too few intervals.
+    ``None`` where the window is too short for it.
     """
-    means = batch_means([tokens_of([count]) / (count.end_s - start) for start, count in intervals_in_window(run)])
+    means = batches_of(run).get("total_tokens_per_s")
     return mean_interval(means) if means else None
 
 

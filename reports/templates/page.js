@@ -52,15 +52,15 @@
             path.lineTo(bbox.left + bbox.width, y);
             drawn(name, color(stroke), path, bbox.left + bbox.width - scaled(4), y + scaled(below ? 13 : -5), "right");
           }
-          for (const { value, name, stroke } of uprights) {
+          uprights.forEach(({ value, name, stroke }, row) => {
             const x = u.valToPos(value, "x", true);
             const path = new Path2D();
             path.moveTo(x, bbox.top);
             path.lineTo(x, bbox.top + bbox.height);
             const is_left = x > bbox.left + bbox.width / 2;
-            drawn(name, color(stroke), path, x + scaled(is_left ? -5 : 5), bbox.top + scaled(14),
+            drawn(name, color(stroke), path, x + scaled(is_left ? -5 : 5), bbox.top + scaled(14 + 15 * row),
               is_left ? "right" : "left");
-          }
+          });
           ctx.restore();
         },
       },
@@ -157,12 +157,13 @@
 
   function sortable(table) {
     const body = table.tBodies[0];
+    const columns = table.tHead.rows[table.tHead.rows.length - 1].cells; // the row above, if any, names groups
     const key = (row, i) => {
       const cell = row.cells[i];
       const raw = cell?.dataset.value ?? cell?.textContent ?? "";
       return raw !== "" && Number.isFinite(Number(raw)) ? Number(raw) : raw;
     };
-    [...table.tHead.rows[0].cells].forEach((head, i) => {
+    [...columns].forEach((head, i) => {
       if (!head.textContent.trim()) return;
       const button = document.createElement("button");
       button.className = "sort";
@@ -171,7 +172,7 @@
       head.replaceChildren(button);
       button.addEventListener("click", () => {
         const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-        for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+        for (const other of columns) other.removeAttribute("aria-sort");
         head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
         const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
         body.append(...[...body.rows].sort((a, b) => sign * compare(key(a, i), key(b, i))));

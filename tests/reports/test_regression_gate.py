@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,12 @@ from report_examples import example_run
 
 from profiler.errors import InputError, MeasurementError
 from reports.calibrate import Calibration, calibrate, share_interval
-from reports.paired_commands import read_metric, run_once, split_command
+from reports.paired_commands import load_command, read_metric, run_once, split_command
 from reports.regression import Pair, Question, Regression, Side, exit_code_of, judge, run_gate
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 replace = msgspec.structs.replace
+ROOT = Path(__file__).parents[2]
 LOWER = Question(metric="median_s", is_higher_better=False)
 HIGHER = Question(metric="total_tokens_per_s", is_higher_better=True)
 
@@ -225,12 +228,20 @@ def test_gate_calibrate_counts_false_alarms(command: Command) -> None:
     assert calibration.processes == 12
 
 
-def test_the_built_in_load_does_more_work_with_a_handicap(command: Command) -> None:
-    result = command(
-        *("gate", "calibrate", "--handicap", "3", "--trials", "1", "--rounds", "3", "--max-rounds", "3", "--json")
-    )
+def test_the_built_in_load_does_more_work_with_a_handicap() -> None:
+    fastest_s = []
+    for work in (1.0, 4.0):
+        done = subprocess.run(split_command(load_command(work=work)), capture_output=True, check=True, cwd=ROOT)
+        fastest_s.append(min(json.loads(done.stdout)["iterations_s"]))
 
-    assert msgspec.json.decode(result.stdout, type=Calibration).answers == {"SLOWER": 1}
+    assert fastest_s[1] > 2 * fastest_s[0]
+
+
+def test_a_handicap_goes_with_the_built_in_load_only(command: Command) -> None:
+    result = command("gate", "calibrate", "--handicap", "0.1", "--command", "true")
+
+    assert result.exit_code == 2
+    assert "--handicap" in result.stderr
 
 
 def write_runs(folder: Path, *, speed: float, hours: str) -> Path:
