@@ -27,7 +27,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What is asked of the pairs: which metric, which way is better, and how small a change does not matter.
 
     ``rounds`` pairs are run at first, more while undecided up to ``max_rounds``; SLOWER is confirmed by fresh pairs, as
-    many as ``rounds``.
+    many again at most.
     """
 
     metric: str
@@ -78,19 +78,16 @@ class Regression(
 
 
 def run_gate(question: Question, measure: Callable[[Side], float]) -> Regression:
-    """Measure pairs until they decide, at most ``max_rounds``; then confirm a SLOWER by fresh pairs.
+    """Measure pairs until they decide, at most ``max_rounds``; then confirm a SLOWER by fresh pairs, likewise.
 
     Args:
         question: what is asked.
         measure: runs that side once in a fresh process and returns the metric.
     """
-    pairs = [_measure_pair(measure, i) for i in range(question.rounds)]
-    while _decide(question, pairs) == "INCONCLUSIVE" and len(pairs) < question.max_rounds:
-        pairs.append(_measure_pair(measure, len(pairs)))
+    pairs = _measure_until_decided(question, measure)
     if _decide(question, pairs) != "SLOWER":
         return judge(question, pairs)
-    fresh = [_measure_pair(measure, i) for i in range(question.rounds)]
-    return judge(question, pairs, confirmation=fresh)
+    return judge(question, pairs, confirmation=_measure_until_decided(question, measure))
 
 
 def judge(
@@ -131,6 +128,13 @@ def judge(
 def exit_code_of(regression: Regression, *, is_strict: bool) -> int:
     """0 same or better, 1 worse, 3 no data, 4 undecided where that is not good enough."""
     return {"FASTER": 0, "SAME": 0, "SLOWER": 1, "NO DATA": 3, "INCONCLUSIVE": 4 if is_strict else 0}[regression.answer]
+
+
+def _measure_until_decided(question: Question, measure: Callable[[Side], float]) -> list[Pair]:
+    pairs = [_measure_pair(measure, i) for i in range(question.rounds)]
+    while _decide(question, pairs) == "INCONCLUSIVE" and len(pairs) < question.max_rounds:
+        pairs.append(_measure_pair(measure, len(pairs)))
+    return pairs
 
 
 def _measure_pair(measure: Callable[[Side], float], index: int) -> Pair:
