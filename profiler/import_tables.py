@@ -1,0 +1,118 @@
+"""Measured costs from others' timing tables: milliseconds of one decoder layer by tokens in the batch.
+
+Two files for each type of device: ``*_<device>_prompt.csv`` (whole prompts) and ``*_<device>_decode.csv`` (one token
+for each sequence), rows ``tokens,ms``. What the tables do not time - the server's own work, embedding, head, context -
+is not in the cost, and ``source`` says so.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import msgspec
+
+from .cluster_profile import ClusterProfile, CostSample, MeasuredCost
+from .cost import BatchShape
+from .errors import InputError
+from .fit import fit_cost
+
+HELD_OUT_EVERY = 5
+MAX_BATCH_TOKENS = 2048
+"""Of the server that the profile stands for; the published one takes prompts of up to 2048 tokens whole."""
+
+
+def with_imported_costs(
+    cluster: ClusterProfile, tables: Path, *, max_batch_tokens: int | None = None
+) -> ClusterProfile:
+    """The cluster with every node's capacity table replaced by a cost fitted to the timing tables of its device.
+
+    Args:
+        cluster: nodes by name, device and memory; a node's device name finds its tables, in any case.
+        tables: folder of the CSV files.
+        max_batch_tokens: most tokens of one iteration.
+
+    Raises:
+        InputError: a device without tables, or a table that cannot be read.
+    """
+    costs: dict[str, MeasuredCost] = {}
+    nodes = []
+    for node in cluster.nodes:
+        device = node.device.name
+        if device not in costs:
+            costs[device] = import_cost(tables, device, max_batch_tokens=max_batch_tokens or MAX_BATCH_TOKENS)
+        nodes.append(msgspec.structs.replace(node, capacity_tokens_per_s=None, cost=costs[device]))
+    return msgspec.structs.replace(cluster, nodes=tuple(nodes))
+
+
+def import_cost(tables: Path, device: str, *, max_batch_tokens: int = MAX_BATCH_TOKENS) -> MeasuredCost:
+    """A device's cost from its two tables.
+
+    Raises:
+        InputError: no such tables, or one that cannot be read.
+    """
+    prompt_path, decode_path = _table_path(tables, device, "prompt"), _table_path(tables, device, "decode")
+    samples = [
+        *_samples(prompt_path, is_prompt=True, max_tokens=max_batch_tokens),
+        *_samples(decode_path, is_prompt=False, max_tokens=max_batch_tokens),
+    ]
+    cost = fit_cost(
+        [*samples, *(_stacked(sample) for sample in samples)],
+        workspace_bytes=0.0,
+        max_batch_tokens=max_batch_tokens,
+        source=(
+            f"imported from {prompt_path.name} and {decode_path.name}, which time one decoder layer; layers are taken "
+            "to add up, and the server's own time, embedding, head and the length of the context are not in it"
+        ),
+    )
+    return msgspec.structs.replace(cost, samples=tuple(samples))
+
+
+STACKED_LAYERS = 8
+
+
+def _stacked(sample: CostSample) -> CostSample:
+    """The sample of several layers that the table implies: without it, nothing says that its time is per layer."""
+    return msgspec.structs.replace(sample, num_layers=STACKED_LAYERS, median_s=STACKED_LAYERS * sample.median_s)
+
+
+def _table_path(tables: Path, device: str, phase: str) -> Path:
+    wanted = f"_{device.lower()}_{phase}.csv"
+    found = sorted(path for path in tables.glob("*.csv") if f"_{path.name.lower()}".endswith(wanted))
+    if len(found) != 1:
+        count = "no" if not found else f"{len(found)}"
+        raise InputError(f"{tables}: {count} files named *{wanted}; need one for each device, with rows `tokens,ms`")
+    return found[0]
+
+
+def _samples(path: Path, *, is_prompt: bool, max_tokens: int) -> list[CostSample]:
+    samples = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                tokens, seconds = _row(row, origin=f"{path}:{number}")
+                if tokens == 0 or tokens > max_tokens:
+                    continue
+                samples.append(_sample(tokens, seconds, is_prompt=is_prompt, held_out=number % HELD_OUT_EVERY == 0))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV table ({error})") from error
+    if len(samples) < HELD_OUT_EVERY:
+        raise InputError(f"{path}: {len(samples)} usable rows; need at least {HELD_OUT_EVERY}")
+    return samples
+
+
+def _row(row: list[str], *, origin: str) -> tuple[float, float]:
+    try:
+        tokens, milliseconds = (float(value) for value in row)
+    except ValueError as error:
+        raise InputError(f"{origin}: need two numbers, tokens and milliseconds, got {','.join(row)!r}") from error
+    if tokens < 0 or milliseconds < 0:
+        raise InputError(f"{origin}: need tokens and milliseconds >= 0, got {','.join(row)!r}")
+    return tokens, milliseconds / 1000
+
+
+def _sample(tokens: float, seconds: float, *, is_prompt: bool, held_out: bool) -> CostSample:
+    shape = BatchShape(prefill_tokens=tokens, prefill_chunks=1.0) if is_prompt else BatchShape(decode_tokens=tokens)
+    return CostSample(
+        num_layers=1, first=False, last=False, batch=shape, median_s=seconds, spread=0.0, repeats=1, held_out=held_out
+    )
