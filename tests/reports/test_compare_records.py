@@ -5,12 +5,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import Command
-from report_examples import example_plan, example_profile, example_run
 
 from profiler.errors import InputError
 from reports.compare import Change, Comparison, compare
 from solver.plan import LayerRange
+
+from .conftest import Command
+from .report_examples import example_plan, example_profile, example_run
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 replace = msgspec.structs.replace

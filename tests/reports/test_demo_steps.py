@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from report_examples import example_run
 
 from profiler.records import encode_record
 from reports.demo import DemoConfig, plan_steps
+
+from .report_examples import example_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import Command
-from report_examples import example_run
 
 from reports.annotations import MAX_OF_A_KIND, annotation_lines
 from reports.benchmark_json import benchmark_json, run_samples, statistics_of
@@ -19,6 +17,9 @@ from reports.junit import junit_xml
 from reports.markdown import gate_markdown
 from reports.regression import Pair, Question, judge
 from reports.validate import validate
+
+from .conftest import Command
+from .report_examples import example_run
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 QUESTION = Question(metric="total_tokens_per_s", is_higher_better=True)

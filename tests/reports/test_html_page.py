@@ -5,7 +5,6 @@ import re
 
 import msgspec
 import pytest
-from report_examples import example_plan, example_profile, example_run
 
 from profiler.cluster_profile import ClusterProfile
 from reference_server.run_log import NodePoint, RunLog
@@ -15,6 +14,8 @@ from reports.markdown import MAX_CHARACTERS, escape, fit, markdown_comment
 from reports.validate import validate
 from reports.verdict import Verdict
 from solver.plan import LayerRange, Plan
+
+from .report_examples import example_plan, example_profile, example_run
 
 replace = msgspec.structs.replace
 RUN = example_run()

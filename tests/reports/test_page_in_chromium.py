@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from report_examples import example_plan, example_profile, example_run
 
 from profiler.cluster_profile import ClusterProfile
 from reference_server.run_log import NodePoint, RunLog
 from reports.html import html_page
 from reports.validate import validate
 from solver.plan import Plan
+
+from .report_examples import example_plan, example_profile, example_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from report_examples import example_plan, example_profile
 
 from profiler.records import encode_record
 from reports.stage_timing import device_timer
+
+from .report_examples import example_plan, example_profile
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "test_helixbench_gates.py"

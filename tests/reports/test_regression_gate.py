@@ -11,15 +11,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import Command
 from hypothesis import given
 from hypothesis import strategies as st
-from report_examples import example_run
 
 from profiler.errors import InputError, MeasurementError
 from reports.calibrate import Calibration, calibrate, share_interval
 from reports.paired_commands import load_command, read_metric, run_once, split_command
 from reports.regression import Pair, Question, Regression, Side, exit_code_of, judge, run_gate
+
+from .conftest import Command
+from .report_examples import example_run
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 replace = msgspec.structs.replace

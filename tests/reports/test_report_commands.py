@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import Command
-from report_examples import example_plan, example_profile, example_run, run_bytes
 
 from profiler.records import encode_record
 from reports.verdict import Verdict
+
+from .conftest import Command
+from .report_examples import example_plan, example_profile, example_run, run_bytes
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 RUN = example_run()

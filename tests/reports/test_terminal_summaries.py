@@ -4,12 +4,13 @@ import io
 
 import msgspec
 import pytest
-from report_examples import NOT_SHAPED, example_plan, example_profile, example_run
 from rich.console import Console, RenderableType
 
 from reports.figures import layer_bar, number, seconds, share_bar, to_ascii
 from reports.terminal import plan_summary, profile_summary, run_summary
 from solver.plan import LayerRange, LinkFlow, NodeFlow
+
+from .report_examples import NOT_SHAPED, example_plan, example_profile, example_run
 
 replace = msgspec.structs.replace
 

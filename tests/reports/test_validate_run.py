@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from report_examples import CONCURRENCY, example_plan, example_run
 
 from reference_server.run_log import RunLog, Window
 from reports.gate import COULD_NOT_MEASURE, FAIL, PASS, gate
 from reports.validate import measured_interval, validate
 from reports.verdict import Band, Interval
+
+from .report_examples import CONCURRENCY, example_plan, example_run
 
 replace = msgspec.structs.replace
 
