@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from .greedy import Greedy, greedy_requests
+
+# As nodes have it, and before torch is imported: threads that wait for each other on busy cores take many times longer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ModelDir = Callable[[str], Path]
 GreedyOf = Callable[[str], tuple[Greedy, ...]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ class Greedy(NamedTuple):
     output: tuple[int, ...]
 
 
+@functools.cache
 def load_whole(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The whole model as transformers loads and runs it; no token ends an output."""
+    """The whole model as transformers loads and runs it, loaded once; no token ends an output."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
