@@ -22,7 +22,10 @@ from .html import html_page
 from .terminal import run_summary
 from .validate import validate
 
-PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY, DURATION_S = 64, 32, 16, 40
+PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY = 64, 32, 24
+# Equal lengths make requests end in waves; a window of whole waves counts each prompt once, wherever it begins.
+NUM_REQUESTS = 6 * CONCURRENCY
+SOLVE_S = 20
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -79,12 +82,12 @@ def plan_steps(config: DemoConfig, *, testbed: Path) -> tuple[Step, ...]:
         ),
         Step(
             title="Solve: place the layers",
-            arguments=("solve", cluster, *load, *concurrency, "-o", plan),
+            arguments=("solve", cluster, *load, *concurrency, "--time-limit-s", str(SOLVE_S), "-o", plan),
             makes="plan.json",
         ),
         Step(
             title="Serve and load: run the plan",
-            arguments=("bench", plan, *place, *concurrency, "--duration-s", str(DURATION_S), *load, "-o", run),
+            arguments=("bench", plan, *place, *concurrency, "--requests", str(NUM_REQUESTS), *load, "-o", run),
             makes="run.json",
         ),
     )

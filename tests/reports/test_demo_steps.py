@@ -79,8 +79,8 @@ def test_the_chain_is_the_commands_that_a_user_would_type() -> None:
     assert commands == [
         "model make o/model --preset tiny --seed 0",
         "profile --model o/model --testbed t.toml -o o/cluster.json",
-        "solve o/cluster.json --prompt-tokens 64 --output-tokens 32 --concurrency 16 -o o/plan.json",
-        "bench o/plan.json --model o/model --testbed t.toml --concurrency 16 --duration-s 40 "
+        "solve o/cluster.json --prompt-tokens 64 --output-tokens 32 --concurrency 24 --time-limit-s 20 -o o/plan.json",
+        "bench o/plan.json --model o/model --testbed t.toml --concurrency 24 --requests 144 "
         "--prompt-tokens 64 --output-tokens 32 -o o/run.json",
     ]
 
