@@ -68,11 +68,13 @@ def check_command(
     benchmark_json: BenchmarkFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """The default: RUN against its own plan, or, with a second file or folder, NEW against RUN."""
+    """The default: RUN against its own plan; with NEW, runs (files or folders) or plans against each other."""
     if new is not None:
-        from .recorded_pairs import judge_recorded
+        from .recorded_pairs import are_runs, judge_recorded
 
         question = _question(metric, None, min_effect=min_effect)
+        if not are_runs(run):
+            _finish_exact(run, new, min_effect, junit, markdown, is_json=as_json)
         _finish_regression(judge_recorded(question, run, new), strict, junit, markdown, benchmark_json, is_json=as_json)
     from . import loading
     from .benchmark_json import run_samples
@@ -151,6 +153,23 @@ def calibrate_command(
     typer.echo(f"{found.statement}; {counts}; {found.processes} processes", err=as_json)
     if as_json:
         print_record(found)
+
+
+def _finish_exact(
+    base: Path, new: Path, tolerance: float, junit: Path | None, markdown: Path | None, *, is_json: bool
+) -> None:
+    from .cases import worst_first
+    from .exact import exact_cases, exit_code_of, load_figures
+
+    cases = exact_cases(load_figures(base, tolerance=tolerance), load_figures(new, tolerance=tolerance))
+    for case in worst_first(cases):
+        typer.echo(f"{case.status.upper():6}  {case.name}: {case.message}", err=is_json)
+    _write(cases, {}, junit, markdown, None, is_json=is_json)
+    if is_json:
+        import msgspec
+
+        typer.echo(msgspec.json.format(msgspec.json.encode(cases), indent=1))
+    raise typer.Exit(exit_code_of(cases))
 
 
 def _finish_regression(

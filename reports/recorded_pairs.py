@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from profiler.errors import InputError, MeasurementError
 from profiler.records import digest
 from reference_server.run_log import RunLog
@@ -11,6 +13,10 @@ from reference_server.run_log import RunLog
 from .loading import load_run
 from .paired_commands import run_metric
 from .regression import Pair, Question, Regression, judge
+
+
+class _Schema(msgspec.Struct):
+    schema: str
 
 
 def judge_recorded(question: Question, base: Path, new: Path) -> Regression:
@@ -28,6 +34,17 @@ def judge_recorded(question: Question, base: Path, new: Path) -> Regression:
         for a, b in zip(runs_base, runs_new, strict=True)
     ]
     return judge(question, pairs, notes=tuple(_notes(runs_base, runs_new)))
+
+
+def are_runs(path: Path) -> bool:
+    """Whether the path is a folder, or a file that says it is a run, or nothing that says what it is."""
+    if not path.is_file():
+        return True
+    try:
+        schema = msgspec.json.decode(path.read_bytes(), type=_Schema).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True
+    return schema == str(RunLog.__struct_config__.tag)
 
 
 def load_runs(path: Path) -> list[RunLog]:
