@@ -11,17 +11,21 @@ from profiler.records import digest, provenance_now
 
 from .bottleneck import describe
 from .capacity import Capacities
-from .expected import predict, predict_means
+from .expected import predict_means
 from .flow import Flow, max_flow
 from .network import LinkTable
 from .plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
-from .rollout import can_roll_out, roll_out
+from .rollout import MIN_REQUESTS, MIN_ROUNDS, can_roll_out, roll_out
 from .routes import pipelines_of
 
 Objective = Literal["throughput", "max-flow"]
 
 SATURATED = 0.98
 """Of what the most requests in flight bring; beyond that, more of them only wait."""
+
+
+MAX_FOLLOWED_HOPS = 1_500_000
+"""Hops of tokens that one rollout follows at most, a few seconds' work; above it means alone are used, and noted."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def expected_of(
     """
     capacities = question.capacities
     held = {name: placement[name] for name in used_nodes(placement, flow)}
-    if can_roll_out(capacities.profile, held):
+    if is_followed(question, held, flow, concurrency):
         kv_tokens = {name: capacities.kv_tokens(name, held[name]) for name in held}
         return roll_out(
             capacities.profile,
@@ -75,7 +79,20 @@ def expected_of(
             kv_capacity_tokens=kv_tokens,
             max_decode_batch=max_decode_batch,
         )
-    return predict(capacities.profile, held, flow.links, capacities.workload, concurrency, partial=question.partial)
+    return predict_means(capacities, held, flow.links, concurrency)
+
+
+def is_followed(
+    question: Question, held: Mapping[str, LayerRange], flow: Flow, concurrency: int | None, *, times: int = 1
+) -> bool:
+    """Whether a rollout, or so many of them, is within reach: every node measured, not too many requests and hops."""
+    if not can_roll_out(question.capacities.profile, held):
+        return False
+    mix = question.capacities.mix
+    in_flight = predict_means(question.capacities, held, flow.links, concurrency).in_flight or 1.0
+    requests = in_flight + max(MIN_ROUNDS * in_flight, MIN_REQUESTS)
+    hops = sum(len(hops) * share for hops, share in pipelines_of(held, flow.links)) / flow.tokens_per_s
+    return times * requests * mix.output_tokens * hops <= MAX_FOLLOWED_HOPS
 
 
 def best_decode_batch(
@@ -94,10 +111,11 @@ def best_decode_batch(
     """
     unlimited = expected_of(question, placement, flow, question.concurrency)
     held = {name: placement[name] for name in used_nodes(placement, flow)}
-    if not can_roll_out(question.capacities.profile, held):
+    if not is_followed(question, held, flow, question.concurrency):
         return None, unlimited
     stages = max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links))
-    groups = range(2, 2 * stages + 1) if thorough else (stages,)
+    is_thorough = thorough and is_followed(question, held, flow, question.concurrency, times=2 * stages)
+    groups = range(2, 2 * stages + 1) if is_thorough else (stages,)
     sizes = sorted({math.ceil(unlimited.concurrency / number) for number in groups if number > 1})
     tried: list[tuple[int | None, Expected]] = [(None, unlimited)]
     tried += [
@@ -161,7 +179,7 @@ def assemble(
             partial_inference=question.partial,
             objective=question.objective,
             concurrency=question.concurrency,
-            notes=notes,
+            notes=(*notes, *_notes(question, held, flow)),
         ),
         solver=facts,
         cluster_digest=digest(capacities.profile),
@@ -191,6 +209,20 @@ def _over_concurrency(
         expected_of(question, held, flow, concurrency, max_decode_batch=max_decode_batch)
         for concurrency in (*steps, asked)
     )
+
+
+def _notes(question: Question, held: Mapping[str, LayerRange], flow: Flow) -> tuple[str, ...]:
+    if not can_roll_out(question.capacities.profile, held):
+        return (
+            "nodes with only a capacity table say nothing of single iterations: expected is by means, the time of each "
+            "token taken from the table as docs/solver.md says",
+        )
+    if not is_followed(question, held, flow, question.concurrency):
+        return (
+            "expected at the most requests in flight is by means alone, which promise up to a third more than is "
+            "served: there are too many to follow one by one; give --concurrency for a closer figure",
+        )
+    return ()
 
 
 def _max_batch_tokens(capacities: Capacities, name: str) -> int | None:

@@ -13,7 +13,7 @@ from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.errors import InputError
 
 from . import milp
-from .assemble import Objective, Question, assemble, best_decode_batch, carrying, used_nodes
+from .assemble import Objective, Question, assemble, best_decode_batch, carrying, is_followed, used_nodes
 from .baselines import METHODS
 from .bounds import work_bound
 from .capacity import Capacities
@@ -274,12 +274,16 @@ def _walk(search: Search) -> None:
 
 def _roll_out_leaders(search: Search) -> None:
     """Compare the placements that means alone find best by following their groups of requests; keep the best."""
+    question = search.question
     rolled: list[tuple[float, float, Placement]] = []
     for _, flow, placement in sorted(search.leaders, key=lambda item: -item[0])[:MAX_ROLLED_OUT]:
         if rolled and search.left() <= 0:
             break
-        carried = carrying(search.question, placement, spread=True, links=search.links)
-        _, expected = best_decode_batch(search.question, placement, carried, thorough=False)
+        carried = carrying(question, placement, spread=True, links=search.links)
+        held = {name: placement[name] for name in used_nodes(placement, carried)}
+        if not is_followed(question, held, carried, question.concurrency):
+            continue
+        _, expected = best_decode_batch(question, held, carried, thorough=False)
         rolled.append((expected.total_tokens_per_s, flow, placement))
     if rolled:
         search.take(*max(rolled, key=lambda item: item[0]))
