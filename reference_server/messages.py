@@ -19,7 +19,7 @@ MAX_FRAME_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 24
 
 
-class Hop(msgspec.Struct, frozen=True, array_like=True):
+class Hop(msgspec.Struct, frozen=True, array_like=True, order=True):
     """One step of a pipeline: a node runs layers ``[start, end)`` of a request's tokens."""
 
     node: str

@@ -14,8 +14,9 @@ Pipeline: TypeAlias = tuple[Hop, ...]
 class Router:
     """Interleaved weighted round robin (IWRR) over pipelines, weights = planned flows.
 
-    Every choice gives each pipeline credit in proportion to its weight and takes the one with the most, so shares are
-    met within one request at any moment. A pipeline that has no room is passed over and keeps its credit.
+    Every choice gives each pipeline credit in proportion to its weight and takes the one with the most. So none is ever
+    a whole request ahead of its share, and shares are met exactly whenever all of them are whole requests. A pipeline
+    that has no room is passed over and keeps its credit.
     Source: Helix, ASPLOS 2025, section 5.1 (per-request pipelines), with pipelines as the things in the round.
     """
 
