@@ -19,7 +19,7 @@ MARGIN = 84.0
 BOX_HEIGHT = 46.0
 ROW_HEIGHT = 64.0
 TOP = 34.0
-MIN_SEGMENT = 92.0
+MIN_SEGMENT = 112.0
 LAYERS_WIDTH = 420.0
 MAX_STROKE = 16.0
 MIN_STROKE = 1.5
@@ -28,12 +28,16 @@ USE_STEPS = (0.25, 0.5, 0.75, 0.999)
 
 
 class Box(msgspec.Struct, frozen=True, kw_only=True):
-    """A node: where it is drawn, what it holds and how much of its capacity is used (``step`` of ``USE_STEPS``)."""
+    """A node: where it is drawn, what it holds and how much of its capacity is used (``step`` of ``USE_STEPS``).
+
+    ``kind`` indexes ``FlowPicture.kinds``.
+    """
 
     name: str
     layers: LayerRange
     about: str
     region: str
+    kind: int
     flow_tokens_per_s: float
     use: float
     step: int
@@ -70,11 +74,15 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowPicture(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the template draws, in pixels of the picture's own coordinates."""
+    """Everything that the template draws, in pixels of the picture's own coordinates.
+
+    ``kinds`` are the devices and regions that boxes are told apart by, empty where all are alike.
+    """
 
     width: float
     height: float
     middle_y: float
+    kinds: tuple[str, ...]
     boxes: tuple[Box, ...]
     arrows: tuple[Arrow, ...]
     ticks: tuple[Tick, ...]
@@ -93,7 +101,8 @@ def flow_picture(
     about, regions = about or {}, regions or {}
     axis = _axis(plan)
     rows = _rows(plan, regions)
-    boxes = {name: _box(plan, name, rows[name], axis, about, regions) for name in plan.placement}
+    kinds = sorted({_kind(name, about, regions) for name in plan.placement})
+    boxes = {name: _box(plan, name, rows[name], axis, about, regions, kinds) for name in plan.placement}
     num_rows = 1 + max(rows.values())
     height = TOP + num_rows * ROW_HEIGHT + 8
     middle = TOP + (num_rows * ROW_HEIGHT - (ROW_HEIGHT - BOX_HEIGHT)) / 2
@@ -102,6 +111,7 @@ def flow_picture(
         width=width,
         height=height,
         middle_y=middle,
+        kinds=tuple(kinds) if len(kinds) > 1 else (),
         boxes=tuple(boxes[name] for name in sorted(boxes, key=lambda name: (rows[name], boxes[name].x))),
         arrows=_arrows(plan, boxes, axis, middle),
         ticks=tuple(Tick(layer=layer, x=(left + right) / 2) for layer, (left, right) in axis.items()),
@@ -141,6 +151,10 @@ def _rows(plan: Plan, regions: Mapping[str, str]) -> dict[str, int]:
     return rows
 
 
+def _kind(name: str, about: Mapping[str, str], regions: Mapping[str, str]) -> str:
+    return ", ".join(filter(None, [about.get(name, ""), regions.get(name, "")])) or "unknown device"
+
+
 def _overlap(one: LayerRange, other: LayerRange) -> bool:
     return one.start < other.end and other.start < one.end
 
@@ -152,6 +166,7 @@ def _box(
     axis: Mapping[int, tuple[float, float]],
     about: Mapping[str, str],
     regions: Mapping[str, str],
+    kinds: list[str],
 ) -> Box:
     held, flow = plan.placement[name], plan.nodes[name]
     share = flow.flow_tokens_per_s / flow.capacity_tokens_per_s if flow.capacity_tokens_per_s else 0.0
@@ -161,6 +176,7 @@ def _box(
         layers=held,
         about=about.get(name, ""),
         region=regions.get(name, ""),
+        kind=kinds.index(_kind(name, about, regions)),
         flow_tokens_per_s=flow.flow_tokens_per_s,
         use=share,
         step=use_step(share),

@@ -178,7 +178,7 @@ def _link_residual_block(links: tuple[LinkResidual, ...]) -> RenderableType:
             points(link.realised_share - link.planned_share),
             bit_rate(link.measured_bytes_per_s),
         )
-        for link in ranked[: parts.MAX_ROWS]
+        for link in ranked[: parts.MAX_LINKS]
     ]
     grid = parts.table("", ">planned", ">measured", ">off", ">payload", rows=rows)
     return parts.block("LINKS", "share of the tokens, the furthest off first", grid)

@@ -16,7 +16,7 @@ from .figures import layer_bar, link_name, number, percent, share_bar
 BAR = 14
 LAYER_BAR = 32
 # More rows than this say less, not more: the least used are counted, not listed.
-MAX_ROWS = 24
+MAX_ROWS, MAX_LINKS = 24, 12
 SATURATED = 0.999
 
 
@@ -74,17 +74,25 @@ def flows(plan: Plan) -> RenderableType:
     return block(
         "FLOW",
         "through nodes and links against capacity, tokens/s",
-        table("", "=", ">flow", ">capacity", ">use", "=", rows=[*_flow_rows(nodes), *_flow_rows(links)]),
-        *_left_out(len(nodes), "nodes"),
-        *_left_out(len(links), "links"),
+        table(
+            "",
+            "=",
+            ">flow",
+            ">capacity",
+            ">use",
+            "=",
+            rows=[*_flow_rows(nodes, MAX_ROWS), *_flow_rows(links, MAX_LINKS)],
+        ),
+        *_left_out(len(nodes) - MAX_ROWS, "nodes"),
+        *_left_out(len(links) - MAX_LINKS, "links"),
         *([Text(f"bottleneck (min cut): {cut}", style="bold")] if cut else []),
     )
 
 
-def _flow_rows(entries: Sequence[tuple[str, float, float]]) -> list[tuple[RenderableType, ...]]:
-    """The most used first, at most ``MAX_ROWS``."""
+def _flow_rows(entries: Sequence[tuple[str, float, float]], most: int) -> list[tuple[RenderableType, ...]]:
+    """The most used first, ``most`` at most."""
     ranked = sorted(entries, key=lambda entry: (-use(entry[1], entry[2]), entry[0]))
-    return [_flow_row(*entry) for entry in ranked[:MAX_ROWS]]
+    return [_flow_row(*entry) for entry in ranked[:most]]
 
 
 def _flow_row(name: str, flow: float, capacity: float) -> tuple[RenderableType, ...]:
@@ -106,8 +114,7 @@ def use(flow: float, capacity: float) -> float:
     return float("inf") if flow > 0 else 0.0
 
 
-def _left_out(count: int, what: str) -> list[Text]:
-    more = count - MAX_ROWS
+def _left_out(more: int, what: str) -> list[Text]:
     return [Text(f"… and {more} more {what}, used less than those above")] if more > 0 else []
 
 

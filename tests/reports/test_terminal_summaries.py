@@ -106,7 +106,7 @@ def test_a_large_plan_lists_its_most_used_links_and_counts_the_rest() -> None:
     text = printed(plan_summary(plan))
 
     assert "and 16 more nodes" in text
-    assert "and 16 more links" in text
+    assert "and 28 more links" in text
 
 
 @pytest.mark.parametrize(
