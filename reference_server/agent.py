@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import signal
 import sys
 import time
@@ -115,13 +116,15 @@ class Agent:
 
         Everything that the server does per iteration happens in here, so this is what the profiler times.
         """
-        if not (self._runtime is not None and self._runtime.has_work) and not self._router.poll(timeout_ms):
+        has_work = self._runtime is not None and self._runtime.has_work
+        wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
+        if not self._router.poll(wait_ms) and not has_work:
             return False
         begin = time.perf_counter()
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
-        if self._runtime is None or not self._runtime.has_work:
+        if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
         try:
             for outbound in self._runtime.run_batch(self._tokens):
@@ -144,24 +147,15 @@ class Agent:
         self.unload()
         files = self.open_model(command.model, command.model_digest)
         dtype = torch_dtype(command.dtype)
-        facts = files.facts(dtype=dtype)
-        kv_bytes_per_token = facts.kv_bytes_per_token_per_layer * (command.end - command.start)
+        self._require_room(files, command)
         stage = Stage(
             files,
             start=command.start,
             end=command.end,
-            kv_capacity_tokens=1,
+            kv_capacity_tokens=command.kv_capacity_tokens,
             dtype=dtype,
             device=self.torch_device,
         )
-        capacity = int((self.device.memory_bytes - stage.weight_bytes) // kv_bytes_per_token)
-        if capacity < command.kv_capacity_tokens:
-            raise InputError(
-                f"layers [{command.start},{command.end}) take {stage.weight_bytes / 1e6:.0f} MB of "
-                f"{self.device.memory_bytes / 1e6:.0f} MB and leave room for {max(capacity, 0)} KV tokens of the "
-                f"{command.kv_capacity_tokens} needed; give the node more memory, or profile and solve again"
-            )
-        stage.kv = stage.make_kv_cache(command.kv_capacity_tokens)
         self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
         self._runtime = NodeRuntime(
             command.node,
@@ -170,6 +164,24 @@ class Agent:
             max_decode_batch=command.max_decode_batch,
         )
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
+
+    def _require_room(self, files: ModelFiles, command: Load) -> None:
+        """Check that weights and KV cache fit, before anything is loaded."""
+        if min(command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch or 1) < 1:
+            raise InputError(
+                f"kv_capacity_tokens {command.kv_capacity_tokens}, max_batch_tokens {command.max_batch_tokens}, "
+                f"max_decode_batch {command.max_decode_batch}: need at least 1 of each"
+            )
+        dtype = torch_dtype(command.dtype)
+        weight_bytes = files.range_bytes(command.start, command.end, dtype=dtype)
+        kv_bytes_per_token = files.facts(dtype=dtype).kv_bytes_per_token_per_layer * (command.end - command.start)
+        capacity = int((self.device.memory_bytes - weight_bytes) // kv_bytes_per_token)
+        if capacity < command.kv_capacity_tokens:
+            raise InputError(
+                f"layers [{command.start},{command.end}) take {weight_bytes / 1e6:.0f} MB of "
+                f"{self.device.memory_bytes / 1e6:.0f} MB and leave room for {max(capacity, 0)} KV tokens of the "
+                f"{command.kv_capacity_tokens} needed; give the node more memory, or profile and solve again"
+            )
 
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
@@ -211,7 +223,13 @@ class Agent:
         return self.tell(self._controller, answer)
 
     def send_to_peer(self, peer: str, work: Work, payload: memoryview | None) -> int:
-        """Hand work to the next node; returns the bytes sent."""
+        """Hand work to the next node; returns the bytes sent.
+
+        Raises:
+            MeasurementError: a node that was not among the peers when the stage was loaded.
+        """
+        if peer not in self._peers:
+            raise MeasurementError(f"a pipeline goes on to node {peer}, whose address was not given")
         return send(self._peers[peer], work, payload)
 
     def discard_message(self, timeout_ms: int) -> None:

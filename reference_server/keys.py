@@ -6,12 +6,15 @@ The file is a JSON object with the Z85 texts ``public`` and ``secret``, readable
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
 import msgspec
 
 from profiler.errors import InputError
+
+_Z85_KEY = r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}"
 
 
 class ClusterKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,8 +24,8 @@ class ClusterKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret: str
 
     def __post_init__(self) -> None:
-        if len(self.public) != 40 or len(self.secret) != 40:
-            raise ValueError("public, secret: need 40 characters each")
+        if not all(re.fullmatch(_Z85_KEY, half) for half in (self.public, self.secret)):
+            raise ValueError("public, secret: need 40 characters of Z85 each")
 
 
 def make_key_file(path: Path) -> None:
@@ -56,7 +59,7 @@ def load_key_file(path: Path) -> ClusterKey:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); make one with: helixbench agent --make-key {path}"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: not a cluster key ({error}); make one with: helixbench agent --make-key {path}"
         ) from error

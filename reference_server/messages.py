@@ -230,6 +230,9 @@ Answer: TypeAlias = (
     | Sampled  # from an agent
 )
 
+# What msgspec raises on bytes that are no message: text that is not UTF-8 and deep nesting have errors of their own.
+_NOT_A_MESSAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
@@ -249,7 +252,7 @@ def decode_command(header: bytes) -> Command:
     try:
         _require_short(header)
         return _command_decoder.decode(header)
-    except msgspec.DecodeError as error:
+    except _NOT_A_MESSAGE as error:
         raise MeasurementError(
             f"a message that is not understood was received ({error}); do versions differ?"
         ) from error
@@ -264,7 +267,7 @@ def decode_answer(header: bytes) -> Answer:
     try:
         _require_short(header)
         return _answer_decoder.decode(header)
-    except msgspec.DecodeError as error:
+    except _NOT_A_MESSAGE as error:
         raise MeasurementError(
             f"an answer that is not understood was received ({error}); do versions differ?"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from profiler.errors import MeasurementError
 from profiler.stage import Stage, StageItem
 
 from .batcher import Batcher, Chunk
+from .gather import Gather
 from .messages import OpenRequest, Sampled, Work, WorkItem
 from .sampling import SamplingParams, sample
 
@@ -29,6 +31,7 @@ class Outbound(msgspec.Struct, frozen=True):
 class _Route(msgspec.Struct, frozen=True):
     entry_layer: int
     next_peer: str | None
+    is_alone: bool  # the whole pipeline is this node
     kv_tokens: int
     sampling: SamplingParams
     generator: Any
@@ -48,6 +51,8 @@ class NodeRuntime:
         self._node = node
         self.stage = stage
         self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_decode_batch=max_decode_batch)
+        self._gather = Gather()
+        self._clock = time.perf_counter
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
         self._early: dict[int, list[tuple[WorkItem, torch.Tensor]]] = {}  # not yet open -> work that came before
 
@@ -55,6 +60,10 @@ class NodeRuntime:
     def has_work(self) -> bool:
         """Whether an iteration would run anything."""
         return self._batcher.has_work
+
+    def wait_s(self) -> float:
+        """Seconds to wait for more work before the next iteration; see ``Gather``."""
+        return self._gather.wait_s(self._clock())
 
     def accept(self, work: Work, payload: bytes | memoryview | None) -> None:
         """Take in a message: free, reserve, queue.
@@ -66,12 +75,16 @@ class NodeRuntime:
             MeasurementError: the message does not fit the stage: sizes, ranges, or a request opened twice.
         """
         for request in work.closes:
+            self._gather.is_back(request)
             if self._routes.pop(request, None) is None:
                 raise MeasurementError(f"asked to close request {request}, which is not open")
             self.stage.kv.release(request)
         for opened in work.opens:
             self._open(opened)
         if work.items:
+            for item in work.items:
+                if item.past < 0 or item.num_tokens < 1 or (item.is_decode and item.num_tokens != 1):
+                    raise MeasurementError(f"request {item.request} sends no possible tokens: {item}")
             inputs = self._inputs(work, payload)
             start = 0
             for item in work.items:
@@ -79,14 +92,23 @@ class NodeRuntime:
                 start += item.num_tokens
 
     def run_batch(self, run_tokens: dict[bool, int]) -> list[Outbound]:
-        """Run one iteration and say what goes where; adds its tokens to ``run_tokens`` (is decode -> tokens)."""
+        """Run one iteration and say what goes where; adds its tokens to ``run_tokens`` (is decode -> tokens).
+
+        Raises:
+            MeasurementError: what waits cannot be run: its request was closed, or its pipeline ends too early.
+        """
+        begin_s = self._clock()
         chunks = self._batcher.next_batch()
+        output = self.stage.forward([self._stage_item(chunk) for chunk in chunks])
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
-        output = self.stage.forward([self._stage_item(chunk) for chunk in chunks])
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
         if output.logits is not None:
-            return self._sample(output.items, output.logits)
+            outbound = self._sample(output.items, output.logits)
+            ending = {item.request for item in output.items if item.sample and self._routes[item.request].is_alone}
+            now_s = self._clock()
+            self._gather.sampled(ending, now_s=now_s, iteration_s=now_s - begin_s)
+            return outbound
         assert output.hidden is not None
         return self._forward_on(output.items, output.hidden, is_decode)
 
@@ -109,7 +131,9 @@ class NodeRuntime:
         except ValueError as error:
             raise MeasurementError(f"{error}") from error
         next_peer = following[0].node if following else None
-        self._routes[opened.request] = _Route(hop.start, next_peer, opened.kv_tokens, sampling, generator)
+        self._routes[opened.request] = _Route(
+            hop.start, next_peer, len(opened.hops) == 1, opened.kv_tokens, sampling, generator
+        )
         for item, inputs in self._early.pop(opened.request, []):
             self._queue(item, inputs)
 
@@ -118,11 +142,15 @@ class NodeRuntime:
         if route is None:
             self._early.setdefault(item.request, []).append((item, inputs))
             return
-        if item.past < 0 or item.num_tokens < 1 or item.past + item.num_tokens > route.kv_tokens:
+        if item.past + item.num_tokens > route.kv_tokens:
             raise MeasurementError(
                 f"request {item.request} sends tokens {item.past}+{item.num_tokens}, "
                 f"beyond its {route.kv_tokens} KV slots"
             )
+        if (inputs.dim() == 1) != (route.entry_layer == 0):
+            got = "token ids" if inputs.dim() == 1 else "hidden states"
+            raise MeasurementError(f"request {item.request} enters at layer {route.entry_layer}, but sends {got}")
+        self._gather.is_back(item.request)
         self._batcher.add(item, inputs)
 
     def _inputs(self, work: Work, payload: bytes | memoryview | None) -> torch.Tensor:
@@ -144,11 +172,14 @@ class NodeRuntime:
 
     def _stage_item(self, chunk: Chunk) -> StageItem:
         item = chunk.item
+        route = self._routes.get(item.request)
+        if route is None:
+            raise MeasurementError(f"request {item.request} was closed while its tokens waited")
         return StageItem(
             request=item.request,
             past=item.past,
             num_tokens=item.num_tokens,
-            entry_layer=self._routes[item.request].entry_layer,
+            entry_layer=route.entry_layer,
             sample=item.sample,
             inputs=chunk.inputs[chunk.offset : chunk.offset + item.num_tokens],
         )

@@ -125,7 +125,7 @@ class _Ring:
     def workspace_bytes(self, point: GridPoint) -> float:
         """Peak memory of the batch's first iteration, beside weights and KV cache.
 
-        It must be the first of all: later ones find memory that the process has kept. The KV slots that it writes become
+        It must be the first of all: later ones find memory that the process kept. The KV slots that it writes become
         resident with it and are taken off; on CUDA the whole cache lies there before.
         """
         stage = self._agent.runtime.stage

@@ -23,6 +23,9 @@ from .plan import Expected, LayerRange, LinkFlow
 from .routes import Pipeline, pipelines_of
 from .workload import Workload
 
+WAIT_SHARE = 0.1
+"""Of an iteration: how long a node that holds the whole model waits for its last batch to come back."""
+
 MIN_REQUESTS = 96
 MIN_ROUNDS = 4
 """The window holds this many requests, or so many rounds of all that are in flight: the larger of the two."""
@@ -102,6 +105,8 @@ class _Node:
     busy_s: float = 0.0
     iterations: int = 0
     decoded: int = 0
+    returning: set[int] = field(default_factory=set)  # requests whose next token comes straight back
+    wait_until_s: float = 0.0  # and until when they are waited for
 
 
 class _Rollout:
@@ -181,6 +186,8 @@ class _Rollout:
                 self._sampled(items)
             elif where.startswith("end of "):
                 self._end_iteration(where.removeprefix("end of "), items)
+            elif where.startswith("wait at "):
+                self._begin_if_idle(where.removeprefix("wait at "))
             else:
                 self._arrive(where, items)
 
@@ -235,8 +242,16 @@ class _Rollout:
     def _arrive(self, name: str, items: list[_Item]) -> None:
         node = self._nodes[name]
         for item in items:
+            node.returning.discard(id(item.request))
             (node.decodes if item.is_decode else node.prefills).append(item)
-        if not node.is_busy:
+        self._begin_if_idle(name)
+
+    def _begin_if_idle(self, name: str) -> None:
+        """Begin an iteration where there is work, unless the last batch is still coming back (and not over-due)."""
+        node = self._nodes[name]
+        if self._now >= node.wait_until_s:
+            node.returning.clear()
+        if not node.is_busy and not node.returning and (node.decodes or node.prefills):
             self._begin_iteration(name, node)
 
     def _begin_iteration(self, name: str, node: _Node) -> None:
@@ -261,8 +276,12 @@ class _Rollout:
                 going.setdefault(COORDINATOR, []).append(_Item(item.request, 0, 0, 1, item.is_decode))
         for dst, items in going.items():
             self._transmit(name, dst, items)
-        if node.decodes or node.prefills:
-            self._begin_iteration(name, node)
+        alone = [item for item in batch if item.sample and len(self._pipelines[item.request.pipeline]) == 1]
+        if alone:
+            node.returning = {id(item.request) for item in alone}
+            node.wait_until_s = self._now + WAIT_SHARE * self._iteration_s(node, batch)
+            self._at(node.wait_until_s, f"wait at {name}", [])
+        self._begin_if_idle(name)
 
     def _iteration_s(self, node: _Node, batch: list[_Item]) -> float:
         """Seconds of one iteration; items that enter late run fewer layers: each entry's time counts by its share."""
@@ -308,6 +327,7 @@ class _Rollout:
             self.finished.append(request)
             self._in_flight -= 1
             for name, _, _ in self._pipelines[request.pipeline]:
+                self._nodes[name].returning.discard(id(request))
                 self._kv_free[name] += request.prompt_tokens + request.output_tokens - 1
             self._ttft_s.append(request.first_token_s - request.arrival_s)
             if request.produced > 1:
