@@ -5,6 +5,7 @@ Whatever ends it - proof, time limit or Ctrl-C - the best plan so far is returne
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .neighbours import neighbours
 from .network import LinkTable
 from .plan import Infeasible, LayerRange, Plan, SolverFacts
 from .progress import OnProgress, Progress
+from .regions import regional_placements
 from .stacks import stacks
 from .workload import Workload
 
@@ -134,6 +136,8 @@ class Search:
         if key in self.seen:
             return False
         self.seen.add(key)
+        if self._most_at_scarcest_layer(placement) <= self.best_score * (1 + PROVEN):
+            return False
         flow = carrying(self.question, placement, links=self.links)
         if flow.tokens_per_s <= self.best_score * (1 + PROVEN):
             return False  # what is expected never exceeds the max-flow
@@ -148,6 +152,17 @@ class Search:
         self.take(score, flow.tokens_per_s, dict(placement))
         self.tell(doing)
         return True
+
+    def _most_at_scarcest_layer(self, placement: Mapping[str, LayerRange]) -> float:
+        """What the nodes of the layer that has least can do in all; no flow exceeds it."""
+        capacities = self.question.capacities
+        change = [0.0] * (capacities.model.num_layers + 1)
+        for name, held in placement.items():
+            entries = range(held.start, held.end) if capacities.is_time_shared(name) else (held.start,)
+            most = max(capacities.tokens_per_s(name, held, entry) for entry in entries)
+            change[held.start] += most
+            change[held.end] -= most
+        return min(itertools.accumulate(change[:-1]))
 
     def take(self, score: float, flow: float, placement: Placement) -> None:
         """Make a placement the best."""
@@ -175,6 +190,8 @@ class Search:
 def run_search(search: Search) -> str:
     """Search until a proof, the time limit or Ctrl-C; the status says which."""
     steps: list[Callable[[Search], None]] = [_try_baselines, _solve_pooled, _solve_linked]
+    if len({node.region for node in search.question.capacities.profile.nodes}) > 1:
+        steps.insert(1, _try_regions)
     if search.question.objective == "throughput":
         steps += [_try_stacks, _try_fewer_nodes]
     steps.append(_walk)
@@ -199,6 +216,14 @@ def _try_baselines(search: Search) -> None:
         search.offer(rule(search.question.capacities), f"{name} placement")
 
 
+def _try_regions(search: Search) -> None:
+    """Regions by themselves, and in a row where that is worth the slow links between them."""
+    share_s = 0.4 * search.left()
+    limits = milp.Limits(time_s=share_s, threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.01)
+    for placement in regional_placements(search.question.capacities, limits):
+        search.offer(placement, "regions")
+
+
 def _solve_pooled(search: Search) -> None:
     """The aggregated program: exact where nothing between nodes binds, and a bound everywhere."""
     question = search.question
@@ -206,7 +231,7 @@ def _solve_pooled(search: Search) -> None:
     model = milp.pooled_model(
         question.capacities, list(question.capacities.nodes), partial=question.partial, clip=search.bound
     )
-    share = 1.0 if is_exact and question.objective == "max-flow" else 0.3
+    share = 0.7 if is_exact else 0.15
     _solve(search, model, share * search.left(), "program without links", is_exact=is_exact)
 
 
