@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from reference_server.gather import SKIPPED_AFTER_TIMEOUT, WAIT_SHARE, Gather
 
 
@@ -9,7 +11,7 @@ def test_waits_until_all_of_the_batch_are_back() -> None:
     gather = Gather()
 
     gather.sampled({1, 2}, now_s=10.0, iteration_s=1.0)
-    assert gather.wait_s(10.0) == WAIT_SHARE
+    assert gather.wait_s(10.0) == pytest.approx(WAIT_SHARE)
     gather.is_back(1)
     assert gather.wait_s(10.01) > 0
     gather.is_back(2)
