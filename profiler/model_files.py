@@ -112,6 +112,29 @@ class ModelFiles:
                 raise InputError(f"{self.directory / file}: cannot be read ({error})") from error
         return total
 
+    def require_range(self, start: int, end: int) -> None:
+        """Check that the model has layers ``[start, end)``.
+
+        Raises:
+            InputError: it does not.
+        """
+        if not 0 <= start < end <= self.num_layers:
+            raise InputError(f"layer range [{start},{end}): the model has layers [0,{self.num_layers})")
+
+    def range_bytes(self, start: int, end: int, *, dtype: torch.dtype) -> int:
+        """Weights of a stage of layers ``[start, end)`` in that dtype, embedding and head included where it has them.
+
+        Raises:
+            InputError: the model does not have these layers.
+        """
+        self.require_range(start, end)
+        names = {name for i in range(start, end) for name in self.names(f"model.layers.{i}.")}
+        if start == 0:
+            names.add("model.embed_tokens.weight")
+        if end == self.num_layers:
+            names |= {self.head_tensor, "model.norm.weight"}
+        return self.num_elements(sorted(names)) * dtype.itemsize
+
     def digest(self) -> str:
         """Digest of the config and of every tensor file's name, size and header: tells models apart in milliseconds."""
         state = hashlib.sha256((self.directory / "config.json").read_bytes())

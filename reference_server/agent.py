@@ -148,14 +148,21 @@ class Agent:
         files = self.open_model(command.model, command.model_digest)
         dtype = torch_dtype(command.dtype)
         self._require_room(files, command)
-        stage = Stage(
-            files,
-            start=command.start,
-            end=command.end,
-            kv_capacity_tokens=command.kv_capacity_tokens,
-            dtype=dtype,
-            device=self.torch_device,
-        )
+        try:
+            stage = Stage(
+                files,
+                start=command.start,
+                end=command.end,
+                kv_capacity_tokens=command.kv_capacity_tokens,
+                dtype=dtype,
+                device=self.torch_device,
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"layers [{command.start},{command.end}) with {command.kv_capacity_tokens} KV tokens do not fit what "
+                f"is free on {self.torch_device}: end what else uses it, or start the agent with less --memory and "
+                f"profile again ({error})"
+            ) from error
         self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
         self._runtime = NodeRuntime(
             command.node,
@@ -167,11 +174,10 @@ class Agent:
 
     def _require_room(self, files: ModelFiles, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
-        if min(command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch or 1) < 1:
-            raise InputError(
-                f"kv_capacity_tokens {command.kv_capacity_tokens}, max_batch_tokens {command.max_batch_tokens}, "
-                f"max_decode_batch {command.max_decode_batch}: need at least 1 of each"
-            )
+        sizes = (command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch)
+        if any(size is not None and size < 1 for size in sizes):
+            got = ", ".join(str(size) for size in sizes)
+            raise InputError(f"kv_capacity_tokens, max_batch_tokens, max_decode_batch: need >= 1, got {got}")
         dtype = torch_dtype(command.dtype)
         weight_bytes = files.range_bytes(command.start, command.end, dtype=dtype)
         kv_bytes_per_token = files.facts(dtype=dtype).kv_bytes_per_token_per_layer * (command.end - command.start)
