@@ -35,11 +35,12 @@ class RaggedBatch:
         spans: the sequences in the order of their tokens.
         arena: the stage's KV cache. # [L, 2, K, C, D]
         first_layer: model layer that ``arena[0]`` belongs to.
-        gather_decode: gather decoding sequences of like length into padded calls (few launches: GPU) instead of one
-            call on a view of each one's own slots (no copies: CPU).
+        gather_up_to: decoding sequences with contexts up to so many tokens are gathered, those of like length together,
+            into padded calls: few calls, but their keys and values are copied. Longer ones are called each on a view of
+            its own slots.
     """
 
-    def __init__(self, spans: Sequence[Span], *, arena: torch.Tensor, first_layer: int, gather_decode: bool) -> None:
+    def __init__(self, spans: Sequence[Span], *, arena: torch.Tensor, first_layer: int, gather_up_to: int) -> None:
         self._arena = arena
         self._first_layer = first_layer
         device = arena.device
@@ -54,8 +55,10 @@ class RaggedBatch:
         self.positions = torch.tensor(
             [position for span in spans for position in range(span.past, span.past + span.num_tokens)], device=device
         )  # [T]
-        self._decodes = [] if gather_decode else decodes
-        self._groups = list(_groups(decodes)) if gather_decode else []
+        groups = _groups([where for where in decodes if where[1].past < gather_up_to])
+        self._groups = [group for group in groups if len(group) > 1]
+        self._decodes = [where for where in decodes if where[1].past >= gather_up_to]
+        self._decodes += [where for group in groups if len(group) == 1 for where in group]
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}  # (first token, window) -> mask
         self._group_inputs: dict[tuple[int, int | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 

@@ -36,12 +36,12 @@ def by_definition(
 @given(
     sizes=SIZES,
     window=st.one_of(st.none(), st.integers(1, 40)),
-    gather_decode=st.booleans(),
+    gather_up_to=st.sampled_from((0, 12, 10**6)),
     gap=st.integers(0, 5),
     seed=st.integers(0, 2**16),
 )
 def test_ragged_attention_is_attention_of_each_sequence(
-    sizes: list[tuple[int, int]], window: int | None, gather_decode: bool, gap: int, seed: int
+    sizes: list[tuple[int, int]], window: int | None, gather_up_to: int, gap: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -65,7 +65,7 @@ def test_ragged_attention_is_attention_of_each_sequence(
         contexts.append(torch.cat((cached, new), dim=2))  # [2, K, C, D]
         first += span.num_tokens
 
-    batch = RaggedBatch(spans, arena=arena, first_layer=5, gather_decode=gather_decode)
+    batch = RaggedBatch(spans, arena=arena, first_layer=5, gather_up_to=gather_up_to)
     out = batch.attend(6, query, key, value, scaling=0.3, sliding_window=window)
 
     assert out.shape == (1, num_tokens, HEADS, HEAD_DIM)
@@ -94,7 +94,7 @@ def test_positions_go_on_from_what_is_cached(sizes: list[tuple[int, int]]) -> No
     spans = [Span(100 * number, past, new) for number, (past, new) in enumerate(sizes)]
     arena = torch.zeros((1, 2, 1, 1000, 2))
 
-    positions = RaggedBatch(spans, arena=arena, first_layer=0, gather_decode=False).positions
+    positions = RaggedBatch(spans, arena=arena, first_layer=0, gather_up_to=0).positions
 
     assert positions.tolist() == list(itertools.chain(*(range(past, past + new) for past, new in sizes)))
 
@@ -117,9 +117,9 @@ def test_decodes_of_one_length_are_one_group(past: int, count: int) -> None:
     assert len(_groups([(row, Span(0, past, 1)) for row in range(count)])) == 1
 
 
-@pytest.mark.parametrize("gather_decode", [False, True])
+@pytest.mark.parametrize("gather_up_to", [0, 10**6])
 @given(first=st.integers(1, 20), second=st.integers(1, 20))
-def test_a_batch_may_hold_one_sequence_twice(gather_decode: bool, first: int, second: int) -> None:
+def test_a_batch_may_hold_one_sequence_twice(gather_up_to: int, first: int, second: int) -> None:
     """Two chunks of one prompt in one batch see what they see in two batches."""
     assume(first + second > 2)
     torch.manual_seed(0)
@@ -127,10 +127,10 @@ def test_a_batch_may_hold_one_sequence_twice(gather_decode: bool, first: int, se
     arenas = [torch.zeros((1, 2, KV_HEADS, 40, HEAD_DIM)) for _ in range(2)]
     chunks = [Span(0, 0, first), Span(0, first, second)]
 
-    together = RaggedBatch(chunks, arena=arenas[0], first_layer=0, gather_decode=gather_decode).attend(
+    together = RaggedBatch(chunks, arena=arenas[0], first_layer=0, gather_up_to=gather_up_to).attend(
         0, query, key, value, scaling=0.3, sliding_window=None
     )
-    whole = RaggedBatch([Span(0, 0, first + second)], arena=arenas[1], first_layer=0, gather_decode=False).attend(
+    whole = RaggedBatch([Span(0, 0, first + second)], arena=arenas[1], first_layer=0, gather_up_to=0).attend(
         0, query, key, value, scaling=0.3, sliding_window=None
     )
 

@@ -40,7 +40,7 @@ def stage_of(
     end: int = 6,
     *,
     dtype: torch.dtype = torch.float32,
-    gather_decode: bool | None = None,
+    gather_up_to: int | None = None,
     kv_capacity_tokens: int = 512,
 ) -> Stage:
     return Stage(
@@ -50,7 +50,7 @@ def stage_of(
         kv_capacity_tokens=kv_capacity_tokens,
         dtype=dtype,
         device=CPU,
-        gather_decode=gather_decode,
+        gather_up_to=gather_up_to,
     )
 
 
@@ -125,12 +125,12 @@ def chunks_then_decodes(lengths: Sequence[int], *, chunk: int, decodes: int) -> 
     raise AssertionError
 
 
-@pytest.mark.parametrize("gather_decode", [False, True])
+@pytest.mark.parametrize("gather_up_to", [0, 10**6])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_logits_equal_the_whole_models(model_dir: ModelDir, preset: str, gather_decode: bool) -> None:
+def test_logits_equal_the_whole_models(model_dir: ModelDir, preset: str, gather_up_to: int) -> None:
     directory = model_dir(preset)
     sequences = random_sequences(LENGTHS)
-    stage = stage_of(directory, gather_decode=gather_decode)
+    stage = stage_of(directory, gather_up_to=gather_up_to)
 
     found = run_schedule([[(stage, 0)]] * len(sequences), sequences, chunks_then_decodes(LENGTHS, chunk=11, decodes=14))
     whole = whole_logits(load_whole(directory), sequences)
@@ -141,13 +141,13 @@ def test_logits_equal_the_whole_models(model_dir: ModelDir, preset: str, gather_
     assert distances(found, shifted).median() > 1, "logits that differ this little between positions prove nothing"
 
 
-@pytest.mark.parametrize("gather_decode", [False, True])
+@pytest.mark.parametrize("gather_up_to", [0, 10**6])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_sequences_may_enter_late_beside_others(model_dir: ModelDir, preset: str, gather_decode: bool) -> None:
+def test_sequences_may_enter_late_beside_others(model_dir: ModelDir, preset: str, gather_up_to: int) -> None:
     directory = model_dir(preset)
     sequences = random_sequences(LENGTHS)
     short, long, last = (
-        stage_of(directory, start, end, gather_decode=gather_decode) for start, end in ((0, 2), (0, 5), (2, 6))
+        stage_of(directory, start, end, gather_up_to=gather_up_to) for start, end in ((0, 2), (0, 5), (2, 6))
     )
     ways: list[Route] = [[(short, 0), (last, 2)], [(long, 0), (last, 5)]]
 
@@ -208,15 +208,15 @@ def schedules(draw: st.DrawFn) -> tuple[list[int], list[list[Part]]]:
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(plan=schedules(), gather_decode=st.booleans(), cut=st.integers(1, 5), late=st.integers(0, 4))
+@given(plan=schedules(), gather_up_to=st.sampled_from((0, 12, 10**6)), cut=st.integers(1, 5), late=st.integers(0, 4))
 def test_any_schedule_over_any_cut_gives_the_same_logits(
-    model_dir: ModelDir, plan: tuple[list[int], list[list[Part]]], gather_decode: bool, cut: int, late: int
+    model_dir: ModelDir, plan: tuple[list[int], list[list[Part]]], gather_up_to: int, cut: int, late: int
 ) -> None:
     lengths, schedule = plan
     directory = model_dir("test-mistral")
     sequences = random_sequences(lengths)
-    first = stage_of(directory, 0, cut, gather_decode=gather_decode)
-    last = stage_of(directory, max(0, cut - late), 6, gather_decode=gather_decode)
+    first = stage_of(directory, 0, cut, gather_up_to=gather_up_to)
+    last = stage_of(directory, max(0, cut - late), 6, gather_up_to=gather_up_to)
 
     found = run_schedule([[(first, 0), (last, cut)]] * len(sequences), sequences, schedule)
 
