@@ -16,6 +16,7 @@ import msgspec
 from . import milp
 from .bounds import work_bound
 from .capacity import Capacities
+from .chains import widest_chain
 from .network import LinkTable
 from .plan import LayerRange
 
@@ -89,11 +90,19 @@ def _plan_set(capacities: Capacities, regions: tuple[str, ...], limits: milp.Lim
     windows = _windows(mine, regions, clip)
     if windows is None:
         return None
-    model = milp.pooled_model(
-        mine, names, partial=False, clip=clip, windows=windows, crossings=_crossings(capacities, regions, windows)
+    crossings = _crossings(capacities, regions, windows)
+    chain = widest_chain(
+        mine,
+        regions,
+        bound=clip,
+        link_tokens_per_s=[crossing.tokens_per_s for crossing in crossings],
+        seconds=limits.time_s / 2,
     )
-    outcome = milp.solve(model, limits)
-    return None if not outcome.placement else (outcome.value, outcome.placement)
+    model = milp.pooled_model(mine, names, partial=False, clip=clip, windows=windows, crossings=crossings)
+    outcome = milp.solve(model, _for_seconds(limits, limits.time_s / 2), hint=chain[1] if chain else None)
+    if outcome.placement and (chain is None or outcome.value > chain[0]):
+        return outcome.value, outcome.placement
+    return chain
 
 
 def _windows(capacities: Capacities, regions: tuple[str, ...], flow: float) -> dict[str, LayerRange] | None:

@@ -6,8 +6,9 @@ Whatever ends it - proof, time limit or Ctrl-C - the best plan so far is returne
 from __future__ import annotations
 
 import itertools
+import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
@@ -18,6 +19,7 @@ from .assemble import Objective, Question, assemble, best_decode_batch, carrying
 from .baselines import METHODS
 from .bounds import work_bound
 from .capacity import Capacities
+from .chains import widest_chain
 from .checker import require_sound
 from .expected import predict_means
 from .feasibility import why_infeasible
@@ -39,6 +41,9 @@ PROVEN = 1e-6
 
 MAX_ROLLED_OUT = 8
 """So many of the placements that means alone find best are compared by following their groups of requests."""
+
+MOST_VAIN_KICKS = 300
+"""So many starts away from the best without finding a better one end the search."""
 
 MAX_LINKED_VARIABLES = 40_000
 """Above this the node-by-node program does not move in the time that people wait."""
@@ -136,22 +141,28 @@ class Search:
         if key in self.seen:
             return False
         self.seen.add(key)
-        if self._most_at_scarcest_layer(placement) <= self.best_score * (1 + PROVEN):
-            return False
+        score = self.score(placement, above=self.best_score, doing=doing)
+        return score is not None and score >= self.best_score
+
+    def score(self, placement: Mapping[str, LayerRange], *, above: float, doing: str) -> float | None:
+        """Its score if that is more than ``above``, else ``None``; taken as the best where it is."""
+        if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
+            return None
         flow = carrying(self.question, placement, links=self.links)
-        if flow.tokens_per_s <= self.best_score * (1 + PROVEN):
-            return False  # what is expected never exceeds the max-flow
+        if flow.tokens_per_s <= above * (1 + PROVEN):
+            return None  # what is expected never exceeds the max-flow
         score = flow.tokens_per_s
         if self.question.objective == "throughput":
             held = {name: placement[name] for name in used_nodes(placement, flow)}
             capacities, asked = self.question.capacities, self.question.concurrency
             score = predict_means(capacities, held, flow.links, asked, links=self.links).total_tokens_per_s
             self.leaders.append((score, flow.tokens_per_s, dict(placement)))
-        if score <= self.best_score * (1 + PROVEN):
-            return False
-        self.take(score, flow.tokens_per_s, dict(placement))
-        self.tell(doing)
-        return True
+        if score <= above * (1 + PROVEN):
+            return None
+        if score > self.best_score * (1 + PROVEN):
+            self.take(score, flow.tokens_per_s, dict(placement))
+            self.tell(doing)
+        return score
 
     def _most_at_scarcest_layer(self, placement: Mapping[str, LayerRange]) -> float:
         """What the nodes of the layer that has least can do in all; no flow exceeds it."""
@@ -192,6 +203,8 @@ def run_search(search: Search) -> str:
     steps: list[Callable[[Search], None]] = [_try_baselines, _solve_pooled, _solve_linked]
     if len({node.region for node in search.question.capacities.profile.nodes}) > 1:
         steps.insert(1, _try_regions)
+    else:
+        steps.insert(1, _try_chain)
     if search.question.objective == "throughput":
         steps += [_try_stacks, _try_fewer_nodes]
     steps.append(_walk)
@@ -222,6 +235,17 @@ def _try_regions(search: Search) -> None:
     limits = milp.Limits(time_s=share_s, threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.01)
     for placement in regional_placements(search.question.capacities, limits):
         search.offer(placement, "regions")
+
+
+def _try_chain(search: Search) -> None:
+    """The widest single chain of stages."""
+    question = search.question
+    regions = sorted({node.region for node in question.capacities.profile.nodes})
+    found = widest_chain(
+        question.capacities, regions, bound=search.bound, link_tokens_per_s=(), seconds=0.1 * search.left()
+    )
+    if found is not None:
+        search.offer(found[1], "the widest chain")
 
 
 def _solve_pooled(search: Search) -> None:
@@ -290,11 +314,45 @@ def _try_fewer_nodes(search: Search) -> None:
 
 
 def _walk(search: Search) -> None:
-    """Move to a better neighbour until none is better or time is up."""
-    end = search.limits.time_s if search.question.objective == "max-flow" else 0.7 * search.limits.time_s
-    while search.best is not None and search.elapsed() < end and not _done(search):
-        if not _step(search, neighbours(search.question.capacities, search.best), end):
-            return
+    """Better neighbours until there are none; then again from the best, a few moves away from it."""
+    if search.best is None:
+        return
+    end_s = search.limits.time_s if search.question.objective == "max-flow" else 0.7 * search.limits.time_s
+    rng = random.Random(search.limits.seed)
+    _descend(search, search.best, search.best_score, end_s)
+    vain = 0
+    while vain < MOST_VAIN_KICKS and search.elapsed() < end_s and not _done(search):
+        before = search.best_score
+        kicked = _kick(search, rng)
+        score = search.score(kicked, above=0.5 * before, doing="neighbours")
+        if score is not None:
+            _descend(search, kicked, score, end_s)
+        vain = 0 if search.best_score > before else vain + 1
+
+
+def _descend(search: Search, start: Placement, score: float, end_s: float) -> None:
+    """From one placement to better neighbours, the first that is better each time."""
+    here, is_better = start, True
+    while is_better and not _done(search):
+        is_better = False
+        for candidate in neighbours(search.question.capacities, here):
+            if search.elapsed() >= end_s:
+                return
+            found = search.score(candidate, above=score, doing="neighbours")
+            if found is not None:
+                here, score, is_better = candidate, found, True
+                break
+
+
+def _kick(search: Search, rng: random.Random) -> Placement:
+    """The best with a few random neighbouring moves made on it."""
+    assert search.best is not None
+    here = search.best
+    for _ in range(rng.randint(2, 4)):
+        around = list(neighbours(search.question.capacities, here))
+        if around:
+            here = rng.choice(around)
+    return here
 
 
 def _roll_out_leaders(search: Search) -> None:
@@ -317,15 +375,6 @@ def _roll_out_leaders(search: Search) -> None:
 
 def _done(search: Search) -> bool:
     return search.question.objective == "max-flow" and search.is_proven()
-
-
-def _step(search: Search, candidates: Iterable[Placement], end_s: float) -> bool:
-    for candidate in candidates:
-        if search.elapsed() >= end_s:
-            return False
-        if search.offer(candidate, "neighbours"):
-            return True
-    return False
 
 
 def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_exact: bool = True) -> None:
