@@ -44,7 +44,11 @@ def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, 
     best: dict[int, float] = {}
     num_layers = capacities.model.num_layers
     for length in range(1, min(capacities.nodes[name].max_layers, num_layers) + 1):
-        for start in {0, min(1, num_layers - length), num_layers - length}:
+        pin = capacities.pins.get(name)
+        starts = {0, min(1, num_layers - length), num_layers - length} if pin is None else {pin.start}
+        for start in starts:
+            if start + length > num_layers:
+                continue
             held = LayerRange(start, start + length)
             if not capacities.can_hold(name, held):
                 continue

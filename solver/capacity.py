@@ -6,7 +6,7 @@ table is taken at its word, for any range of that length.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,8 +116,16 @@ class Capacities:
     Nodes that differ only in name share one ``kind``. Everything is computed when first asked for, and kept.
     """
 
-    def __init__(self, profile: ClusterProfile, workload: Workload, *, concurrency: int | None = None) -> None:
+    def __init__(
+        self,
+        profile: ClusterProfile,
+        workload: Workload,
+        *,
+        concurrency: int | None = None,
+        pins: Mapping[str, LayerRange] | None = None,
+    ) -> None:
         self.profile = profile
+        self.pins = dict(pins or {})  # node -> the only range that it may hold
         self.model = profile.model
         self.workload = workload
         self.mix = request_mix(workload)
@@ -127,7 +135,7 @@ class Capacities:
         self._examples: list[Node] = []  # kind -> a node of it
         known: dict[Hashable, int] = {}
         for node in profile.nodes:
-            key = _kind_key(node)
+            key: Hashable = (_kind_key(node), node.name if node.name in self.pins else "")
             if key not in known:
                 known[key] = len(self._examples)
                 self._examples.append(node)
@@ -163,11 +171,15 @@ class Capacities:
         node = self.nodes[name]
         if held.num_layers > node.max_layers or held.end > self.model.num_layers:
             return False
+        if name in self.pins and held != self.pins[name]:
+            return False
         return node.cost is None or self.kv_tokens(name, held) >= self.mix.max_kv_tokens
 
     def max_layers(self, name: str) -> int:
         """The longest range that the node can hold anywhere in the model; 0 where it can hold none."""
         num_layers = self.model.num_layers
+        if name in self.pins:
+            return self.pins[name].num_layers if self.can_hold(name, self.pins[name]) else 0
         for length in range(min(self.nodes[name].max_layers, num_layers), 0, -1):
             starts = {0, min(1, num_layers - length), num_layers - length}
             if any(self.can_hold(name, LayerRange(start, start + length)) for start in starts):

@@ -23,6 +23,10 @@ DEFAULT_OUTPUT_TOKENS = 128
 def mount(app: typer.Typer) -> None:
     """Register the solver's commands."""
     app.command()(solve)
+    cluster = typer.Typer(help="Cluster files that were not measured here.", no_args_is_help=True)
+    cluster.command("make")(make)
+    cluster.command("import")(import_tables)
+    app.add_typer(cluster, name="cluster")
 
 
 def solve(
@@ -39,7 +43,15 @@ def solve(
     objective: Annotated[
         Literal["throughput", "max-flow"], typer.Option(help="expected tokens/s, or the largest flow")
     ] = "throughput",
+    max_tpot_s: Annotated[float | None, typer.Option(help="most seconds for each output token")] = None,
+    max_ttft_s: Annotated[float | None, typer.Option(help="most seconds to the first output token")] = None,
+    min_tokens_per_s: Annotated[float | None, typer.Option(help="fewest nodes that are expected to give this")] = None,
     method: Annotated[str, typer.Option(help="auto, petals, swarm, homogeneous or separate")] = "auto",
+    compare: Annotated[bool, typer.Option("--compare", help="print all methods side by side")] = False,
+    pin: Annotated[list[str] | None, typer.Option(help="NODE=[START,END): what a node has to hold")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="a node not to use")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="what if: more nodes, like 2xL4")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="what if: without that node")] = None,
     time_limit_s: Annotated[float, typer.Option(help="return the best plan by then")] = 60.0,
     threads: Annotated[int, typer.Option(help="threads of the solver")] = 1,
     seed: Annotated[int, typer.Option(help="same input and seed, same plan")] = 0,
@@ -49,38 +61,127 @@ def solve(
 ) -> None:
     """Plan a model onto a cluster: the best placement in the time given, its proven bound and what to expect."""
     from profiler.cluster_profile import ClusterProfile
+    from profiler.errors import InputError
     from profiler.records import encode_record, load_record, save_record
 
-    from .plan import Infeasible
+    from .capacity import Capacities
+    from .compare import comparison_lines
+    from .plan import Infeasible, Plan
     from .search import solve_placement
     from .summary import summary_lines
+    from .targets import fewest_nodes, most_within_latency
+    from .whatif import difference_lines, parse_pin, with_nodes, without_nodes
 
-    profile = load_record(cluster, ClusterProfile)
+    before = load_record(cluster, ClusterProfile)
+    profile = without_nodes(before, [*(exclude or []), *(remove or [])])
+    for wanted in add or []:
+        profile = with_nodes(profile, wanted)
     workload = _workload(prompt_tokens, output_tokens, trace, trace_scale)
-    with _progress() as on_progress:
-        answer = solve_placement(
+    pins = dict(parse_pin(text) for text in pin or [])
+    limits = (max_tpot_s, max_ttft_s)
+    if any(limit is not None and limit <= 0 for limit in (*limits, min_tokens_per_s)):
+        raise InputError("--max-tpot-s, --max-ttft-s, --min-tokens-per-s: need more than 0")
+    if min_tokens_per_s is not None and any(limit is not None for limit in limits):
+        raise InputError("--min-tokens-per-s and a latency limit ask for two different plans; give one")
+    has_target = min_tokens_per_s is not None or any(limit is not None for limit in limits)
+    if has_target and objective == "max-flow":
+        raise InputError("latency and throughput targets are about what is expected; leave out --objective max-flow")
+
+    def answer_for(on: ClusterProfile, requests: int | None, seconds: float) -> Plan | Infeasible:
+        with _progress() as on_progress:
+            return solve_placement(
+                on,
+                workload,
+                concurrency=requests,
+                objective=objective,
+                method=method,
+                time_limit_s=seconds,
+                threads=threads,
+                seed=seed,
+                partial=not no_partial,
+                pins={name: held for name, held in pins.items() if any(node.name == name for node in on.nodes)},
+                on_progress=on_progress,
+            )
+
+    for name in pins:
+        if all(node.name != name for node in profile.nodes):
+            raise InputError(f"--pin {name}: no such node in the cluster that is planned for")
+    if min_tokens_per_s is not None:
+        answer = fewest_nodes(
+            answer_for,
             profile,
-            workload,
+            Capacities(profile, workload, concurrency=concurrency),
             concurrency=concurrency,
-            objective=objective,
-            method=method,
-            time_limit_s=time_limit_s,
-            threads=threads,
-            seed=seed,
-            partial=not no_partial,
-            on_progress=on_progress,
+            wanted=min_tokens_per_s,
+            seconds=time_limit_s,
         )
+    elif has_target:
+        answer = most_within_latency(
+            answer_for,
+            profile,
+            concurrency=concurrency,
+            max_tpot_s=max_tpot_s,
+            max_ttft_s=max_ttft_s,
+            seconds=time_limit_s,
+        )
+    else:
+        answer = answer_for(profile, concurrency, time_limit_s)
     if isinstance(answer, Infeasible):
         if as_json:
             sys.stdout.write(encode_record(answer).decode())
         print(f"helixbench: infeasible: {answer.reason}", file=sys.stderr)
         raise typer.Exit(1)
     save_record(output, answer)
+    lines = [] if as_json else [*summary_lines(answer)]
+    if compare:
+        lines += comparison_lines(profile, answer)
+    if add or remove:
+        unchanged = answer_for(before, concurrency, time_limit_s)
+        if isinstance(unchanged, Plan):
+            lines += ["against the cluster as it is:", *difference_lines(profile, unchanged, answer)]
+        else:
+            lines.append(f"the cluster as it is has no plan: {unchanged.reason}")
     if as_json:
         sys.stdout.write(encode_record(answer).decode())
-    else:
-        print("\n".join(summary_lines(answer)))
+    print("\n".join(lines), file=sys.stderr if as_json else sys.stdout)
     print(f"plan written to {output}", file=sys.stderr)
+
+
+def make(
+    output: Annotated[Path, typer.Option("--output", "-o", help="where the cluster goes")],
+    nodes: Annotated[int, typer.Option(help="how many nodes")] = 24,
+    types: Annotated[int, typer.Option(help="how many types of device, up to 8")] = 3,
+    regions: Annotated[int, typer.Option(help="how many regions, with slow links between them")] = 1,
+    seed: Annotated[int, typer.Option(help="same numbers and seed, same cluster")] = 0,
+) -> None:
+    """Make a cluster from a seed, to try the solver on. Its figures are not measured."""
+    from profiler.records import save_record
+
+    from .generate import make_cluster
+
+    save_record(output, make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, seed=seed))
+    print(f"cluster written to {output}", file=sys.stderr)
+
+
+def import_tables(
+    cluster: Annotated[Path, typer.Argument(help="cluster.json whose nodes have capacity tables")],
+    tables: Annotated[Path, typer.Option(help="folder of *_<device>_prompt.csv and *_<device>_decode.csv")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="where the cluster goes")],
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="most tokens of one iteration (2048 unless given)")
+    ] = None,
+) -> None:
+    """Give each node a cost fitted to others' timings of one layer (rows `tokens,ms`) instead of its capacity table."""
+    from profiler.cluster_profile import ClusterProfile
+    from profiler.import_tables import with_imported_costs
+    from profiler.records import load_record, save_record
+
+    imported = with_imported_costs(load_record(cluster, ClusterProfile), tables, max_batch_tokens=max_batch_tokens)
+    save_record(output, imported)
+    for name, cost in {node.device.name: node.cost for node in imported.nodes}.items():
+        if cost is not None:
+            print(f"{name}: held-out error {cost.held_out_error_median:.1%} median, {cost.held_out_error_p90:.1%} p90")
+    print(f"cluster written to {output}", file=sys.stderr)
 
 
 def _workload(prompt: int | None, output: int | None, trace: Path | None, scale: float) -> Workload:

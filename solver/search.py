@@ -29,6 +29,7 @@ from .plan import Infeasible, LayerRange, Plan, SolverFacts
 from .progress import OnProgress, Progress
 from .regions import regional_placements
 from .stacks import stacks
+from .verdict import verdicts
 from .workload import Workload
 
 Placement = dict[str, LayerRange]
@@ -42,8 +43,8 @@ PROVEN = 1e-6
 MAX_ROLLED_OUT = 8
 """So many of the placements that means alone find best are compared by following their groups of requests."""
 
-MOST_VAIN_KICKS = 300
-"""So many starts away from the best without finding a better one end the search."""
+VAIN_KICKS_PER_NODE = 5
+"""So many starts away from the best for each node, without finding a better one, end the search."""
 
 MAX_LINKED_VARIABLES = 40_000
 """Above this the node-by-node program does not move in the time that people wait."""
@@ -60,6 +61,7 @@ def solve_placement(
     threads: int = 1,
     seed: int = 0,
     partial: bool = True,
+    pins: Mapping[str, LayerRange] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Plan | Infeasible:
     """The best plan found for a model on a cluster, checked, or why there is none.
@@ -74,13 +76,15 @@ def solve_placement(
         threads: for HiGHS.
         seed: of everything random.
         partial: whether a request may enter a node's range late.
+        pins: node -> the range that it has to hold where it is used.
         on_progress: called as the search goes.
 
     Raises:
-        InputError: no such method, or an option out of range.
+        InputError: no such method or node, or an option out of range.
     """
     _require_options(method, time_limit_s, threads, concurrency)
-    capacities = Capacities(profile, workload, concurrency=concurrency)
+    require_pins(profile, pins or {})
+    capacities = Capacities(profile, workload, concurrency=concurrency, pins=pins)
     reason = why_infeasible(capacities)
     if reason is not None:
         return Infeasible(reason=reason)
@@ -97,7 +101,7 @@ def solve_placement(
     facts = SolverFacts(
         method=method, backend=_backend(), seconds=search.elapsed(), status=status, seed=seed, threads=threads
     )
-    plan = assemble(question, search.best, bound=search.bound, facts=facts)
+    plan = assemble(question, search.best, bound=search.bound, facts=facts, notes=verdicts(question, search.best))
     require_sound(profile, plan)
     return plan
 
@@ -136,6 +140,8 @@ class Search:
     def offer(self, placement: Mapping[str, LayerRange] | None, doing: str) -> bool:
         """Take a placement if it scores better than the best; whether it did."""
         if not placement:
+            return False
+        if any(not self.question.capacities.can_hold(name, held) for name, held in placement.items()):
             return False
         key = tuple(sorted(placement.items()))
         if key in self.seen:
@@ -321,7 +327,8 @@ def _walk(search: Search) -> None:
     rng = random.Random(search.limits.seed)
     _descend(search, search.best, search.best_score, end_s)
     vain = 0
-    while vain < MOST_VAIN_KICKS and search.elapsed() < end_s and not _done(search):
+    most_vain = VAIN_KICKS_PER_NODE * len(search.question.capacities.nodes)
+    while vain < most_vain and search.elapsed() < end_s and not _done(search):
         before = search.best_score
         kicked = _kick(search, rng)
         score = search.score(kicked, above=0.5 * before, doing="neighbours")
@@ -449,6 +456,22 @@ def _require_options(method: str, time_limit_s: float, threads: int, concurrency
         raise InputError(f"--threads {threads}: need at least 1")
     if concurrency is not None and concurrency < 1:
         raise InputError(f"--concurrency {concurrency}: need at least 1 request in flight")
+
+
+def require_pins(profile: ClusterProfile, pins: Mapping[str, LayerRange]) -> None:
+    """Refuse a pin that no plan can keep.
+
+    Raises:
+        InputError: no such node, more layers than it holds, or layers that the model does not have.
+    """
+    nodes = {node.name: node for node in profile.nodes}
+    for name, held in pins.items():
+        if name not in nodes:
+            raise InputError(f"--pin {name}={held}: no node {name!r}; there are {', '.join(nodes)}")
+        if held.num_layers > nodes[name].max_layers:
+            raise InputError(f"--pin {name}={held}: {name} holds at most {nodes[name].max_layers} layers")
+        if held.end > profile.model.num_layers:
+            raise InputError(f"--pin {name}={held}: the model has {profile.model.num_layers} layers")
 
 
 def _why_nothing(search: Search, method: str, status: str) -> str:

@@ -1,0 +1,108 @@
+"""Plans under a target: most throughput within a latency, or fewest nodes for a throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from profiler.cluster_profile import ClusterProfile
+
+from .capacity import Capacities
+from .expected import admitted_requests
+from .plan import Expected, Infeasible, LayerRange, Plan
+from .whatif import without_nodes
+
+Solve = Callable[[ClusterProfile, int | None, float], Plan | Infeasible]
+"""(cluster, requests in flight, seconds) -> answer; everything else of the question is settled."""
+
+
+def most_within_latency(
+    solve: Solve,
+    profile: ClusterProfile,
+    *,
+    concurrency: int | None,
+    max_tpot_s: float | None,
+    max_ttft_s: float | None,
+    seconds: float,
+) -> Plan | Infeasible:
+    """The plan with the most expected throughput whose latency is within the limits.
+
+    Fewer requests in flight wait less, so the number in flight is lowered by halves from what is asked for (or from the
+    most that a first plan expects) until a plan keeps the limits.
+    """
+    answer = solve(profile, concurrency, seconds / 2)
+    tried: list[Expected] = []
+    left, number = seconds / 2, 0
+    while isinstance(answer, Plan):
+        asked = answer.predicted.expected[-1]
+        if _keeps(asked, max_tpot_s, max_ttft_s):
+            return answer
+        tried.append(asked)
+        # A plan made for many requests often keeps the limits with fewer: go on from the largest step that does.
+        kept = [step.concurrency for step in answer.predicted.expected if _keeps(step, max_tpot_s, max_ttft_s)]
+        number = max(kept) if kept else asked.concurrency // 2
+        if number < 1:
+            break
+        left /= 2
+        answer = solve(profile, number, max(1.0, left))
+    if isinstance(answer, Infeasible):
+        return answer
+    best = min(tried, key=lambda step: step.tpot_s or 0.0)
+    return Infeasible(
+        reason=(
+            f"no plan found keeps the latency asked for: with {best.concurrency} in flight the best has "
+            f"{_milliseconds(best.tpot_s)} per output token and {_milliseconds(best.ttft_s)} to the first"
+        )
+    )
+
+
+def fewest_nodes(
+    solve: Solve,
+    profile: ClusterProfile,
+    capacities: Capacities,
+    *,
+    concurrency: int | None,
+    wanted: float,
+    seconds: float,
+) -> Plan | Infeasible:
+    """A plan of few nodes that is expected to give ``wanted`` tokens/s: bisection over the nodes that do most work."""
+    best = solve(profile, concurrency, seconds / 3)
+    if isinstance(best, Infeasible):
+        return best
+    given = best.predicted.expected[-1].total_tokens_per_s
+    if given < wanted:
+        return Infeasible(reason=f"all nodes together are expected to give {given:.1f} of {wanted:.1f} tokens/s")
+    order = _by_work(capacities)
+    low, high = 1, len(best.placement)  # the plan at hand shows that `high` nodes are enough
+    rounds = max(1, high.bit_length())
+    while low < high:
+        count = (low + high) // 2
+        answer = solve(without_nodes(profile, order[count:]), concurrency, seconds * 2 / 3 / rounds)
+        if isinstance(answer, Plan) and answer.predicted.expected[-1].total_tokens_per_s >= wanted:
+            best, high = answer, min(count, len(answer.placement))
+        else:
+            low = count + 1
+    return best
+
+
+def _by_work(capacities: Capacities) -> Sequence[str]:
+    """Nodes by layers x tokens/s at half of what they hold, with room for KV cache to break ties; most first."""
+
+    def work(name: str) -> tuple[float, float]:
+        layers = max(1, capacities.max_layers(name) // 2)
+        start = 1 if layers < capacities.model.num_layers else 0
+        held = LayerRange(start, start + layers)
+        if not capacities.can_hold(name, held):
+            return 0.0, 0.0
+        return layers * capacities.tokens_per_s(name, held), admitted_requests(capacities, name, held)
+
+    return sorted(capacities.nodes, key=work, reverse=True)
+
+
+def _keeps(expected: Expected, max_tpot_s: float | None, max_ttft_s: float | None) -> bool:
+    is_tpot = max_tpot_s is None or (expected.tpot_s is not None and expected.tpot_s <= max_tpot_s)
+    is_ttft = max_ttft_s is None or (expected.ttft_s is not None and expected.ttft_s <= max_ttft_s)
+    return is_tpot and is_ttft
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "an unknown time" if seconds is None else f"{seconds * 1000:.1f} ms"

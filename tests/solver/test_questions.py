@@ -1,0 +1,123 @@
+"""Questions beside the plain one: pins, what-ifs, targets, comparison, infeasibility in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import solver.cli
+from profiler.cluster_profile import ClusterProfile, DefaultLink
+from profiler.errors import InputError
+from profiler.records import load_record, save_record
+from solver import Infeasible, Plan, problems_of, solve_placement
+from solver.plan import LayerRange
+from solver.whatif import parse_pin, with_nodes, without_nodes
+
+from .clusters import WORKLOAD, cost_node, demo_cluster, model, table_node
+
+
+@pytest.fixture
+def four() -> ClusterProfile:
+    nodes = tuple(table_node(name, [100.0, 60.0, 40.0]) for name in ("a", "b", "c", "d"))
+    return ClusterProfile(model=model(6), nodes=nodes, default_link=DefaultLink(1e9))
+
+
+def solved(profile: ClusterProfile, **options: object) -> Plan:
+    answer = solve_placement(profile, WORKLOAD, objective="max-flow", **options)  # type: ignore[arg-type]
+    assert isinstance(answer, Plan), answer
+    assert not list(problems_of(profile, answer))
+    return answer
+
+
+def test_a_pinned_node_holds_its_range(four: ClusterProfile) -> None:
+    free, pinned = solved(four), solved(four, pins={"a": LayerRange(1, 4)})
+    assert pinned.placement.get("a", LayerRange(1, 4)) == LayerRange(1, 4)
+    assert pinned.predicted.max_flow_tokens_per_s <= free.predicted.max_flow_tokens_per_s
+    assert pinned.predicted.gap <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("pin", "said"),
+    [("x=[0,2)", "no such node"), ("a=[0,5)", "at most 3"), ("a=[4,7)", "6 layers"), ("a", "need NODE")],
+)
+def test_a_pin_that_no_plan_keeps_is_refused(four: ClusterProfile, tmp_path: Path, pin: str, said: str) -> None:
+    save_record(tmp_path / "c.json", four)
+    result = _run("solve", str(tmp_path / "c.json"), "--pin", pin, "-o", str(tmp_path / "p.json"))
+    assert isinstance(result.exception, InputError)
+    assert said in str(result.exception)
+
+
+@pytest.mark.parametrize("text", ["n=[2,5)", "n=2-5", "n=2,5"])
+def test_pins_are_read_in_three_ways(text: str) -> None:
+    assert parse_pin(text) == ("n", LayerRange(2, 5))
+
+
+def test_added_nodes_are_like_those_there_are(four: ClusterProfile) -> None:
+    more = with_nodes(four, "2xgpu3")
+    assert len(more.nodes) == 6
+    assert len({node.name for node in more.nodes}) == 6
+    assert solved(more).predicted.max_flow_tokens_per_s >= solved(four).predicted.max_flow_tokens_per_s
+    with pytest.raises(InputError, match="NUMBERxDEVICE"):
+        with_nodes(four, "2xH100")
+
+
+def test_left_out_nodes_are_not_used(four: ClusterProfile) -> None:
+    fewer = without_nodes(four, ["a", "b"])
+    assert set(solved(fewer).placement) == {"c", "d"}
+    with pytest.raises(InputError, match="no node 'x'"):
+        without_nodes(four, ["x"])
+
+
+def test_one_node_that_does_as_well_is_named() -> None:
+    profile = ClusterProfile(
+        model=model(8),
+        nodes=(cost_node("fast", speed=8.0, max_layers=8), cost_node("slow", speed=0.05, max_layers=8)),
+        default_link=DefaultLink(1e8, 1e-3),
+    )
+    answer = solve_placement(profile, WORKLOAD, concurrency=4, time_limit_s=5)
+    assert isinstance(answer, Plan)
+    alone = list(answer.placement) == ["fast"]
+    assert alone or any("not worth distributing: fast alone" in note for note in answer.assumptions.notes)
+
+
+def test_infeasible_names_what_every_node_holds(four: ClusterProfile) -> None:
+    answer = solve_placement(without_nodes(four, ["a", "b", "c"]), WORKLOAD)
+    assert isinstance(answer, Infeasible)
+    assert answer.reason == "the model needs 6 layers; all nodes together hold 3: d 3"
+
+
+def _run(*arguments: str):  # type: ignore[no-untyped-def]
+    app = typer.Typer()
+    solver.cli.mount(app)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_targets_and_comparison_by_command(tmp_path: Path) -> None:
+    cluster, plan = tmp_path / "c.json", tmp_path / "p.json"
+    save_record(cluster, demo_cluster())
+    common = ["solve", str(cluster), "--concurrency", "8", "--time-limit-s", "6", "-o", str(plan)]
+    common += ["--prompt-tokens", "64", "--output-tokens", "32"]
+    result = _run(*common, "--compare")
+    assert result.exit_code == 0, result.output
+    assert all(name in result.stdout for name in ("petals", "swarm", "homogeneous", "separate"))
+    limit = (load_record(plan, Plan).predicted.expected[0].tpot_s or 0.0) * 1.2
+    assert _run(*common, "--max-tpot-s", str(limit)).exit_code == 0
+    assert (load_record(plan, Plan).predicted.expected[-1].tpot_s or 0.0) <= limit
+    assert _run(*common, "--max-tpot-s", "1e-6").exit_code == 1
+    result = _run(*common, "--min-tokens-per-s", "100")
+    assert result.exit_code == 0, result.output
+    assert len(load_record(plan, Plan).placement) == 1
+    assert _run(*common, "--min-tokens-per-s", "1e9").exit_code == 1
+
+
+def test_clusters_from_a_seed_are_the_same_again(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        options = ["--nodes", "12", "--types", "3", "--regions", "2", "--seed", "5"]
+        assert _run("cluster", "make", *options, "-o", str(path)).exit_code == 0
+    one, two = (load_record(path, ClusterProfile) for path in paths)
+    assert (one.nodes, one.links) == (two.nodes, two.links)
+    assert {node.region for node in one.nodes} == {"region-0", "region-1"}
