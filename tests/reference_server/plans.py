@@ -22,7 +22,7 @@ def make_plan(
     placement: Mapping[str, tuple[int, int]],
     paths: Sequence[Path_],
     *,
-    kv_capacity_tokens: int = KV_CAPACITY_TOKENS,
+    kv_capacity_tokens: int | None = KV_CAPACITY_TOKENS,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     workload: Workload | None = None,
 ) -> Plan:
