@@ -46,6 +46,9 @@ MAX_ROLLED_OUT = 8
 VAIN_KICKS_PER_NODE = 5
 """So many starts away from the best for each node, without finding a better one, end the search."""
 
+LEADING = 0.7
+"""Of the best by means alone: what may still turn out to be the best when requests are followed."""
+
 MAX_LINKED_VARIABLES = 40_000
 """Above this the node-by-node program does not move in the time that people wait."""
 
@@ -147,8 +150,10 @@ class Search:
         if key in self.seen:
             return False
         self.seen.add(key)
-        score = self.score(placement, above=self.best_score, doing=doing)
-        return score is not None and score >= self.best_score
+        before = self.best_score
+        is_throughput = self.question.objective == "throughput"
+        self.score(placement, above=LEADING * before if is_throughput else before, doing=doing)
+        return self.best_score > before
 
     def score(self, placement: Mapping[str, LayerRange], *, above: float, doing: str) -> float | None:
         """Its score if that is more than ``above``, else ``None``; taken as the best where it is."""
@@ -162,7 +167,7 @@ class Search:
             held = {name: placement[name] for name in used_nodes(placement, flow)}
             capacities, asked = self.question.capacities, self.question.concurrency
             score = predict_means(capacities, held, flow.links, asked, links=self.links).total_tokens_per_s
-            self.leaders.append((score, flow.tokens_per_s, dict(placement)))
+            self.leaders.append((score, flow.tokens_per_s, held))
         if score <= above * (1 + PROVEN):
             return None
         if score > self.best_score * (1 + PROVEN):
@@ -366,7 +371,7 @@ def _roll_out_leaders(search: Search) -> None:
     """Compare the placements that means alone find best by following their groups of requests; keep the best."""
     question = search.question
     rolled: list[tuple[float, float, Placement]] = []
-    for _, flow, placement in sorted(search.leaders, key=lambda item: -item[0])[:MAX_ROLLED_OUT]:
+    for _, flow, placement in _leaders(search):
         if rolled and search.left() <= 0:
             break
         carried = carrying(question, placement, spread=True, links=search.links)
@@ -378,6 +383,16 @@ def _roll_out_leaders(search: Search) -> None:
     if rolled:
         search.take(*max(rolled, key=lambda item: item[0]))
         search.tell("following requests through the best plans")
+
+
+def _leaders(search: Search) -> list[tuple[float, float, Placement]]:
+    """The best placement by means of each set of nodes, best first: near copies of the best would crowd out others."""
+    by_nodes: dict[frozenset[str], tuple[float, float, Placement]] = {}
+    for leader in search.leaders:
+        nodes = frozenset(leader[2])
+        if nodes not in by_nodes or leader[0] > by_nodes[nodes][0]:
+            by_nodes[nodes] = leader
+    return sorted(by_nodes.values(), key=lambda leader: -leader[0])[:MAX_ROLLED_OUT]
 
 
 def _done(search: Search) -> bool:
