@@ -18,7 +18,7 @@ from .errors import InputError
 from .kv_cache import KvCache
 from .model_files import FAMILIES, ModelFiles, state_for
 
-# Contexts up to which decoding sequences are gathered. On CPU, copying costs more than calls beyond about that: measured
+# Contexts up to which decoding sequences are gathered. On CPU, copying costs more than calls beyond that: measured
 # with 16 sequences and 4 KV heads of 64, gathered / one by one takes 0.5 at 64 tokens, 1.2 at 256, 5 at 1024. On a GPU
 # every call is a launch, and hundreds of them take longer than any copy.
 GATHER_UP_TO = {"cpu": 192, "cuda": 1 << 30}

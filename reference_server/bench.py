@@ -114,7 +114,7 @@ def run_bench(
     engine: Engine,
     config: BenchConfig,
     *,
-    on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+    on_progress: Callable[[str, float, float], None] = lambda _phase, _done, _total: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> BenchResult:
     """Run the load and measure.
@@ -122,7 +122,7 @@ def run_bench(
     Args:
         engine: a served plan without other requests.
         config: the load.
-        on_progress: told (done, total) of the window, in seconds or requests.
+        on_progress: told (phase, done, total) of the warm-up and the window, in seconds or requests.
         is_interrupted: asked now and then; when true the window ends at once and what was measured is kept.
 
     Raises:
@@ -141,6 +141,7 @@ def run_bench(
     engine.submit(load.new_requests(config.concurrency, clock()))
     while not is_interrupted() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
         step()
+        on_progress("warming up", min(len(load.finished), config.concurrency), config.concurrency)
     if is_interrupted():
         raise MeasurementError("interrupted during the warm-up: nothing was measured")
     begin = _snapshot(engine, step, clock)
@@ -148,9 +149,9 @@ def run_bench(
     while not is_interrupted() and not _is_over(config, clock() - begin[0], len(load.finished) - warm_requests):
         step()
         if config.duration_s is not None:
-            on_progress(clock() - begin[0], config.duration_s)
+            on_progress("measuring", min(clock() - begin[0], config.duration_s), config.duration_s)
         elif config.num_requests is not None:
-            on_progress(len(load.finished) - warm_requests, config.num_requests)
+            on_progress("measuring", min(len(load.finished) - warm_requests, config.num_requests), config.num_requests)
     end = _snapshot(engine, step, clock)
     return _result(load, begin, end, cut_short="interrupted" if is_interrupted() else "")
 

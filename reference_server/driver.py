@@ -104,7 +104,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         result = run_bench(
             engine,
             config,
-            on_progress=lambda done, total: reporter.update("measuring", done, total),
+            on_progress=reporter.update,
             is_interrupted=lambda: interrupted.is_set,
         )
     devices = {node: answer.device.name for node, answer in described.items()}

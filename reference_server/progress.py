@@ -23,6 +23,7 @@ class Reporter:
             *columns, TimeElapsedColumn(), console=self._console, disable=not self._console.is_terminal
         )
         self._tasks: dict[str, TaskID] = {}  # name -> its bar
+        self._finished: set[str] = set()
         self._last_line: dict[str, float] = {}  # name -> when its last plain line came
 
     def __enter__(self) -> Self:
@@ -42,7 +43,9 @@ class Reporter:
             self._bars.update(self._tasks[name], completed=done, total=total)
             return
         now = time.monotonic()
-        if done >= total or now - self._last_line.get(name, 0.0) >= _PLAIN_EVERY_S:
+        is_news = done >= total and name not in self._finished
+        self._finished |= {name} if is_news else set()
+        if is_news or now - self._last_line.get(name, 0.0) >= _PLAIN_EVERY_S:
             self._last_line[name] = now
             self._console.print(f"  {name}: {100 * done / total:.0f} %", highlight=False)
 
