@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # model_type in config.json -> prefix of transformers' class names in models/<model_type>/modeling_<model_type>.py
 FAMILIES: dict[str, str] = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
+# Kinds of rotary embedding whose frequencies are the same for every sequence. Others change them with the longest one
+# of a batch, so that sequences would influence each other.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
 
 class ModelFiles:
     """One model directory, opened: ``config`` (transformers') and the place of every tensor.
@@ -26,6 +30,7 @@ class ModelFiles:
     """
 
     def __init__(self, model: str) -> None:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         self.directory = resolve_model(model)
@@ -36,14 +41,20 @@ class ModelFiles:
             raise InputError(f"{path}: no such file; need a Hugging Face model directory") from error
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: not a readable JSON object ({error})") from error
-        if declared not in FAMILIES:
+        if not isinstance(declared, str) or declared not in FAMILIES:
             raise InputError(f"{path}: model_type {declared!r} is not supported; supported: {', '.join(FAMILIES)}")
         self.family: str = declared
         try:
             self.config: Any = AutoConfig.from_pretrained(self.directory, local_files_only=True)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
             raise InputError(f"{path}: transformers cannot read it ({error})") from error
-        self._file_of: dict[str, str] = self._index()  # tensor name -> file name
+        if self.num_layers < 1:
+            raise InputError(f"{path}: num_hidden_layers is {self.num_layers}; need at least 1")
+        rope_type = (self.config.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in ROPE_TYPES:
+            raise InputError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        # tensor name -> file name; older models saved the rotary frequencies, which follow from the config
+        self._file_of = {name: file for name, file in self._index().items() if not name.endswith(".inv_freq")}
 
     @property
     def num_layers(self) -> int:
@@ -171,7 +182,7 @@ class ModelFiles:
             try:
                 weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
                 names = {str(name): str(file) for name, file in weight_map.items()}
-            except (OSError, ValueError, KeyError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{index}: not a safetensors index ({error!r})") from error
             for file in sorted(set(names.values())):
                 if Path(file).name != file or not (self.directory / file).is_file():
