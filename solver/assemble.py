@@ -161,7 +161,7 @@ def assemble(
         nodes={
             name: NodeFlow(
                 flow_tokens_per_s=flow.through(name),
-                capacity_tokens_per_s=capacities.tokens_per_s(name, held[name]),
+                capacity_tokens_per_s=_capacity_at(capacities, name, held[name], flow),
                 kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
                 max_batch_tokens=_max_batch_tokens(capacities, name),
             )
@@ -223,6 +223,13 @@ def _notes(question: Question, held: Mapping[str, LayerRange], flow: Flow) -> tu
             "served: there are too many to follow one by one; give --concurrency for a closer figure",
         )
     return ()
+
+
+def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow) -> float:
+    """Tokens/s of a node whose requests enter in the flow's proportions: late ones need less of its time."""
+    entries = [(entry, amount) for (node, entry), amount in flow.entries.items() if node == name]
+    time = sum(amount / capacities.tokens_per_s(name, held, entry) for entry, amount in entries)
+    return flow.through(name) / time
 
 
 def _max_batch_tokens(capacities: Capacities, name: str) -> int | None:

@@ -41,7 +41,7 @@ class LinkFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Flow through a node against its capacity at its layer range, tokens/s.
+    """Flow through a node against its capacity at its layer range, tokens/s, with requests entering as the flows do.
 
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
