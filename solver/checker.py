@@ -122,9 +122,9 @@ def _node_capacity(capacities: Capacities, plan: Plan) -> Iterator[str]:
     for name, held in plan.placement.items():
         if not capacities.can_hold(name, held):
             continue  # said already
-        capacity = (
-            plan.nodes[name].flow_tokens_per_s / load[name] if load[name] else capacities.tokens_per_s(name, held)
-        )
+        capacity = capacities.tokens_per_s(name, held)
+        if load[name]:
+            capacity = plan.nodes[name].flow_tokens_per_s / load[name]
         if load[name] > 1 + TOLERANCE:
             yield f"nodes.{name}: its flow needs {load[name]:.6g} times what it can do"
         if not _close(plan.nodes[name].capacity_tokens_per_s, capacity):
