@@ -15,7 +15,7 @@ from .clusters import WORKLOAD, random_cluster
 
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
-    clusters = [random_cluster(seed, max_nodes=3, max_layers=4) for seed in range(500, 530)]
+    clusters = [random_cluster(seed, max_nodes=3, max_layers=4) for seed in range(500, 515)]
     found = [solve_placement(cluster, WORKLOAD, objective="max-flow") for cluster in clusters]
     return [plan for plan in found if not isinstance(plan, Infeasible)]
 

@@ -60,4 +60,5 @@ def test_published8_beats_the_published_plan_and_states_its_gap() -> None:
     assert isinstance(plan, Plan)
     assert plan.predicted.max_flow_tokens_per_s >= 252.64
     assert plan.predicted.upper_bound_tokens_per_s >= plan.predicted.max_flow_tokens_per_s
-    assert plan.solver.status == "time limit"
+    assert plan.predicted.gap > 0
+    assert plan.solver.status in ("time limit", "search done")

@@ -15,7 +15,7 @@ from profiler.errors import InputError
 from profiler.records import load_record, save_record
 from solver import Plan
 
-from .clusters import demo_cluster, model, table_node
+from .clusters import demo_cluster, model, random_cluster, table_node
 
 
 @pytest.fixture
@@ -84,10 +84,13 @@ def test_wrong_options_are_input_errors(
     assert said in str(result.exception)
 
 
-def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
+def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster.json"
+    save_record(cluster, random_cluster(8))
     plans = []
     for name in ("one.json", "two.json"):
-        CliRunner().invoke(app, ["solve", str(cluster), "--objective", "max-flow", "-o", str(tmp_path / name)])
+        result = CliRunner().invoke(app, ["solve", str(cluster), "--objective", "max-flow", "-o", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
         plans.append(load_record(tmp_path / name, Plan))
     assert plans[0].placement == plans[1].placement
     assert plans[0].flows == plans[1].flows

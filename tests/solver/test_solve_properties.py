@@ -14,7 +14,7 @@ from . import clusters
 from .clusters import WORKLOAD
 
 replace = msgspec.structs.replace
-few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def random_cluster(seed: int) -> ClusterProfile:
