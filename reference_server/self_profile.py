@@ -82,7 +82,7 @@ def profile(agent: Agent, command: Profile) -> Profiled:
     return Profiled(
         samples=samples,
         workspace_bytes=workspace,
-        max_layers=min(files.num_layers, int((memory - workspace) // layer_bytes)),
+        max_layers=max(0, min(files.num_layers, int((memory - workspace) // layer_bytes))),
         source=f"agent's own loop over its own transport, {held} layers held, {agent.torch_device}",
     )
 

@@ -1,0 +1,275 @@
+"""Agents that measure themselves and their links, and the profile that is made of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from profiler import compute
+from profiler.cluster_profile import COORDINATOR, ClusterProfile
+from profiler.compute import grid
+from profiler.errors import InputError, MeasurementError
+from profiler.model_files import ModelFiles
+from profiler.network import Iperf3MissingError
+from profiler.records import load_record
+from profiler.stage import Stage, StageItem, StageOutput
+from reference_server import coordinator_cost, link_probe, self_profile
+from reference_server.agent import Agent, AgentConfig
+from reference_server.coordinator_cost import measure_coordinator
+from reference_server.keys import ClusterKey, load_key_file, make_key_file
+from reference_server.link_probe import IperfEnd, measure_link
+from reference_server.messages import LinkMeasured, MeasureLink, Profile
+from reference_server.profile_cluster import profile_cluster
+from reference_server.profile_config import ProfileConfig
+from reference_server.progress import Reporter
+from reference_server.transport import Transport
+
+from ..conftest import ModelDir
+from .threads import agents_in_threads
+
+MAX_BATCH_TOKENS, MAX_CONTEXT_TOKENS = 16, 64
+needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of no use, in little time: what is tested is not how long anything takes."""
+    monkeypatch.setattr(compute, "MIN_BLOCK_S", 0.001)
+    monkeypatch.setattr(compute, "MIN_BLOCK_ITERATIONS", 1)
+    monkeypatch.setattr(compute, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(coordinator_cost, "_ROUNDS", 12)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    make_key_file(tmp_path / "cluster.key")
+    return tmp_path / "cluster.key"
+
+
+@pytest.fixture
+def key(key_file: Path) -> ClusterKey:
+    return load_key_file(key_file)
+
+
+@pytest.fixture
+def agent(key_file: Path) -> Iterator[Agent]:
+    made = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=1e8))
+    made._controller = b"who has gone"  # is told of progress
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def profile_command(model: Path, **changes: Any) -> Profile:
+    fields: dict[str, Any] = {
+        "model": str(model),
+        "model_digest": ModelFiles(str(model)).digest(),
+        "dtype": "float32",
+        "max_batch_tokens": MAX_BATCH_TOKENS,
+        "max_context_tokens": MAX_CONTEXT_TOKENS,
+        "budget_s": 0.0,
+    }
+    return Profile(**(fields | changes))
+
+
+Ran = tuple[int, tuple[tuple[int, int], ...]]  # layers, (past, new tokens) of each item
+
+
+def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
+    agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: set[Ran] = set()
+    real = Stage.forward
+
+    def forward(stage: Stage, items: Sequence[StageItem]) -> StageOutput:
+        assert len({item.entry_layer for item in items}) == 1
+        ran.add((stage.end - items[0].entry_layer, tuple(sorted((item.past, item.num_tokens) for item in items))))
+        return real(stage, items)
+
+    monkeypatch.setattr(Stage, "forward", forward)
+
+    profiled = self_profile.profile(agent, profile_command(model_dir("test-llama")))
+
+    kv_bytes = 2 * 2 * 16 * 4 * 4  # of one token in the 4 layers held
+    layer_bytes = ModelFiles(str(model_dir("test-llama"))).facts(dtype=torch.float32).layer_weight_bytes
+    points = grid(
+        layer_counts=(2, 4),
+        max_batch_tokens=MAX_BATCH_TOKENS,
+        max_context_tokens=MAX_CONTEXT_TOKENS,
+        max_kv_tokens=int((1e8 - 4 * layer_bytes) // kv_bytes),
+    )
+    expected: set[Ran] = {
+        (p.num_layers, tuple(sorted([*p.prefills, *((past, 1) for past in p.decodes)])))
+        for p in points
+        if p.part == "layers"
+    }
+    assert ran == expected
+    assert sorted((s.num_layers, s.first, s.last, s.held_out) for s in profiled.samples) == sorted(
+        (p.num_layers, p.part == "embedding", p.part == "head", p.held_out) for p in points
+    )
+    assert {sample.batch for sample in profiled.samples} == {point.shape for point in points}
+    assert min(sample.median_s for sample in profiled.samples) > 0
+    assert profiled.max_layers == 6
+    assert "4 layers held" in profiled.source
+    assert agent._runtime is None, "nothing stays loaded"
+
+
+def test_the_cache_is_empty_between_batches(agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    real = self_profile._Ring._open
+
+    def opened(ring: Any, point: Any) -> list[int]:
+        used.append(agent.runtime.stage.kv.used_tokens)
+        return real(ring, point)
+
+    monkeypatch.setattr(self_profile._Ring, "_open", opened)
+    self_profile.profile(agent, profile_command(model_dir("test-llama")))
+
+    assert len(used) > 20
+    assert set(used) == {0}
+
+
+def test_a_node_too_small_for_a_layer_is_refused(key_file: Path, model_dir: ModelDir) -> None:
+    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=2e5))
+    try:
+        with pytest.raises(InputError, match=r"one layer with room for 1024 KV tokens takes .* MB; the node has 0 MB"):
+            self_profile.profile(agent, profile_command(model_dir("test-llama")))
+    finally:
+        agent.close()
+
+
+def test_a_workspace_larger_than_the_memory_leaves_no_layers(
+    agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_profile._Ring, "workspace_bytes", lambda _ring, _point: 2e8)
+    assert self_profile.profile(agent, profile_command(model_dir("test-llama"))).max_layers == 0
+
+
+def test_a_model_of_two_layers_cannot_be_profiled(agent: Agent, model_dir: ModelDir, tmp_path: Path) -> None:
+    shutil.copytree(model_dir("test-llama"), tmp_path / "two")
+    config = tmp_path / "two" / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 2'))
+
+    with pytest.raises(InputError, match="model two has 2 layers; profiling needs at least 3"):
+        self_profile.profile(agent, profile_command(tmp_path / "two"))
+
+
+def test_another_nodes_model_is_refused(agent: Agent, model_dir: ModelDir) -> None:
+    with pytest.raises(InputError, match="its files on this node differ"):
+        self_profile.profile(agent, profile_command(model_dir("test-llama"), model_digest="sha256:other"))
+
+
+# Links
+
+
+@pytest.fixture
+def no_iperf3(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise Iperf3MissingError("iperf3 is not installed")
+
+    monkeypatch.setattr(link_probe, "Iperf3Server", missing)
+    monkeypatch.setattr(link_probe, "_FRAME_BYTES", 1 << 16)
+
+
+def measured(key: ClusterKey, command: MeasureLink) -> LinkMeasured:
+    transport = Transport(key)
+    try:
+        return measure_link(transport, command)
+    finally:
+        transport.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_without_iperf3_the_transport_measures_itself(
+    key_file: Path, key: ClusterKey, no_iperf3: None, reverse: bool
+) -> None:
+    assert IperfEnd().serve().port is None
+    with agents_in_threads(["far"], key_file) as addresses:
+        result = measured(key, MeasureLink(addresses["far"], None, seconds=0.05, reverse=reverse))
+
+    assert result.bandwidth_source == "helixbench transport (iperf3 missing)"
+    assert 1e5 < result.bandwidth_bytes_per_s < 1e12
+    assert 0 < result.latency_s < 1
+
+
+@needs_iperf3
+@pytest.mark.parametrize("reverse", [False, True])
+def test_iperf3_measures_where_it_is_installed(key_file: Path, key: ClusterKey, reverse: bool) -> None:
+    end = IperfEnd()
+    try:
+        port = end.serve().port
+        with agents_in_threads(["far"], key_file) as addresses:
+            result = measured(key, MeasureLink(addresses["far"], port, seconds=0.2, reverse=reverse))
+    finally:
+        end.close()
+
+    assert "iperf" in result.bandwidth_source
+    assert result.bandwidth_bytes_per_s > 1e6
+
+
+def test_a_peer_that_does_not_echo_is_an_error(key: ClusterKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_probe, "_ANSWER_S", 0.2)
+    with pytest.raises(MeasurementError, match=r"the agent at 127\.0\.0\.1:1 did not echo within 0 s"):
+        measured(key, MeasureLink("127.0.0.1:1", None, seconds=0.1))
+
+
+# The coordinator and the whole
+
+
+def test_the_coordinators_times_are_measured(key: ClusterKey) -> None:
+    times = measure_coordinator(key)
+
+    assert 0 < times.message_s < 1
+    assert 0 <= times.token_s < 1
+    assert 0 <= times.request_s < 1
+
+
+def test_a_cluster_is_measured_whole(
+    key_file: Path, key: ClusterKey, model_dir: ModelDir, tmp_path: Path, no_iperf3: None
+) -> None:
+    output = tmp_path / "cluster.json"
+    nodes = ("big", "small")
+    with agents_in_threads(nodes, key_file) as addresses, Reporter() as reporter:
+        config = ProfileConfig(
+            model=str(model_dir("test-llama")),
+            dtype="float32",
+            addresses=addresses,
+            key_file=key_file,
+            output=output,
+            testbed="two threads",
+            limited_nics=("small",),
+            command="helixbench profile",
+            max_batch_tokens=MAX_BATCH_TOKENS,
+            max_context_tokens=MAX_CONTEXT_TOKENS,
+            budget_s=0.0,
+            link_seconds=0.01,
+        )
+        made = profile_cluster(config, key, reporter)
+
+    assert load_record(output, ClusterProfile) == made
+    assert [node.name for node in made.nodes] == list(nodes)
+    assert made.model.digest == ModelFiles(config.model).digest() == made.provenance.inputs["model"]
+    assert (made.testbed, made.provenance.command) == ("two threads", "helixbench profile")
+    pairs = [(link.src, link.dst) for link in made.links]
+    assert pairs == [(a, b) for a in (COORDINATOR, *nodes) for b in (COORDINATOR, *nodes) if a != b]
+    assert all(link.source.startswith("helixbench transport") for link in made.links)
+    for node in made.nodes:
+        assert node.cost is not None
+        assert node.cost.max_batch_tokens == MAX_BATCH_TOKENS
+        assert len(node.cost.samples) >= 40
+        assert node.max_layers == 6
+        assert node.device.kind == "cpu"
+    big, small = made.nodes
+    assert big.nic_out_bytes_per_s is None
+    to_and_from = [[link.bandwidth_bytes_per_s for link in made.links if end(link) == "small"] for end in ENDS]
+    assert [small.nic_out_bytes_per_s, small.nic_in_bytes_per_s] == [max(rates) for rates in to_and_from]
+    assert made.coordinator.message_s is not None
+
+
+ENDS = (lambda link: link.src, lambda link: link.dst)
