@@ -171,9 +171,12 @@ def serve(
     import socket
 
     from profiler.model_files import resolve_model
+    from profiler.records import load_record
+    from solver.plan import Plan
 
     from .jobs import ServeJob
 
+    load_record(plan, Plan)  # refused now rather than once all agents have started
     directory = str(resolve_model(model))
     # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
     try:
@@ -242,7 +245,9 @@ def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_
         print(f"  testbed: {bed.description}", file=sys.stderr)
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(encode_job(job(bed)))
-        code = bed.run_driver([sys.executable, "-m", "reference_server.driver", str(job_file)], pass_fds)
+        code = bed.run_driver(
+            [sys.executable, "-m", "reference_server.driver", str(job_file)], pass_fds, says_when_ready=True
+        )
         if code != 0:
             bed.check()
             raise typer.Exit(code)

@@ -1,0 +1,245 @@
+"""The commands as a user types them: mistakes are one message and exit code 2, and nothing is half written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import helixbench
+from profiler.records import decode_record, encode_record, load_record, save_record
+from reference_server.keys import load_key_file
+from reference_server.run_log import RunLog
+from solver.plan import Plan
+
+from ..conftest import ModelDir
+from .plans import ONE_NODE, THREE_IN_A_ROW, make_plan
+from .running import RunningAgents
+
+Command = Callable[..., tuple[int, str, str]]
+END_TIMEOUT_S = 90
+
+
+@pytest.fixture
+def helix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """The command in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["helixbench", *(str(argument) for argument in arguments)])
+        with pytest.raises(SystemExit) as ended:
+            helixbench.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def plan(model_dir: ModelDir, tmp_path: Path) -> Path:
+    path = tmp_path / "plan.json"
+    save_record(path, make_plan(model_dir("test-llama"), *ONE_NODE))
+    return path
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.startswith("helixbench: ")
+    assert err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--requests", "3", "--duration-s", "4"], ["--requests and --duration-s: give one of them"]),
+        (["--prompt-tokens", "3"], ["--prompt-tokens and --output-tokens: give both or none"]),
+        (["--prompt-tokens", "0", "--output-tokens", "3"], ["need at least 1 of each"]),
+        (["--trace", "t.csv", "--prompt-tokens", "3"], ["--trace and --prompt-tokens/--output-tokens: give one"]),
+        (["--trace", "none.csv"], ["none.csv: cannot be read as a CSV trace"]),
+        (["--testbed", "none.toml"], ["none.toml: cannot be read"]),
+        (["--model", "/no/such/model"], ["--model /no/such/model: no such directory"]),
+    ],
+)
+def test_bench_refuses_options_that_do_not_fit(
+    helix: Command, plan: Path, model_dir: ModelDir, tmp_path: Path, options: list[str], parts: list[str]
+) -> None:
+    refused(helix("bench", plan, "--model", model_dir("test-llama"), "-o", "run.json", *options), *parts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
+
+
+def test_bench_needs_a_concurrency_from_somewhere(helix: Command, plan: Path, model_dir: ModelDir) -> None:
+    made = load_record(plan, Plan)
+    save_record(
+        plan, msgspec.structs.replace(made, assumptions=msgspec.structs.replace(made.assumptions, concurrency=None))
+    )
+    refused(helix("bench", plan, "--model", model_dir("test-llama"), "-o", "run.json"), "--concurrency is missing")
+
+
+def spoilt(plan: Path, change: Callable[[dict[str, object]], object]) -> None:
+    raw = json.loads(plan.read_text())
+    change(raw)
+    plan.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("command", ["bench", "serve"])
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda raw: raw.update(schema="helixbench.run/1"), "expected a helixbench.plan/1 record"),
+        (lambda raw: raw.pop("flows"), "missing required field `flows`"),
+        (lambda raw: raw.update(colour="red"), "unknown field `colour`"),
+        (lambda raw: raw.update(num_layers="six"), "Expected `int`, got `str` - at `$.num_layers`"),
+        (lambda raw: raw["placement"].update(n0=[0, 4]), "placement: layers [4,6) are held by no node"),
+        (lambda raw: raw["placement"].update(n0=[0, 9]), "[0,9) goes beyond the model's 6 layers"),
+    ],
+    ids=["schema", "missing", "unknown", "type", "uncovered", "beyond"],
+)
+def test_a_broken_plan_is_named_with_its_field(
+    helix: Command,
+    plan: Path,
+    model_dir: ModelDir,
+    tmp_path: Path,
+    command: str,
+    change: Callable[[dict[str, object]], object],
+    part: str,
+) -> None:
+    spoilt(plan, change)
+    options = ["-o", "run.json"] if command == "bench" else ["--port", 0]
+
+    refused(helix(command, plan, "--model", model_dir("test-llama"), *options), "plan.json", part)
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
+def test_a_plan_that_is_no_json_is_named(helix: Command, plan: Path, model_dir: ModelDir, content: bytes) -> None:
+    plan.write_bytes(content)
+    refused(helix("bench", plan, "--model", model_dir("test-llama"), "-o", "run.json"), "plan.json")
+
+
+def test_a_missing_plan_is_named(helix: Command, model_dir: ModelDir) -> None:
+    refused(helix("bench", "no.json", "--model", model_dir("test-llama"), "-o", "r.json"), "no.json: cannot be read")
+
+
+def test_profile_refuses_what_it_cannot_run_before_it_starts_anything(
+    helix: Command, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    half, other = tmp_path / "half", tmp_path / "other"
+    for copy in (half, other):
+        shutil.copytree(model_dir("test-llama"), copy)
+    weights = (half / "model.safetensors").read_bytes()
+    (half / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (other / "config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "greedy.toml").write_text('[[node]]\nname = "n"\ncpu = 1000\nmemory = "1GB"\n')
+
+    def profile(model: Path, *options: str) -> tuple[int, str, str]:
+        return helix("profile", "--model", model, "-o", tmp_path / "out" / "cluster.json", *options)
+
+    refused(profile(half), "model.safetensors: not a complete safetensors file")
+    refused(profile(other), "model_type 'mamba' is not supported; supported: llama, mistral, qwen2, qwen3")
+    refused(profile(tmp_path), "config.json: no such file")
+    refused(profile(model_dir("test-llama"), "--dtype", "int8"), "--dtype int8: need auto or one of float32")
+    refused(profile(model_dir("test-llama"), "--testbed", "greedy.toml"), "greedy.toml: the nodes ask for 1000 cores")
+    assert not (tmp_path / "out").exists()
+
+
+def test_serve_says_when_its_port_is_taken(helix: Command, plan: Path, model_dir: ModelDir) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = helix("serve", plan, "--model", model_dir("test-llama"), "--port", port)
+    refused(result, f"--host 127.0.0.1 --port {port}: cannot listen there (Address already in use")
+
+
+def test_agent_refuses_what_it_cannot_start_with(helix: Command, running: RunningAgents, tmp_path: Path) -> None:
+    readable = tmp_path / "readable.key"
+    shutil.copy(running.key_file, readable)
+    readable.chmod(0o644)
+
+    def agent(*options: object) -> tuple[int, str, str]:
+        return helix("agent", "--listen", "127.0.0.1:0", *options)
+
+    refused(agent(), "agent: need --listen HOST:PORT and --key FILE (make one with --make-key FILE)")
+    refused(agent("--key", "none.key"), "none.key: cannot be read")
+    refused(agent("--key", readable), "others can read this key; run: chmod 600")
+    refused(agent("--key", running.key_file, "--memory", "much"), "--memory much:")
+    refused(agent("--key", running.key_file, "--device", "abacus"), "--device abacus: need cpu or cuda:N")
+    refused(agent("--key", running.key_file, "--device", "cuda:77"), "--device cuda:77: this machine has")
+    refused(helix("agent", "--make-key", running.key_file), "cannot be made (File exists)")
+
+
+def test_make_key_writes_a_key(helix: Command, tmp_path: Path) -> None:
+    code, out, err = helix("agent", "--make-key", "new.key")
+
+    assert (code, err) == (0, "")
+    assert out == "new.key: a new cluster key; copy it to every node\n"
+    assert load_key_file(tmp_path / "new.key").public
+
+
+def test_model_make_writes_a_model_or_says_why_not(helix: Command, tmp_path: Path) -> None:
+    code, out, _ = helix("model", "make", "made", "--preset", "test-qwen3", "--seed", 5)
+
+    assert (code, out) == (0, "made: model test-qwen3, seed 5\n")
+    assert (tmp_path / "made" / "model.safetensors").exists()
+    refused(helix("model", "make", "made", "--preset", "huge"), "--preset 'huge': no such preset")
+    refused(helix("model", "make", tmp_path), "holds files that `helixbench model make` did not make")
+
+
+# Whole commands, on agents that run already
+
+
+def address_testbed(running: RunningAgents, folder: Path) -> Path:
+    """A testbed of agents that were started by hand."""
+    path = folder / "testbed.toml"
+    nodes = "".join(f'[[node]]\nname = "{name}"\naddress = "{at}"\n' for name, at in running.addresses.items())
+    path.write_text(f'key = "{running.key_file}"\n{nodes}[coordinator]\ncpu = 1.5\n')
+    return path
+
+
+def in_own_process(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "helixbench", *(str(argument) for argument in arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=END_TIMEOUT_S, cwd=folder)
+
+
+def test_bench_on_agents_started_by_hand_prints_the_record_it_wrote(
+    running: RunningAgents, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    model = model_dir("test-llama")
+    save_record(tmp_path / "plan.json", make_plan(model, *THREE_IN_A_ROW))
+    options = ["--testbed", address_testbed(running, tmp_path), "--concurrency", 3, "--requests", 6, "--seed", 9]
+
+    done = in_own_process("bench", "plan.json", "--model", model, *options, "-o", "run.json", "--json", folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    run = load_record(tmp_path / "run.json", RunLog)
+    assert done.stdout.encode() == encode_record(run)
+    assert decode_record(done.stdout.encode(), RunLog, origin="stdout") == run
+    assert (run.concurrency, run.seed) == (3, 9)
+    assert "bench plan.json --model" in run.provenance.command
+    assert run.testbed in done.stderr.replace("\n", " ")
+    assert len(run.requests_in_window()) >= 6
+
+
+def test_a_refusal_of_the_driver_is_the_commands(running: RunningAgents, model_dir: ModelDir, tmp_path: Path) -> None:
+    save_record(tmp_path / "plan.json", make_plan(model_dir("test-llama"), *THREE_IN_A_ROW))
+    options = ["--testbed", address_testbed(running, tmp_path), "-o", "run.json"]
+
+    done = in_own_process("bench", "plan.json", "--model", model_dir("test-qwen2"), *options, folder=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("helixbench: ") == 1
+    assert "plan.json: made for model test-llama" in done.stderr
+    assert not (tmp_path / "run.json").exists()
