@@ -19,7 +19,7 @@ import zmq
 from profiler.device import describe_device
 from profiler.errors import HelixbenchError, InputError, MeasurementError
 from profiler.model_files import ModelFiles
-from profiler.stage import Stage
+from profiler.stage import Stage, preload
 
 from . import link_probe, self_profile
 from .dtypes import torch_dtype
@@ -329,6 +329,7 @@ def run_agent(config: AgentConfig) -> None:
     """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; the address goes to stdout as one JSON line when it listens."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)
+    preload()  # before the CPU is limited, which happens when the address is told
     agent = Agent(config)
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
     print(json.dumps({"listening": agent.address}), flush=True)

@@ -20,6 +20,7 @@ from .client import Agents
 from .engine import Engine, load_plan
 from .jobs import BenchJob, ProfileJob, ServeJob, decode_job
 from .keys import load_key_file
+from .launch.testbed import say_ready
 from .messages import Describe, Description
 from .profile_cluster import profile_cluster
 from .progress import Reporter
@@ -175,6 +176,8 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     import torch
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - slow to import: before the CPU is limited
 
     torch.set_num_threads(1)
+    say_ready()
     sys.exit(main(sys.argv[1:]))

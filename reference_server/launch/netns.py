@@ -62,6 +62,7 @@ def why_no_namespaces() -> str:
         trial = subprocess.run(
             ["unshare", "--net", "sh", "-e"],
             input=_TRIAL,
+            env=_environment(),
             capture_output=True,
             text=True,
             timeout=_COMMAND_TIMEOUT_S,
@@ -139,12 +140,18 @@ def _run_batch(program: str, namespace: str, lines: Sequence[str]) -> None:
         _run([program, "-netns", namespace, "-batch", "-"], text="\n".join(lines) + "\n")
 
 
+def _environment() -> dict[str, str]:
+    """This process's environment, with the folders that hold ip and tc on the PATH: root's may lack them."""
+    return os.environ | {"PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
+
+
 def _run(command: Sequence[str], *, text: str = "") -> None:
     try:
         # In a session of its own: a Ctrl-C ends the run, not the command that it happens to be in.
         done = subprocess.run(
             command,
             input=text,
+            env=_environment(),
             capture_output=True,
             text=True,
             timeout=_COMMAND_TIMEOUT_S,

@@ -29,6 +29,17 @@ logger = logging.getLogger(__name__)
 _REAP_TIMEOUT_S = 10.0
 
 
+READY_VARIABLE = "HELIXBENCH_READY_FD"
+
+
+def say_ready() -> None:
+    """Called by a driver: its imports are done, its CPU may be limited. Outside a testbed it does nothing."""
+    descriptor = os.environ.pop(READY_VARIABLE, None)
+    if descriptor is not None:
+        os.write(int(descriptor), b"!")
+        os.close(int(descriptor))
+
+
 class Testbed:
     """Running agents, and a place for the driver that coordinates them.
 
@@ -46,6 +57,7 @@ class Testbed:
         isolated: bool,
         key_file: Path,
         coordinator: Place,
+        limit_coordinator: Callable[[], None],
         addresses: Mapping[str, str],
         agents: Sequence[LocalAgent],
         interrupts: Interrupts,
@@ -56,6 +68,7 @@ class Testbed:
         self.key_file = key_file
         self.addresses = addresses
         self._coordinator = coordinator
+        self._limit_coordinator = limit_coordinator
         self._agents = agents
         self._interrupts = interrupts
         self._processes = processes  # all that the run has started, for whoever ends it
@@ -69,23 +82,40 @@ class Testbed:
         for agent in self._agents:
             agent.check()
 
-    def run_driver(self, argv: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
+    def run_driver(self, argv: Sequence[str], pass_fds: Sequence[int] = (), *, says_when_ready: bool = False) -> int:
         """Run a program as the coordinator, in its namespace and group, until it ends; its exit code.
 
         It inherits stdin, stdout, stderr and ``pass_fds``. SIGINT, SIGTERM and SIGHUP that this process gets are passed
         on to it, and it decides what becomes of them; the third one kills it. Ended by a signal, the code is
         128 + signal. Signals are passed on where this is called in the main thread.
+
+        Args:
+            argv: the program.
+            pass_fds: file descriptors that it inherits.
+            says_when_ready: it calls ``say_ready`` when its imports are done, and has its CPU limited from then on.
         """
-        with self._interrupts.deferred():
-            driver = subprocess.Popen(
-                self._coordinator.enter_argv(argv),
-                env=self._coordinator.environment(),
-                pass_fds=tuple(pass_fds),
-                start_new_session=True,  # a terminal's Ctrl-C then reaches it once: from here
-            )
-            self._processes.append(driver)
-        with self._interrupts.passed_to(driver.pid):
-            code = driver.wait()
+        ready, said = os.pipe()
+        try:
+            if not says_when_ready:
+                self._limit_coordinator()
+            with self._interrupts.deferred():
+                driver = subprocess.Popen(
+                    self._coordinator.enter_argv(argv),
+                    env=self._coordinator.environment() | {READY_VARIABLE: str(said)},
+                    pass_fds=(*pass_fds, said),
+                    start_new_session=True,  # a terminal's Ctrl-C then reaches it once: from here
+                )
+                self._processes.append(driver)
+            os.close(said)
+            said = -1
+            with self._interrupts.passed_to(driver.pid):
+                if says_when_ready and os.read(ready, 1):
+                    self._limit_coordinator()
+                code = driver.wait()
+        finally:
+            for descriptor in (ready, said):
+                if descriptor >= 0:
+                    os.close(descriptor)
         return code if code >= 0 else 128 - code
 
 
@@ -194,12 +224,14 @@ class _Run:
             agents.append(agent)
         addresses = {node.name: node.address for node in self._spec.remote_nodes}
         addresses |= {agent.name: agent.wait_ready(ready_timeout_s) for agent in agents}
-        self._limit_cpu(isolation)
+        for node in self._spec.local_nodes:
+            self._limit_cpu(isolation, node.name, node.cpu)
         return Testbed(
             description=describe(self._spec, isolation),
             isolated=isolation.is_full,
             key_file=key_file,
             coordinator=places[COORDINATOR],
+            limit_coordinator=lambda: self._limit_cpu(isolation, COORDINATOR, self._spec.coordinator_cpu),
             addresses={name: addresses[name] for name in self._spec.node_names},
             agents=agents,
             interrupts=interrupts,
@@ -243,18 +275,17 @@ class _Run:
             for name in members(self._spec)
         }
 
-    def _limit_cpu(self, isolation: Isolation) -> None:
-        """Set the quotas: once all agents listen, for importing libraries at a fifth of a core takes long."""
+    def _limit_cpu(self, isolation: Isolation, name: str, cpu: float) -> None:
+        """Set a quota: once the process is ready, for importing libraries at a fifth of a core takes long."""
         if isolation.controller is None:
             return
-        cpus = {node.name: node.cpu for node in self._spec.local_nodes} | {COORDINATOR: self._spec.coordinator_cpu}
-        for name, group in self._groups.items():
-            try:
-                limit_cpu(isolation.controller, group, cpus[name])
-            except OSError as error:
-                raise MeasurementError(
-                    f"node {name}: its quota of {cpus[name]:g} cores cannot be set in {group}: {error.strerror}"
-                ) from error
+        group = self._groups[name]
+        try:
+            limit_cpu(isolation.controller, group, cpu)
+        except OSError as error:
+            raise MeasurementError(
+                f"node {name}: its quota of {cpu:g} cores cannot be set in {group}: {error.strerror}"
+            ) from error
 
 
 def _agent_options(node: LocalNode, *, host: str, key_file: Path, isolation: Isolation) -> AgentOptions:
