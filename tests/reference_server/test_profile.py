@@ -198,6 +198,26 @@ def test_without_iperf3_the_transport_measures_itself(
     assert 0 < result.latency_s < 1
 
 
+@pytest.mark.parametrize(
+    ("frame_s", "round_trip_s", "carries_s"), [(0.01, 0.002, 0.008), (0.01, 0.009, 0.005), (0.01, 0.5, 0.005)]
+)
+def test_a_frame_is_timed_without_its_round_trip_or_half_of_it(
+    monkeypatch: pytest.MonkeyPatch, frame_s: float, round_trip_s: float, carries_s: float
+) -> None:
+    frames: list[int] = []
+
+    def echo(_: object, payload: bytes | None = None, reply_bytes: int = 0) -> float:
+        frames.append(len(payload or b"") + reply_bytes)
+        return frame_s
+
+    monkeypatch.setattr(link_probe._Probe, "_echo", echo)
+    probe = object.__new__(link_probe._Probe)
+    for reverse in (False, True):
+        rate = probe.bytes_per_s(0.095, round_trip_s, reverse=reverse)
+        assert rate == pytest.approx((1 << 20) / carries_s)
+    assert frames == [1 << 20] * 20, "as many as fit the time asked for"
+
+
 @needs_iperf3
 @pytest.mark.parametrize("reverse", [False, True])
 def test_iperf3_measures_where_it_is_installed(key_file: Path, key: ClusterKey, reverse: bool) -> None:
