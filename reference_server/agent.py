@@ -58,8 +58,8 @@ MAX_ECHO_BYTES = 1 << 24
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
-    ``cpu_share`` below 1 stands in for a slower processor where the OS does not limit it: after each iteration the loop
-    rests in proportion. ``None``: it does not rest.
+    ``cpu_share`` below 1 stands in for a slower processor where the OS does not limit it: each iteration is made to take
+    its CPU time divided by that share, by resting. ``None``: it does not rest.
     """
 
     listen: str
@@ -120,7 +120,7 @@ class Agent:
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
         if not self._router.poll(wait_ms) and not has_work:
             return False
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), time.process_time()
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
@@ -133,7 +133,8 @@ class Agent:
             self._fail(self._controller, error)
             return False
         if self._config.cpu_share is not None:
-            time.sleep((time.perf_counter() - begin) * (1 / self._config.cpu_share - 1))
+            until = begin + (time.process_time() - begin_cpu) / self._config.cpu_share
+            time.sleep(max(0.0, until - time.perf_counter()))
         self._busy_s += time.perf_counter() - begin
         self._iterations += 1
         return True
