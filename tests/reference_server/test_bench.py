@@ -235,9 +235,8 @@ def job(running: RunningAgents, model_dir: ModelDir, tmp_path: Path) -> Job:
 
 
 @pytest.fixture
-def drive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], int]]:
+def drive() -> Iterator[Callable[[str], int]]:
     """The driver in this process, signal handlers put back afterwards."""
-    monkeypatch.setattr(client, "_CONNECT_S", 1.0)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield lambda job_file: driver.main([job_file])
     for number, handler in handlers.items():
@@ -306,9 +305,12 @@ def test_what_does_not_fit_together_is_one_message_and_no_file(
     model_dir: ModelDir,
     drive: Callable[[str], int],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     case: str,
 ) -> None:
     write, message = CASES[case]
+    if case == "no agent":
+        monkeypatch.setattr(client, "_CONNECT_S", 1.0)
 
     code = drive(write(job, model_dir))
 
