@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from .running import AgentProcess, RunningAgents
 WORKLOAD = Workload(source="mixed", lengths=((5, 9), (30, 4), (12, 1), (1, 17)))
 CONCURRENCY = 6
 OUTPUT_TIMEOUT_S = 60.0
+NOTICED_S = 10.0
 
 
 def config(**changes: Any) -> BenchConfig:
@@ -324,7 +326,7 @@ def test_what_does_not_fit_together_is_one_message_and_no_file(
     assert not list(job.output.parent.glob(".run.json*"))
 
 
-def test_an_agent_that_dies_in_a_run_ends_the_job_with_3(
+def test_an_agent_that_dies_in_a_run_is_named_within_seconds_and_nothing_is_written(
     job: Job,
     running: RunningAgents,
     drive: Callable[[str], int],
@@ -335,14 +337,21 @@ def test_an_agent_that_dies_in_a_run_ends_the_job_with_3(
     doomed = AgentProcess(running.key_file, tmp_path / "doomed.log")
     try:
         addresses = running.addresses | {"n1": doomed.address()}
-        monkeypatch.setattr(
-            driver.Reporter, "update", lambda _, phase, *__: doomed.process.kill() if phase == "measuring" else None
-        )
+        killed_s: list[float] = []
+
+        def update(_: object, phase: str, *__: float) -> None:
+            if phase == "measuring" and not killed_s:
+                doomed.process.kill()
+                killed_s.append(time.monotonic())
+
+        monkeypatch.setattr(driver.Reporter, "update", update)
         code = drive(job.write(addresses=addresses, num_requests=10**6))
+        noticed_s = time.monotonic() - killed_s[0]
     finally:
         doomed.end()
 
     assert code == 3
+    assert noticed_s < NOTICED_S
     assert f"node n1: the agent at {addresses['n1']} closed the connection" in capsys.readouterr().err
     assert not job.output.exists()
 
