@@ -58,7 +58,7 @@ MAX_ECHO_BYTES = 1 << 24
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
-    ``cpu_share`` below 1 stands in for a slower processor where the OS does not limit it: an iteration is made to take
+    ``cpu_share`` below 1 stands in for a slower processor, beside a quota or without one: an iteration is made to take
     its CPU time divided by that share, by resting. ``None``: it does not rest.
     """
 

@@ -295,8 +295,9 @@ def _agent_options(node: LocalNode, *, host: str, key_file: Path, isolation: Iso
         key_file=key_file,
         memory_bytes=math.floor(node.memory_bytes),
         device=node.device,
-        # One compute thread per node: of more than one core, it uses one.
-        cpu_share=min(1.0, node.cpu) if isolation.controller is None else None,
+        # One compute thread per node: of more than one core, it uses one. A quota alone lets an iteration that comes
+        # after a rest run at full speed, which no slower processor does; so a node on CPU is paced as well.
+        cpu_share=min(1.0, node.cpu) if isolation.controller is None or node.device == "cpu" else None,
     )
 
 
