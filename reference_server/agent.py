@@ -85,6 +85,7 @@ class Agent:
         self._busy_s = 0.0
         self._iterations = 0
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
+        self._sending_cpu_s = 0.0  # CPU time that sending took after the last iteration
         self._stopped = False
         self._iperf = link_probe.IperfEnd()
         self._handlers: dict[type[Command], Callable[..., Answer]] = {
@@ -127,17 +128,28 @@ class Agent:
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
         try:
-            for outbound in self._runtime.run_batch(self._tokens):
+            going = self._runtime.run_batch(self._tokens)
+            rested_cpu = self._rest(begin, begin_cpu)
+            for outbound in going:
                 self._send(outbound)
+            self._sending_cpu_s = time.process_time() - rested_cpu
         except HelixbenchError as error:
             self._fail(self._controller, error)
             return False
-        if self._config.cpu_share is not None:
-            until = begin + (time.process_time() - begin_cpu) / self._config.cpu_share
-            time.sleep(max(0.0, until - time.perf_counter()))
         self._busy_s += time.perf_counter() - begin
         self._iterations += 1
         return True
+
+    def _rest(self, begin: float, begin_cpu: float) -> float:
+        """Make the iteration that began then as slow as the CPU share says, before anything of it is sent.
+
+        The CPU time of sending what the iteration before gave is counted with this one. Returns the CPU time by now.
+        """
+        cpu = time.process_time()
+        if self._config.cpu_share is not None:
+            until = begin + (cpu - begin_cpu + self._sending_cpu_s) / self._config.cpu_share
+            time.sleep(max(0.0, until - time.perf_counter()))
+        return cpu
 
     def load(self, command: Load) -> Loaded:
         """Hold another layer range; what was held and queued before is dropped.

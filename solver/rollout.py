@@ -154,7 +154,9 @@ class _Rollout:
     def run(self, concurrency: int | None) -> Expected:
         """Fill the cluster, let every one of the first requests finish, then count over a window."""
         self._limit = concurrency
-        self._admit()
+        first: dict[str, list[_Item]] = {}
+        self._admit(first)
+        self._send(first)
         started = self._in_flight
         self._advance_until(started)
         begin = (self._now, self._tokens, self._outputs)
@@ -197,9 +199,8 @@ class _Rollout:
     def _draw_lengths(self) -> tuple[int, int]:
         return self._random.choice(self._workload.lengths)
 
-    def _admit(self) -> None:
-        """Let requests in while there is room, each on the pipeline that is owed the most (IWRR)."""
-        starting: dict[str, list[_Item]] = {}
+    def _admit(self, starting: dict[str, list[_Item]]) -> None:
+        """Let requests in while there is room, each on the pipeline that is owed the most (IWRR), onto ``starting``."""
         while self._limit is None or self._in_flight < self._limit:
             prompt_tokens, output_tokens = self._next_lengths
             need = prompt_tokens + output_tokens - 1
@@ -221,7 +222,10 @@ class _Rollout:
             first = self._pipelines[chosen][0][0]
             starting.setdefault(first, []).append(_Item(request, 0, 0, prompt_tokens, is_decode=False))
             self._next_lengths = self._draw_lengths()
-        for name, items in starting.items():
+
+    def _send(self, messages: dict[str, list[_Item]]) -> None:
+        """The coordinator sends each first node one message: tokens that go on and prompts that begin go together."""
+        for name, items in messages.items():
             self._transmit(COORDINATOR, name, items)
 
     def _transmit(self, src: str, dst: str, items: list[_Item]) -> None:
@@ -312,9 +316,8 @@ class _Rollout:
                 first = self._pipelines[item.request.pipeline][0][0]
                 past = item.request.prompt_tokens + item.request.produced - 1
                 again.setdefault(first, []).append(_Item(item.request, 0, past, 1, is_decode=True))
-        for name, going in again.items():
-            self._transmit(COORDINATOR, name, going)
-        self._admit()
+        self._admit(again)
+        self._send(again)
 
     def _count(self, request: _Request) -> None:
         request.produced += 1
