@@ -23,6 +23,7 @@ from profiler.stage import Stage, preload
 
 from . import link_probe, self_profile
 from .dtypes import torch_dtype
+from .heap import keep_heap
 from .keys import load_key_file
 from .messages import (
     Answer,
@@ -342,6 +343,7 @@ def run_agent(config: AgentConfig) -> None:
     """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; the address goes to stdout as one JSON line when it listens."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)
+    keep_heap()
     preload()  # before the CPU is limited, which happens when the address is told
     agent = Agent(config)
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
