@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import uvicorn
 
-from profiler.errors import HelixbenchError
+from profiler.errors import HelixbenchError, MeasurementError
 from profiler.model_files import ModelFiles
 
 from .api import make_app
@@ -150,6 +150,9 @@ class EngineThread:
                     self._drain_wakes()
             except HelixbenchError as error:
                 self._fail(error)
+            except Exception as error:  # our own fault; the requests must not wait for a thread that has ended
+                _log.exception("the engine's thread failed")
+                self._fail(MeasurementError(f"the engine failed: {error!r}; the log has the traceback"))
 
     def _drain_wakes(self) -> None:
         try:
