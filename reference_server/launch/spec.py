@@ -94,15 +94,38 @@ def load_testbed(path: Path, *, machine_cpus: float | None = None) -> TestbedSpe
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file ({error})") from error
-    spec = _Reader(str(path), tree).spec(folder=path.parent)
+    spec = testbed_from_tree(tree, origin=str(path), folder=path.parent)
+    require_cpus(spec, origin=str(path), machine_cpus=machine_cpus)
+    return spec
+
+
+def testbed_from_tree(tree: dict[str, Any], *, origin: str, folder: Path) -> TestbedSpec:
+    """The testbed that a TOML tree asks for, not yet held against a machine.
+
+    Args:
+        tree: as ``tomllib`` reads it.
+        origin: the file to name in errors.
+        folder: what ``key`` is relative to.
+
+    Raises:
+        InputError: an unknown key, a wrong type or value, or names that do not fit together.
+    """
+    return _Reader(origin, tree).spec(folder=folder)
+
+
+def require_cpus(spec: TestbedSpec, *, origin: str, machine_cpus: float | None = None) -> None:
+    """Refuse a testbed that asks for more cores than there are: ``machine_cpus``, or what this machine says.
+
+    Raises:
+        InputError: it does.
+    """
     there_is = available_cpus() if machine_cpus is None else machine_cpus
     if spec.cpu > there_is + _CPU_TOLERANCE:
         raise InputError(
-            f"{path}: the nodes ask for {spec.cpu - spec.coordinator_cpu:g} cores and the coordinator for "
+            f"{origin}: the nodes ask for {spec.cpu - spec.coordinator_cpu:g} cores and the coordinator for "
             f"{spec.coordinator_cpu:g}, {spec.cpu:g} in total, but this machine has {there_is:g}; "
             "lower `cpu` of some nodes or take some of them out"
         )
-    return spec
 
 
 class _NodeToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
