@@ -23,7 +23,7 @@ MAX_BATCH_TOKENS = 2048
 
 
 def with_imported_costs(
-    cluster: ClusterProfile, tables: Path, *, max_batch_tokens: int | None = None
+    cluster: ClusterProfile, tables: Path, *, max_batch_tokens: int = MAX_BATCH_TOKENS
 ) -> ClusterProfile:
     """The cluster with every node's capacity table replaced by a cost fitted to the timing tables of its device.
 
@@ -40,7 +40,7 @@ def with_imported_costs(
     for node in cluster.nodes:
         device = node.device.name
         if device not in costs:
-            costs[device] = import_cost(tables, device, max_batch_tokens=max_batch_tokens or MAX_BATCH_TOKENS)
+            costs[device] = import_cost(tables, device, max_batch_tokens=max_batch_tokens)
         nodes.append(msgspec.structs.replace(node, capacity_tokens_per_s=None, cost=costs[device]))
     return msgspec.structs.replace(cluster, nodes=tuple(nodes))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from profiler.cli import DEFAULT_COMMAND, profile_commands
 from profiler.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def mount(app: typer.Typer) -> None:
     model = typer.Typer(help="Make models to try things with.", no_args_is_help=True)
     model.command("make")(model_make)
     app.add_typer(model, name="model")
-    app.command("profile")(profile)
+    profiling = profile_commands()
+    profiling.command(DEFAULT_COMMAND)(profile)
+    app.add_typer(profiling, name="profile")
     app.command("bench")(bench)
     app.command("serve")(serve)
     app.command("agent")(agent)

@@ -23,9 +23,8 @@ DEFAULT_OUTPUT_TOKENS = 128
 def mount(app: typer.Typer) -> None:
     """Register the solver's commands."""
     app.command()(solve)
-    cluster = typer.Typer(help="Cluster files that were not measured here.", no_args_is_help=True)
+    cluster = typer.Typer(help="Made-up clusters.", no_args_is_help=True)
     cluster.command("make")(make)
-    cluster.command("import")(import_tables)
     app.add_typer(cluster, name="cluster")
 
 
@@ -160,27 +159,6 @@ def make(
     from .generate import make_cluster
 
     save_record(output, make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, seed=seed))
-    print(f"cluster written to {output}", file=sys.stderr)
-
-
-def import_tables(
-    cluster: Annotated[Path, typer.Argument(help="cluster.json whose nodes have capacity tables")],
-    tables: Annotated[Path, typer.Option(help="folder of *_<device>_prompt.csv and *_<device>_decode.csv")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="where the cluster goes")],
-    max_batch_tokens: Annotated[
-        int | None, typer.Option(help="most tokens of one iteration (2048 unless given)")
-    ] = None,
-) -> None:
-    """Give each node a cost fitted to others' timings of one layer (rows `tokens,ms`) instead of its capacity table."""
-    from profiler.cluster_profile import ClusterProfile
-    from profiler.import_tables import with_imported_costs
-    from profiler.records import load_record, save_record
-
-    imported = with_imported_costs(load_record(cluster, ClusterProfile), tables, max_batch_tokens=max_batch_tokens)
-    save_record(output, imported)
-    for name, cost in {node.device.name: node.cost for node in imported.nodes}.items():
-        if cost is not None:
-            print(f"{name}: held-out error {cost.held_out_error_median:.1%} median, {cost.held_out_error_p90:.1%} p90")
     print(f"cluster written to {output}", file=sys.stderr)
 
 

@@ -1,0 +1,56 @@
+"""The commands under ``profile`` that need no running nodes: ``profile import``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+DEFAULT_COMMAND = "measure"
+
+
+class MeasureUnlessNamed(TyperGroup):
+    """A group in which options without a subcommand before them are those of ``measure``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # the Context of typer's own copy of click
+        """``profile --model M ...`` as ``profile measure --model M ...``."""
+        if args and args[0].startswith("-") and args[0] not in self.get_help_option_names(ctx):
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+
+def profile_commands() -> typer.Typer:
+    """A fresh group for ``profile``; packages that can do more with running nodes add to it before they mount it."""
+    group = typer.Typer(
+        cls=MeasureUnlessNamed,
+        help="What can this hardware do? Without a subcommand: measure nodes and links.",
+        no_args_is_help=True,
+    )
+    group.command("import")(import_tables)
+    return group
+
+
+def import_tables(
+    cluster: Annotated[Path, typer.Argument(help="cluster.json whose nodes have capacity tables")],
+    tables: Annotated[Path, typer.Option(help="folder of *_<device>_prompt.csv and *_<device>_decode.csv")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="where the cluster goes")],
+    max_batch_tokens: Annotated[int, typer.Option(min=8, help="most tokens of one iteration")] = 2048,
+    as_json: Annotated[bool, typer.Option("--json", help="print the cluster as JSON on stdout")] = False,
+) -> None:
+    """Give each node a cost fitted to others' timings of one layer (rows `tokens,ms`) instead of its capacity table."""
+    from .cluster_profile import ClusterProfile
+    from .import_tables import with_imported_costs
+    from .records import encode_record, load_record, save_record
+
+    imported = with_imported_costs(load_record(cluster, ClusterProfile), tables, max_batch_tokens=max_batch_tokens)
+    save_record(output, imported)
+    if as_json:
+        sys.stdout.write(encode_record(imported).decode())
+    for name, cost in {node.device.name: node.cost for node in imported.nodes}.items():
+        assert cost is not None, "every node got one"
+        errors = f"held-out error {cost.held_out_error_median:.1%} median, {cost.held_out_error_p90:.1%} p90"
+        print(f"{name}: {errors}", file=sys.stderr if as_json else sys.stdout)
+    print(f"cluster written to {output}", file=sys.stderr)
