@@ -24,6 +24,7 @@ from profiler.stage import Stage, preload
 from . import link_probe, self_profile
 from .dtypes import torch_dtype
 from .heap import keep_heap
+from .history import HistoryKeeper
 from .keys import load_key_file
 from .messages import (
     Answer,
@@ -86,6 +87,7 @@ class Agent:
         self._busy_s = 0.0
         self._iterations = 0
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
+        self._history = HistoryKeeper()
         self._sending_cpu_s = 0.0  # CPU time that sending took after the last iteration
         self._stopped = False
         self._iperf = link_probe.IperfEnd()
@@ -128,6 +130,7 @@ class Agent:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
+        decoded = self._tokens[True]
         try:
             going = self._runtime.run_batch(self._tokens)
             rested_cpu = self._rest(begin, begin_cpu)
@@ -137,7 +140,10 @@ class Agent:
         except HelixbenchError as error:
             self._fail(self._controller, error)
             return False
-        self._busy_s += time.perf_counter() - begin
+        end = time.perf_counter()
+        kv_tokens = self._runtime.stage.kv.used_tokens
+        self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
+        self._busy_s += end - begin
         self._iterations += 1
         return True
 
@@ -209,6 +215,7 @@ class Agent:
             socket.close()
         self._peers, self._runtime, self._sent = {}, None, {}
         self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
+        self._history = HistoryKeeper()
 
     def open_model(self, model: str, digest: str) -> ModelFiles:
         """The model's files, checked to be the ones that the other end means.
@@ -320,6 +327,7 @@ class Agent:
             kv_peak_tokens=peak,
             kv_capacity_tokens=kv.capacity_tokens,
             sent=dict(self._sent),
+            history=self._history.read(time.perf_counter()),
         )
 
     def _shutdown(self, _: Shutdown) -> Done:

@@ -14,8 +14,8 @@ from solver.workload import Workload
 
 from .coordinator import Request, TokenEvent
 from .engine import Engine
-from .messages import Counters, LinkCounters
-from .run_log import LinkUse, NodeUse, RequestRecord, TokenCount, Window
+from .messages import Counters, History, LinkCounters
+from .run_log import LinkUse, NodePoint, NodeUse, RequestRecord, TokenCount, Window
 
 _COUNTERS_TIMEOUT_S = 60.0
 _INTERVALS = 60  # of the timeline, over the whole run
@@ -47,6 +47,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     nodes: dict[str, NodeUse]
     links: tuple[LinkUse, ...]
     timeline: tuple[TokenCount, ...]
+    node_timeline: dict[str, tuple[NodePoint, ...]]
     cut_short: str
 
 
@@ -186,6 +187,7 @@ def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, cut_short: str) ->
         nodes={node: _node_use(begin[1][node], counters) for node, counters in end[1].items()},
         links=tuple(_link_uses(begin, end)),
         timeline=tuple(_timeline(load.counts, window.end_s)),
+        node_timeline={node: tuple(node_points(c.history, read_s=window.end_s)) for node, c in end[1].items()},
         cut_short=cut_short,
     )
 
@@ -199,6 +201,24 @@ def _node_use(begin: Counters, end: Counters) -> NodeUse:
         kv_peak_tokens=end.kv_peak_tokens,
         kv_capacity_tokens=end.kv_capacity_tokens,
     )
+
+
+def node_points(history: History, *, read_s: float) -> list[NodePoint]:
+    """A node's series on the run's clock; ``read_s`` is when the node was asked. What was before the run is left out.
+
+    The node answers after the iteration that it was in, so its times are late by one iteration at most.
+    """
+    begin_s = read_s - history.age_s
+    points = []
+    for index, interval in enumerate(history.intervals):
+        start_s = begin_s + index * history.width_s
+        end_s = min(start_s + history.width_s, read_s)
+        if end_s <= max(start_s, 0.0):
+            continue
+        batch = interval.decode_tokens / interval.iterations if interval.iterations else None
+        busy = min(interval.busy_s / (end_s - start_s), 1.0)
+        points.append(NodePoint(end_s, batch, interval.kv_tokens, busy))
+    return points
 
 
 def _link_uses(begin: _Snapshot, end: _Snapshot) -> list[LinkUse]:

@@ -129,6 +129,7 @@ def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, dev
         nodes=result.nodes,
         links=result.links,
         timeline=result.timeline,
+        node_timeline=result.node_timeline,
         device_names=devices,
         testbed=job.testbed,
         cut_short=result.cut_short,

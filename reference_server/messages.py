@@ -141,6 +141,26 @@ class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
     tokens: int = 0
 
 
+class Interval(msgspec.Struct, frozen=True, array_like=True):
+    """A node in a stretch of time: iterations that ended in it, their decode tokens, time spent in iterations, KV use.
+
+    ``kv_tokens`` are the slots that requests own after the last iteration.
+    """
+
+    iterations: int
+    decode_tokens: int
+    busy_s: float
+    kv_tokens: int
+
+
+class History(msgspec.Struct, frozen=True):
+    """What a node did over time, in intervals of ``width_s``; the first began ``age_s`` before this was said."""
+
+    width_s: float
+    age_s: float
+    intervals: tuple[Interval, ...]
+
+
 class Counters(msgspec.Struct, frozen=True, tag="counters"):
     """What an agent did since its stage was loaded. ``sent`` maps peers (or the coordinator) to what went there."""
 
@@ -151,6 +171,7 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     kv_peak_tokens: int
     kv_capacity_tokens: int
     sent: dict[str, LinkCounters]
+    history: History
 
 
 class IperfServe(msgspec.Struct, frozen=True, tag="iperf-serve"):

@@ -89,11 +89,15 @@ class TokenCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_
 
 
 class NodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """A node in the interval that ends at ``end_s``: mean decode tokens an iteration, KV tokens in use at its end."""
+    """A node in the interval that ends at ``end_s``: mean decode tokens an iteration, KV tokens in use at its end.
+
+    ``batch_tokens`` is ``None`` where no iteration ended, ``busy`` the share of the interval spent in iterations.
+    """
 
     end_s: float
-    batch_tokens: float
+    batch_tokens: float | None
     kv_tokens: int
+    busy: float
 
 
 class RunLog(

@@ -178,6 +178,25 @@ def test_a_window_of_a_duration_lasts_that_long_and_adds_up(running: RunningAgen
     assert sum(count.output_tokens for count in result.timeline) >= result.output_tokens
 
 
+def test_every_node_tells_its_batches_and_kv_use_over_the_run(running: RunningAgents, model_dir: ModelDir) -> None:
+    with engine_of(running, model_dir("test-llama")) as engine:
+        result = run_bench(engine, config(num_requests=None, duration_s=1.0))
+
+    assert set(result.node_timeline) == set(result.nodes)
+    for node, points in result.node_timeline.items():
+        use = result.nodes[node]
+        ends = [point.end_s for point in points]
+        assert ends == sorted(ends)
+        assert ends[-1] == result.window.end_s
+        assert {p.kv_tokens <= use.kv_capacity_tokens and 0 <= p.busy <= 1 for p in points} == {True}
+        assert max(p.kv_tokens for p in points) > 0
+        batches = [p.batch_tokens for p in points if p.batch_tokens is not None]
+        assert 0 < max(batches) <= CONCURRENCY
+        starts = [ends[0] - (ends[1] - ends[0]), *ends[:-1]]
+        seconds = sum(point.busy * (point.end_s - start) for start, point in zip(starts, points, strict=True))
+        assert use.busy_s * 0.99 <= seconds <= result.window.end_s, "the series holds the warm-up, too"
+
+
 def test_an_interrupt_ends_the_window_and_keeps_what_was_measured(running: RunningAgents, model_dir: ModelDir) -> None:
     phases: list[str] = []
     with engine_of(running, model_dir("test-llama")) as engine:

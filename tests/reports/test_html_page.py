@@ -104,7 +104,7 @@ def test_a_run_that_could_not_be_measured_has_a_page() -> None:
 
 
 def test_series_of_nodes_have_a_chart_where_there_are_any() -> None:
-    points = tuple(NodePoint(float(i + 1), 8.0, 100 * i) for i in range(48))
+    points = tuple(NodePoint(float(i + 1), 8.0, 100 * i, 0.5) for i in range(48))
 
     assert 'id="kv-chart"' in html_page(replace(RUN, node_timeline={"mid": points}))
     assert 'id="kv-chart"' not in html_page(RUN)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
-SERIES = {"mid": tuple(NodePoint(float(i + 1), 8.0, 100 * i) for i in range(48))}
+SERIES = {"mid": tuple(NodePoint(float(i + 1), 8.0, 100 * i, 0.5) for i in range(48))}
 RUN = msgspec.structs.replace(example_run(), node_timeline=SERIES)
 PAGES: dict[str, RunLog | Plan | ClusterProfile] = {
     "run": RUN,
