@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,7 @@ from . import loading
 from .command_line import print_record, show
 from .gate import COULD_NOT_MEASURE, exit_code_of
 from .html import html_page
+from .steps import INTERRUPTED, Step, run_child
 from .terminal import run_summary
 from .validate import validate
 
@@ -26,7 +25,6 @@ PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY = 64, 32, 24
 # Equal lengths make requests end in waves; a window of whole waves counts each prompt once, wherever it begins.
 NUM_REQUESTS = 6 * CONCURRENCY
 SOLVE_S = 20
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,14 +34,6 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
     testbed: Path | None
     out: Path
     is_json: bool
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One command of the chain and the file or folder that it makes."""
-
-    title: str
-    arguments: tuple[str, ...]
-    makes: str
 
 
 def run_demo(config: DemoConfig) -> int:
@@ -94,36 +84,12 @@ def plan_steps(config: DemoConfig, *, testbed: Path) -> tuple[Step, ...]:
 
 
 def _run_step(step: Step, heading: str, *, is_json: bool) -> int:
-    """The step as a process of this program; with ``--json`` what it prints goes to stderr.
-
-    A Ctrl-C reaches the child through the terminal's process group as well: it is waited for, since it has nodes to
-    stop.
-    """
+    """The step as a process of this program; with ``--json`` what it prints goes to stderr."""
     _say(f"{heading}\n    helixbench {' '.join(step.arguments)}")
     began_s = time.perf_counter()
-    command = [sys.executable, "-m", "helixbench", *step.arguments]
-    child = subprocess.Popen(command, stdout=sys.stderr if is_json else None)
-    previous = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        exit_code = _wait(child)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    exit_code = run_child(step.arguments, stdout=sys.stderr if is_json else None, stderr=None)
     _say(f"    {'done' if exit_code == 0 else f'exit {exit_code}'} after {time.perf_counter() - began_s:.1f} s\n")
     return exit_code
-
-
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Its exit code; 130 where the user stopped it, however often Ctrl-C is pressed while it cleans up."""
-    is_interrupted = False
-    while True:
-        try:
-            exit_code = child.wait()
-        except KeyboardInterrupt:
-            is_interrupted = True
-        else:
-            if is_interrupted:
-                return INTERRUPTED
-            return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 def _report(config: DemoConfig, *, elapsed_s: float) -> int:
