@@ -131,6 +131,7 @@ def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, dev
         timeline=result.timeline,
         node_timeline=result.node_timeline,
         device_names=devices,
+        regions={node: use.region for node, use in plan.nodes.items() if use.region},
         testbed=job.testbed,
         cut_short=result.cut_short,
         provenance=provenance_now(inputs={"plan": digest(plan)}, command=job.command),

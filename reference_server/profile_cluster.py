@@ -102,6 +102,7 @@ def _node(
         nic_out_bytes_per_s=_nic(name, links, config, is_out=True),
         nic_in_bytes_per_s=_nic(name, links, config, is_out=False),
         cost=cost,
+        region=config.regions.get(name, ""),
     )
 
 

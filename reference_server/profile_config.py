@@ -12,6 +12,7 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: the best link of such a node
     is what its card carries. ``testbed`` is the line that says what the testbed isolates, ``command`` the user's.
+    ``regions`` maps nodes to the place that shares fast links, where the testbed names one.
     """
 
     model: str
@@ -22,6 +23,7 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     testbed: str
     limited_nics: tuple[str, ...]
     command: str = ""
+    regions: dict[str, str] = {}
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 60.0

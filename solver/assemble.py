@@ -164,6 +164,8 @@ def assemble(
                 capacity_tokens_per_s=_capacity_at(capacities, name, held[name], flow),
                 kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
                 max_batch_tokens=_max_batch_tokens(capacities, name),
+                device=capacities.nodes[name].device.name,
+                region=capacities.nodes[name].region,
             )
             for name in used
         },

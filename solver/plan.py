@@ -45,12 +45,15 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
+    ``device`` and ``region`` are the profile's, for whoever reads the plan.
     """
 
     flow_tokens_per_s: float
     capacity_tokens_per_s: float
     kv_capacity_tokens: int | None = None
     max_batch_tokens: int | None = None
+    device: str = ""
+    region: str = ""
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

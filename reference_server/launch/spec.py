@@ -30,7 +30,7 @@ class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node whose agent is started on this machine.
 
     ``cpu`` is in cores; ``memory_bytes`` is for weights, workspace and KV cache; ``bandwidth_bytes_per_s`` is its
-    network card in each direction, ``None`` where that is not limited.
+    network card in each direction, ``None`` where that is not limited. ``region`` is the place that shares fast links.
     """
 
     name: str
@@ -38,6 +38,7 @@ class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: float
     device: str = "cpu"
     bandwidth_bytes_per_s: float | None = None
+    region: str = ""
 
 
 class RemoteNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,7 @@ class RemoteNode(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     address: str
+    region: str = ""
 
 
 class LinkCap(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +137,7 @@ class _NodeToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     device: str | None = None
     bandwidth: str | None = None
     address: str | None = None
+    region: str = ""
 
 
 class _NetworkToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -207,7 +210,9 @@ class _Reader:
             for key in ("cpu", "memory", "device", "bandwidth"):
                 if (value := getattr(node, key)) is not None:
                     self._refuse(f"{field}.{key}", value, f"the agent at {node.address} owns this; take it out")
-            return RemoteNode(name=node.name, address=self._address(f"{field}.address", node.address))
+            return RemoteNode(
+                name=node.name, address=self._address(f"{field}.address", node.address), region=node.region
+            )
         if node.cpu is None or node.memory is None:
             missing = "cpu" if node.cpu is None else "memory"
             self._refuse(f"{field}.{missing}", None, f"node {node.name} needs `cpu` and `memory`, or an `address`")
@@ -221,6 +226,7 @@ class _Reader:
             memory_bytes=self._quantity(f"{field}.memory", node.memory, parse_bytes),
             device=device,
             bandwidth_bytes_per_s=network if own is None else own,
+            region=node.region,
         )
 
     def _links(self, toml: _TestbedToml, remote: set[str]) -> tuple[LinkCap, ...]:

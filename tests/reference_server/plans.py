@@ -50,6 +50,7 @@ def make_plan(
                 capacity_tokens_per_s=1e6,
                 kv_capacity_tokens=kv_capacity_tokens,
                 max_batch_tokens=max_batch_tokens,
+                region=f"place of {node}",
             )
             for node, flow in through.items()
         },

@@ -276,6 +276,8 @@ def test_a_job_writes_a_run_log_that_names_its_plan(job: Job, drive: Callable[[s
     assert len(run.requests_in_window()) >= 8
     assert set(run.nodes) == set(run.device_names) == {"n0", "n1", "n2"}
     assert run.output_tokens > 0
+    assert run.regions == {"n0": "place of n0", "n1": "place of n1", "n2": "place of n2"}
+    assert all(run.node_timeline[node] for node in run.nodes)
     assert not list(job.output.parent.glob(".run.json*")), "nothing is left beside it"
 
 

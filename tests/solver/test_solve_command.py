@@ -44,6 +44,8 @@ def test_solve_writes_a_plan_and_prints_a_summary(app: typer.Typer, cluster: Pat
     assert "fixed 512 in, 128 out" in result.stdout
     written = load_record(plan, Plan)
     assert [step.concurrency for step in written.predicted.expected] == [1, 2, 4, 8]
+    devices = {node.name: node.device.name for node in demo_cluster().nodes}
+    assert {name: use.device for name, use in written.nodes.items()} == {n: devices[n] for n in written.nodes}
 
 
 def test_json_alone_is_on_stdout(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:

@@ -132,3 +132,16 @@ def test_refuses_more_cpu_than_there_is(tmp_path: Path) -> None:
 def test_refuses_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml: cannot be read"):
         spec.load_testbed(tmp_path / "none.toml")
+
+
+def test_a_node_can_say_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "cluster.key").write_text("k")
+    remote = '[[node]]\nname = "far"\naddress = "10.0.0.7:9000"\nregion = "east"\n'
+
+    bed = load(tmp_path, 'key = "cluster.key"\n' + remote + node(region='"west"') + node(name='"b"'))
+
+    assert [(n.name, n.region) for n in (*bed.remote_nodes, *bed.local_nodes)] == [
+        ("far", "east"),
+        ("a", "west"),
+        ("b", ""),
+    ]
