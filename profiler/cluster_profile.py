@@ -102,7 +102,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """One node: its device, its network card, and either a measured cost or a capacity table.
 
     ``capacity_tokens_per_s[k-1]`` is the capacity with ``k`` layers held, ``k`` up to ``max_layers``. ``region`` is the
-    place that shares fast links.
+    place that shares fast links. ``nic_source`` says how the card was measured.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_layers: int
     nic_out_bytes_per_s: float | None = None
     nic_in_bytes_per_s: float | None = None
+    nic_source: str = ""
     capacity_tokens_per_s: tuple[float, ...] | None = None
     cost: MeasuredCost | None = None
     region: str = ""
@@ -142,6 +143,7 @@ class Coordinator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     nic_out_bytes_per_s: float | None = None
     nic_in_bytes_per_s: float | None = None
+    nic_source: str = ""
     message_s: float | None = None
     token_s: float | None = None
     request_s: float | None = None
@@ -151,14 +153,27 @@ class Coordinator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         _require_nic(COORDINATOR, self.nic_out_bytes_per_s, self.nic_in_bytes_per_s)
 
 
+class MessageTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds that a message of that size takes one way over the server's own transport, on an idle link."""
+
+    message_bytes: int
+    one_way_s: float
+
+
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A directed link. ``latency_s`` is one way.."""
+    """A directed link. ``latency_s`` is one way.
+
+    ``message_times`` are for people and for checking ``latency_s + bytes / bandwidth_bytes_per_s``. ``suspect`` says
+    why the numbers are doubtful, where they are.
+    """
 
     src: str
     dst: str
     bandwidth_bytes_per_s: float
     latency_s: float = 0.0
     source: str = ""
+    message_times: tuple[MessageTime, ...] = ()
+    suspect: str = ""
 
     def __post_init__(self) -> None:
         _require_positive(f"bandwidth_bytes_per_s of {self.src} -> {self.dst}", self.bandwidth_bytes_per_s)

@@ -1,4 +1,4 @@
-"""Bandwidth of a link by iperf3: both ends of one measurement, and the order in which all pairs are measured.
+"""Bandwidth of a link by iperf3: both ends of one measurement.
 
 An agent at one end starts an ``Iperf3Server``, an agent at the other calls ``measure_bandwidth``. Where iperf3 is not
 installed both raise ``Iperf3MissingError``, and the caller may measure with its own transport, saying so in ``source``.
@@ -7,11 +7,13 @@ installed both raise ``Iperf3MissingError``, and the caller may measure with its
 from __future__ import annotations
 
 import atexit
+import functools
 import math
 import os
 import re
 import select
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -23,6 +25,10 @@ import msgspec
 from .errors import MeasurementError
 
 OMIT_S = 1  # of each measurement's start: TCP is still finding the link's rate
+INTERVAL_S = 0.2  # over which rates are compared with each other
+MIN_INTERVALS = 4
+MIN_BLOCKS = 16  # in an interval: below that the spread is of whole blocks, not of the link
+DEFAULT_BLOCK_BYTES = 128 * 1024
 CONNECT_TIMEOUT_S = 5.0
 GRACE_S = 15.0  # for connecting, exchanging results and a slow machine, on top of the time measured
 SERVER_READY_TIMEOUT_S = 10.0
@@ -33,36 +39,46 @@ class Iperf3MissingError(MeasurementError):
     """There is no iperf3 on this machine."""
 
 
+class TcpRate(msgspec.Struct, frozen=True):
+    """What one TCP connection carried.
+
+    ``bytes_per_s`` is the receiver's count of payload. ``spread`` is half the interquartile range over the median of
+    the rate in the intervals, ``retransmitted`` the part of the segments that was sent again; ``None`` where iperf3
+    gives too little to tell.
+    """
+
+    bytes_per_s: float
+    spread: float | None = None
+    retransmitted: float | None = None
+
+
 class _Sum(msgspec.Struct, frozen=True):
     bits_per_second: float
+    bytes: int = 0
+    retransmits: int | None = None
+    omitted: bool = False
+
+
+class _Interval(msgspec.Struct, frozen=True):
+    sum: _Sum | None = None
+
+
+class _Start(msgspec.Struct, frozen=True):
+    tcp_mss_default: int = 0
 
 
 class _End(msgspec.Struct, frozen=True):
+    sum_sent: _Sum | None = None
     sum_received: _Sum | None = None
 
 
 class _Report(msgspec.Struct, frozen=True):
     """The part of iperf3's JSON that is read here; the rest of it is iperf3's own business."""
 
+    start: _Start = _Start()
+    intervals: tuple[_Interval, ...] = ()
     end: _End = _End()
     error: str | None = None
-
-
-def rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """Every ordered pair ``(src, dst)`` once, in rounds in which no node takes part twice.
-
-    The circle method: one name stays, the others move round it by one place a round. Each round is followed by the same
-    pairs the other way round. ``2 * (n - 1)`` rounds for an even number of names, ``2 * n`` for an odd one.
-    """
-    seats: list[str | None] = [*names, *([None] if len(names) % 2 else [])]  # None: whoever meets it sits out
-    schedule: list[list[tuple[str, str]]] = []
-    for _ in range(len(seats) - 1):
-        half = len(seats) // 2
-        pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
-        there = [(a, b) for a, b in pairs if a is not None and b is not None]
-        schedule += [there, [(b, a) for a, b in there]] if there else []
-        seats = [seats[0], seats[-1], *seats[1:-1]]
-    return schedule
 
 
 def iperf3_program() -> str:
@@ -83,9 +99,15 @@ def iperf3_source() -> str:
     Raises:
         Iperf3MissingError: it is not on the ``PATH``.
     """
-    shown = subprocess.run([iperf3_program(), "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.match(r"iperf (\S+)", shown)
+    version = re.match(r"iperf (\S+)", _says(iperf3_program(), "--version"))
     return f"iperf3 {version[1]}" if version else "iperf3"
+
+
+@functools.cache
+def _says(program: str, option: str) -> str:
+    """What the program prints for that option; asked once, for on a small share of a core that takes a while."""
+    done = subprocess.run([program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 class Iperf3Server:
@@ -109,8 +131,7 @@ class Iperf3Server:
         command = [program, "--server", "--one-off", "--port", str(port), "--forceflush", "--interval", "0"]
         if host is not None:
             command += ["--bind", host]
-        usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
-        if "--idle-timeout" in usage.stdout + usage.stderr:
+        if "--idle-timeout" in _says(program, "--help"):
             command += ["--idle-timeout", str(SERVER_IDLE_TIMEOUT_S)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -154,14 +175,25 @@ class Iperf3Server:
             said += chunk
 
 
-def measure_bandwidth(server: str, port: int, *, seconds: float, reverse: bool = False) -> float:
-    """Bytes/s of TCP payload that arrived, over ``seconds`` after the first ``OMIT_S``, which are not counted.
+def measure_bandwidth(
+    server: str,
+    port: int,
+    *,
+    seconds: float,
+    reverse: bool = False,
+    omit_s: float = OMIT_S,
+    block_bytes: int | None = None,
+) -> TcpRate:
+    """TCP payload that arrived over ``seconds`` after the first ``omit_s``, which are not counted.
 
     Args:
         server: host name or address of an ``Iperf3Server``.
         port: its port.
         seconds: how long to count; rounded up, for iperf3 takes whole seconds only.
         reverse: measure from the server to here instead of from here to the server.
+        omit_s: how long TCP is left alone to find the link's rate.
+        block_bytes: how much is written and read at once; iperf3's own size by default. Rates of intervals are counted
+            in whole blocks.
 
     Raises:
         Iperf3MissingError: iperf3 is not on the ``PATH``.
@@ -169,10 +201,11 @@ def measure_bandwidth(server: str, port: int, *, seconds: float, reverse: bool =
     """
     counted_s = max(1, math.ceil(seconds))
     command = [iperf3_program(), "--client", server, "--port", str(port), "--json"]
-    command += ["--time", str(counted_s), "--omit", str(OMIT_S)]
+    command += ["--time", str(counted_s), "--omit", f"{omit_s:g}", "--interval", f"{INTERVAL_S:g}"]
     command += ["--connect-timeout", str(round(CONNECT_TIMEOUT_S * 1e3))]
     command += ["--reverse"] if reverse else []
-    limit_s = counted_s + OMIT_S + CONNECT_TIMEOUT_S + GRACE_S
+    command += ["--length", str(block_bytes)] if block_bytes is not None else []
+    limit_s = counted_s + omit_s + CONNECT_TIMEOUT_S + GRACE_S
     origin = f"iperf3 {'from' if reverse else 'to'} {server}:{port}"
     try:
         done = subprocess.run(
@@ -182,10 +215,10 @@ def measure_bandwidth(server: str, port: int, *, seconds: float, reverse: bool =
         raise MeasurementError(f"{origin}: no result within {limit_s:g} s") from error
     if not done.stdout.strip():
         raise MeasurementError(f"{origin}: exit code {done.returncode}, {_one_line(done.stderr) or 'nothing said'}")
-    return received_bytes_per_s(done.stdout, origin=origin)
+    return read_rate(done.stdout, origin=origin, block_bytes=block_bytes or DEFAULT_BLOCK_BYTES)
 
 
-def received_bytes_per_s(output: str, *, origin: str) -> float:
+def read_rate(output: str, *, origin: str, block_bytes: int = DEFAULT_BLOCK_BYTES) -> TcpRate:
     """The receiver's rate out of ``iperf3 --json``.
 
     The sender's rate counts what lies in its own buffers; and iperf3 may report a failure and exit with code 0.
@@ -201,7 +234,29 @@ def received_bytes_per_s(output: str, *, origin: str) -> float:
         raise MeasurementError(f"{origin}: {report.error}")
     if report.end.sum_received is None or report.end.sum_received.bits_per_second <= 0:
         raise MeasurementError(f"{origin}: nothing arrived; measure for longer or look at the route between the two")
-    return report.end.sum_received.bits_per_second / 8
+    return TcpRate(
+        report.end.sum_received.bits_per_second / 8,
+        spread=_interval_spread(report.intervals, block_bytes),
+        retransmitted=_retransmitted(report),
+    )
+
+
+def _interval_spread(intervals: Sequence[_Interval], block_bytes: int) -> float | None:
+    """``None`` for too few intervals, or where so few blocks fit in one that whole blocks make the spread."""
+    counted = [interval.sum for interval in intervals if interval.sum is not None and not interval.sum.omitted]
+    if len(counted) < MIN_INTERVALS:
+        return None
+    if statistics.median(part.bytes for part in counted) < MIN_BLOCKS * block_bytes:
+        return None
+    low, middle, high = statistics.quantiles((part.bits_per_second for part in counted), n=4, method="inclusive")
+    return (high - low) / 2 / middle
+
+
+def _retransmitted(report: _Report) -> float | None:
+    sent, segment_bytes = report.end.sum_sent, report.start.tcp_mss_default
+    if sent is None or sent.retransmits is None or sent.bytes <= 0 or segment_bytes <= 0:
+        return None
+    return sent.retransmits * segment_bytes / sent.bytes
 
 
 def _one_line(text: str) -> str:

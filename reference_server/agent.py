@@ -26,6 +26,7 @@ from .dtypes import torch_dtype
 from .heap import keep_heap
 from .history import HistoryKeeper
 from .keys import load_key_file
+from .link_messages import IperfServe, MeasureFlows, MeasureLink
 from .messages import (
     Answer,
     Command,
@@ -36,11 +37,9 @@ from .messages import (
     Echo,
     Echoed,
     Failed,
-    IperfServe,
     LinkCounters,
     Load,
     Loaded,
-    MeasureLink,
     Profile,
     ReadCounters,
     Sampled,
@@ -96,8 +95,9 @@ class Agent:
             Load: self.load,
             Profile: self._profile,
             ReadCounters: self._counters,
-            IperfServe: lambda _: self._iperf.serve(),
+            IperfServe: lambda command: self._iperf.serve(command.count),
             MeasureLink: lambda command: link_probe.measure_link(self.transport, command),
+            MeasureFlows: link_probe.measure_flows,
             Shutdown: self._shutdown,
         }
 

@@ -13,6 +13,7 @@ import msgspec
 from profiler.cluster_profile import CostSample, Device
 from profiler.errors import MeasurementError
 
+from .link_messages import FlowsMeasured, IperfServe, IperfServing, LinkMeasured, MeasureFlows, MeasureLink
 from .sampling import SamplingParams
 
 MAX_FRAME_BYTES = 1 << 30
@@ -174,37 +175,6 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     history: History
 
 
-class IperfServe(msgspec.Struct, frozen=True, tag="iperf-serve"):
-    """Start an iperf3 server for one test."""
-
-
-class IperfServing(msgspec.Struct, frozen=True, tag="iperf-serving"):
-    """The iperf3 server listens on this port of the agent's host; ``None`` where iperf3 is not installed there."""
-
-    port: int | None
-
-
-class MeasureLink(msgspec.Struct, frozen=True, tag="measure-link"):
-    """Measure to a peer agent: round trips over the server's own transport, and iperf3 to its server at ``iperf_port``.
-
-    ``iperf_port`` is ``None`` where iperf3 is missing at the other end: the transport measures bandwidth then, too.
-    ``reverse`` measures what comes from the peer instead of what goes there.
-    """
-
-    address: str
-    iperf_port: int | None
-    seconds: float
-    reverse: bool = False
-
-
-class LinkMeasured(msgspec.Struct, frozen=True, tag="link-measured"):
-    """One direction of a pair. ``bandwidth_source`` says what measured it."""
-
-    bandwidth_bytes_per_s: float
-    latency_s: float
-    bandwidth_source: str
-
-
 class Echo(msgspec.Struct, frozen=True, tag="echo"):
     """Answer with the tensor frame's length and a frame of ``reply_bytes``: the transport's round trip or bandwidth."""
 
@@ -235,7 +205,16 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Command: TypeAlias = (
-    Describe | Load | Profile | ReadCounters | IperfServe | MeasureLink | Echo | Shutdown | Work  # to an agent
+    Describe
+    | Load
+    | Profile
+    | ReadCounters
+    | IperfServe
+    | MeasureLink
+    | MeasureFlows
+    | Echo
+    | Shutdown
+    | Work  # to an agent
 )
 Answer: TypeAlias = (
     Description
@@ -245,6 +224,7 @@ Answer: TypeAlias = (
     | Counters
     | IperfServing
     | LinkMeasured
+    | FlowsMeasured
     | Echoed
     | Done
     | Failed

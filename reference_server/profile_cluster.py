@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
-from profiler.cluster_profile import COORDINATOR, ClusterProfile, Coordinator, Link, Node
+from profiler.cluster_profile import COORDINATOR, ClusterProfile, Coordinator, Node
 from profiler.errors import MeasurementError
 from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
-from profiler.network import rounds
+from profiler.net_cards import Card, Direction
 from profiler.records import provenance_now, save_record
 
 from .client import Agents
 from .coordinator_cost import measure_coordinator
 from .dtypes import torch_dtype
 from .keys import ClusterKey
-from .link_probe import measure_link
-from .messages import (
-    Describe,
-    Description,
-    IperfServe,
-    IperfServing,
-    LinkMeasured,
-    MeasureLink,
-    Profile,
-    Profiled,
-)
+from .messages import Describe, Description, Profile, Profiled
+from .net_config import in_a_profile
 from .profile_config import ProfileConfig
+from .profile_net import NetworkMeasured, NetworkMeasurement
 from .progress import Reporter
-from .transport import Transport
 
-_LINK_TIMEOUT_S = 60.0
 _PROFILE_SILENCE_S = 120.0  # an agent says how far it is every second, but loading can take long
 
 
@@ -47,7 +36,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     with Agents(config.addresses, key) as agents:
         agents.require_present()
         described = agents.ask({node: Describe() for node in config.addresses}, Description, timeout_s=10.0)
-        links = _measure_links(agents, key, config, reporter)
+        network = _measure_network(agents, key, config, reporter)
         request = Profile(
             model=str(files.directory),
             model_digest=files.digest(),
@@ -63,14 +52,15 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             on_progress=lambda node, progress: reporter.update(f"compute {node}", progress.done, progress.total),
         )
     times = measure_coordinator(key)
-    nodes = [_node(node, described[node], measured[node], links, config) for node in config.addresses]
+    nodes = [_node(node, described[node], measured[node], network.cards, config) for node in config.addresses]
     profile = ClusterProfile(
         model=files.facts(dtype=dtype),
         nodes=tuple(nodes),
-        links=links,
+        links=tuple(link.link() for link in network.links),
         coordinator=Coordinator(
-            nic_out_bytes_per_s=_nic(COORDINATOR, links, config, is_out=True),
-            nic_in_bytes_per_s=_nic(COORDINATOR, links, config, is_out=False),
+            nic_out_bytes_per_s=_nic(COORDINATOR, network.cards, config, direction="out"),
+            nic_in_bytes_per_s=_nic(COORDINATOR, network.cards, config, direction="in"),
+            nic_source=_nic_source(COORDINATOR, network.cards, config),
             message_s=times.message_s,
             token_s=times.token_s,
             request_s=times.request_s,
@@ -86,7 +76,7 @@ def _node(
     name: str,
     described: Description,
     measured: Profiled,
-    links: tuple[Link, ...],
+    cards: Sequence[Card],
     config: ProfileConfig,
 ) -> Node:
     cost = fit_cost(
@@ -99,100 +89,37 @@ def _node(
         name=name,
         device=described.device,
         max_layers=measured.max_layers,
-        nic_out_bytes_per_s=_nic(name, links, config, is_out=True),
-        nic_in_bytes_per_s=_nic(name, links, config, is_out=False),
+        nic_out_bytes_per_s=_nic(name, cards, config, direction="out"),
+        nic_in_bytes_per_s=_nic(name, cards, config, direction="in"),
+        nic_source=_nic_source(name, cards, config),
         cost=cost,
         region=config.regions.get(name, ""),
     )
 
 
-def _nic(name: str, links: tuple[Link, ...], config: ProfileConfig, *, is_out: bool) -> float | None:
-    if name not in config.limited_nics:
-        return None
-    return max(link.bandwidth_bytes_per_s for link in links if (link.src if is_out else link.dst) == name)
+def _nic(name: str, cards: Sequence[Card], config: ProfileConfig, *, direction: Direction) -> float | None:
+    """What the card carries; ``None`` where the node's links bind before it does."""
+    is_limited = name in config.limited_nics
+    own = [card for card in cards if (card.node, card.direction) == (name, direction)]
+    return own[0].limit_bytes_per_s(is_limited=is_limited) if own else None
 
 
-def _measure_links(agents: Agents, key: ClusterKey, config: ProfileConfig, reporter: Reporter) -> tuple[Link, ...]:
-    """Every directed pair, in rounds in which no node takes part twice."""
-    schedule = rounds([COORDINATOR, *config.addresses])
-    links: list[Link] = []
-    for number, pairs in enumerate(schedule):
-        links += _measure_round(agents, key, pairs, config)
-        reporter.update("links", number + 1, len(schedule))
-    order = [COORDINATOR, *config.addresses]
-    return tuple(sorted(links, key=lambda link: (order.index(link.src), order.index(link.dst))))
+def _nic_source(name: str, cards: Sequence[Card], config: ProfileConfig) -> str:
+    is_limited = name in config.limited_nics
+    said = [card.source(is_limited=is_limited) for card in cards if card.node == name]
+    return "; ".join(source for source in said if source)
 
 
-def _measure_round(agents: Agents, key: ClusterKey, pairs: list[tuple[str, str]], config: ProfileConfig) -> list[Link]:
-    """One round: iperf3 servers at the far ends, then all pairs at once; the coordinator measures its own."""
-    far_ends = {_far_end(pair): IperfServe() for pair in pairs}
-    serving = agents.ask(far_ends, IperfServing, timeout_s=_LINK_TIMEOUT_S)
-    own: list[tuple[tuple[str, str], MeasureLink]] = []
-    asked: dict[str, tuple[tuple[str, str], MeasureLink]] = {}  # near end -> (pair, command)
-    for src, dst in pairs:
-        far = _far_end((src, dst))
-        command = MeasureLink(
-            address=agents.addresses[far],
-            iperf_port=serving[far].port,
-            seconds=config.link_seconds,
-            reverse=far == src,
-        )
-        if COORDINATOR in (src, dst):
-            own.append(((src, dst), command))
-        else:
-            asked[src] = ((src, dst), command)
-    results: dict[tuple[str, str], LinkMeasured] = {}
-    worker = _Background(lambda: results.update(_measure_own(key, own)))
-    answers = agents.ask(
-        {node: command for node, (_, command) in asked.items()}, LinkMeasured, timeout_s=_LINK_TIMEOUT_S
-    )
-    worker.join()
-    results.update({pair: answers[node] for node, (pair, _) in asked.items()})
-    return [
-        Link(
-            src=src,
-            dst=dst,
-            bandwidth_bytes_per_s=result.bandwidth_bytes_per_s,
-            latency_s=result.latency_s,
-            source=result.bandwidth_source,
-        )
-        for (src, dst), result in results.items()
-    ]
+def _measure_network(agents: Agents, key: ClusterKey, config: ProfileConfig, reporter: Reporter) -> NetworkMeasured:
+    """Links and cards, in little time.
 
-
-def _far_end(pair: tuple[str, str]) -> str:
-    """The end that serves iperf3: the one that is not the coordinator, which has no agent to be asked."""
-    return pair[0] if pair[1] == COORDINATOR else pair[1]
-
-
-def _measure_own(
-    key: ClusterKey, own: list[tuple[tuple[str, str], MeasureLink]]
-) -> Mapping[tuple[str, str], LinkMeasured]:
-    transport = Transport(key)
-    try:
-        return {pair: measure_link(transport, command) for pair, command in own}
-    finally:
-        transport.close()
-
-
-class _Background:
-    """A function in a thread of its own; ``join`` raises what it raised."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._error: Exception | None = None
-        self._function = function
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._function()
-        except Exception as error:
-            self._error = error
-
-    def join(self) -> None:
-        self._thread.join(_LINK_TIMEOUT_S)
-        if self._thread.is_alive():
-            raise MeasurementError(f"the coordinator's own link was not measured within {_LINK_TIMEOUT_S:.0f} s")
-        if self._error is not None:
-            raise self._error
+    Raises:
+        MeasurementError: not all links could be measured.
+    """
+    measured = NetworkMeasurement(agents, key, in_a_profile(config.link_seconds), on_progress=reporter.update).run()
+    if measured.cut_short:
+        raise MeasurementError(f"the links were not measured: {measured.cut_short}")
+    for link in measured.links:
+        if link.suspect:
+            reporter.say(f"link {link.src} -> {link.dst} is doubtful: {link.suspect}")
+    return measured

@@ -10,9 +10,10 @@ import msgspec
 class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure, and how long.
 
-    ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: the best link of such a node
-    is what its card carries. ``testbed`` is the line that says what the testbed isolates, ``command`` the user's.
-    ``regions`` maps nodes to the place that shares fast links, where the testbed names one.
+    ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: where a node's links could
+    not be measured at once, the best of them is what such a card carries. ``testbed`` is the line that says what the
+    testbed isolates, ``command`` the user's. ``regions`` maps nodes to the place that shares fast
+    links, where the testbed names one.
     """
 
     model: str

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import shutil
 import socket
@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from profiler import network
 from profiler.errors import MeasurementError
@@ -20,8 +18,7 @@ from profiler.network import (
     Iperf3Server,
     iperf3_source,
     measure_bandwidth,
-    received_bytes_per_s,
-    rounds,
+    read_rate,
 )
 
 needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
@@ -42,23 +39,37 @@ def is_running(pid: int) -> bool:
     return True
 
 
-@given(num_names=st.integers(0, 17))
-def test_rounds_hold_every_ordered_pair_once_and_no_node_twice(num_names: int) -> None:
-    names = [f"n{index}" for index in range(num_names)]
-
-    schedule = rounds(names)
-
-    assert sorted(itertools.chain(*schedule)) == sorted(itertools.permutations(names, 2))
-    for pairs in schedule:
-        busy = list(itertools.chain(*pairs))
-        assert len(busy) == len(set(busy))
-    if num_names >= 2:
-        assert len(schedule) == 2 * (num_names - 1 + num_names % 2)
-
-
 def test_the_receivers_rate_is_taken() -> None:
     output = '{"end": {"sum_sent": {"bits_per_second": 9e9}, "sum_received": {"bits_per_second": 8e8, "bytes": 1}}}'
-    assert received_bytes_per_s(output, origin="x") == 1e8
+    assert read_rate(output, origin="x").bytes_per_s == 1e8
+
+
+def report(rates: list[float], *, retransmits: int = 0, bytes_per_interval: int = 100 << 17) -> str:
+    """Of iperf3: two intervals that are left out, then those of the given rates."""
+    sums = [{"bits_per_second": 1.0, "bytes": 1, "omitted": True}] * 2
+    sums += [{"bits_per_second": rate, "bytes": bytes_per_interval, "omitted": False} for rate in rates]
+    end = {
+        "sum_sent": {"bits_per_second": 9e9, "bytes": 1_000_000, "retransmits": retransmits},
+        "sum_received": {"bits_per_second": 8e8, "bytes": 1_000_000},
+    }
+    return json.dumps({"start": {"tcp_mss_default": 1000}, "intervals": [{"sum": one} for one in sums], "end": end})
+
+
+def test_the_spread_is_half_the_interquartile_range_of_counted_intervals() -> None:
+    assert read_rate(report([80.0, 90.0, 100.0, 110.0, 120.0]), origin="x").spread == pytest.approx(0.1)
+    assert read_rate(report([100.0] * 5), origin="x").spread == 0
+
+
+def test_a_spread_of_few_intervals_or_of_whole_blocks_is_none() -> None:
+    assert read_rate(report([50.0, 100.0, 150.0]), origin="x").spread is None
+    slow = report([100.0, 50.0, 100.0, 150.0], bytes_per_interval=5 << 17)
+    assert read_rate(slow, origin="x").spread is None
+    assert read_rate(slow, origin="x", block_bytes=1 << 12).spread is not None
+
+
+def test_what_was_sent_again_is_a_part_of_the_segments() -> None:
+    assert read_rate(report([1.0], retransmits=30), origin="x").retransmitted == pytest.approx(0.03)
+    assert read_rate('{"end": {"sum_received": {"bits_per_second": 8}}}', origin="x").retransmitted is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +85,7 @@ def test_the_receivers_rate_is_taken() -> None:
 )
 def test_output_without_a_rate_is_an_error(output: str, reason: str) -> None:
     with pytest.raises(MeasurementError, match=reason):
-        received_bytes_per_s(output, origin="x")
+        read_rate(output, origin="x")
 
 
 def test_missing_iperf3_has_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,7 +119,7 @@ def test_both_directions_are_measured() -> None:
     for reverse in (False, True):
         port = free_port()
         with Iperf3Server(port, host="127.0.0.1"):
-            assert measure_bandwidth("127.0.0.1", port, seconds=1, reverse=reverse) > 1e6
+            assert measure_bandwidth("127.0.0.1", port, seconds=1, reverse=reverse).bytes_per_s > 1e6
 
 
 @needs_iperf3

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from profiler.network import Iperf3MissingError
+from reference_server import link_probe
 from reference_server.keys import make_key_file
 
 from .running import AgentProcess, RunningAgents
@@ -25,3 +27,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgents]
     finally:
         for process in processes.values():
             process.end()
+
+
+@pytest.fixture
+def no_iperf3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without iperf3, for agents in threads."""
+
+    def missing(*_: object) -> None:
+        raise Iperf3MissingError("iperf3 is not installed")
+
+    monkeypatch.setattr(link_probe, "Iperf3Server", missing)
+    monkeypatch.setattr(link_probe, "_FRAME_BYTES", 1 << 16)

@@ -13,27 +13,23 @@ import torch
 from profiler import compute
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.compute import grid
-from profiler.errors import InputError, MeasurementError
+from profiler.errors import InputError
 from profiler.model_files import ModelFiles
-from profiler.network import Iperf3MissingError
 from profiler.records import load_record
 from profiler.stage import Stage, StageItem, StageOutput
-from reference_server import coordinator_cost, link_probe, self_profile
+from reference_server import coordinator_cost, self_profile
 from reference_server.agent import Agent, AgentConfig
 from reference_server.coordinator_cost import measure_coordinator
 from reference_server.keys import ClusterKey, load_key_file, make_key_file
-from reference_server.link_probe import IperfEnd, measure_link
-from reference_server.messages import LinkMeasured, MeasureLink, Profile
+from reference_server.messages import Profile
 from reference_server.profile_cluster import profile_cluster
 from reference_server.profile_config import ProfileConfig
 from reference_server.progress import Reporter
-from reference_server.transport import Transport
 
 from ..conftest import ModelDir
 from .threads import agents_in_threads
 
 MAX_BATCH_TOKENS, MAX_CONTEXT_TOKENS = 16, 64
-needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -165,80 +161,6 @@ def test_another_nodes_model_is_refused(agent: Agent, model_dir: ModelDir) -> No
         self_profile.profile(agent, profile_command(model_dir("test-llama"), model_digest="sha256:other"))
 
 
-# Links
-
-
-@pytest.fixture
-def no_iperf3(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> None:
-        raise Iperf3MissingError("iperf3 is not installed")
-
-    monkeypatch.setattr(link_probe, "Iperf3Server", missing)
-    monkeypatch.setattr(link_probe, "_FRAME_BYTES", 1 << 16)
-
-
-def measured(key: ClusterKey, command: MeasureLink) -> LinkMeasured:
-    transport = Transport(key)
-    try:
-        return measure_link(transport, command)
-    finally:
-        transport.close()
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_without_iperf3_the_transport_measures_itself(
-    key_file: Path, key: ClusterKey, no_iperf3: None, reverse: bool
-) -> None:
-    assert IperfEnd().serve().port is None
-    with agents_in_threads(["far"], key_file) as addresses:
-        result = measured(key, MeasureLink(addresses["far"], None, seconds=0.05, reverse=reverse))
-
-    assert result.bandwidth_source == "helixbench transport (iperf3 missing)"
-    assert 1e5 < result.bandwidth_bytes_per_s < 1e12
-    assert 0 < result.latency_s < 1
-
-
-@pytest.mark.parametrize(
-    ("frame_s", "round_trip_s", "carries_s"), [(0.01, 0.002, 0.008), (0.01, 0.009, 0.005), (0.01, 0.5, 0.005)]
-)
-def test_a_frame_is_timed_without_its_round_trip_or_half_of_it(
-    monkeypatch: pytest.MonkeyPatch, frame_s: float, round_trip_s: float, carries_s: float
-) -> None:
-    frames: list[int] = []
-
-    def echo(_: object, payload: bytes | None = None, reply_bytes: int = 0) -> float:
-        frames.append(len(payload or b"") + reply_bytes)
-        return frame_s
-
-    monkeypatch.setattr(link_probe._Probe, "_echo", echo)
-    probe = object.__new__(link_probe._Probe)
-    for reverse in (False, True):
-        rate = probe.bytes_per_s(0.095, round_trip_s, reverse=reverse)
-        assert rate == pytest.approx((1 << 20) / carries_s)
-    assert frames == [1 << 20] * 20, "as many as fit the time asked for"
-
-
-@needs_iperf3
-@pytest.mark.parametrize("reverse", [False, True])
-def test_iperf3_measures_where_it_is_installed(key_file: Path, key: ClusterKey, reverse: bool) -> None:
-    end = IperfEnd()
-    try:
-        port = end.serve().port
-        with agents_in_threads(["far"], key_file) as addresses:
-            result = measured(key, MeasureLink(addresses["far"], port, seconds=0.2, reverse=reverse))
-    finally:
-        end.close()
-
-    assert "iperf" in result.bandwidth_source
-    assert result.bandwidth_bytes_per_s > 1e6
-
-
-def test_a_peer_that_does_not_echo_is_an_error(key: ClusterKey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_probe, "_ANSWER_S", 0.2)
-    with pytest.raises(MeasurementError, match=r"the agent at 127\.0\.0\.1:1 did not echo within 0 s"):
-        measured(key, MeasureLink("127.0.0.1:1", None, seconds=0.1))
-
-
 # The coordinator and the whole
 
 
@@ -289,6 +211,11 @@ def test_a_cluster_is_measured_whole(
     assert big.nic_out_bytes_per_s is None
     to_and_from = [[link.bandwidth_bytes_per_s for link in made.links if end(link) == "small"] for end in ENDS]
     assert [small.nic_out_bytes_per_s, small.nic_in_bytes_per_s] == [max(rates) for rates in to_and_from]
+    assert small.nic_source == (
+        "out: best of 2 links alone (all at once: iperf3 is missing); "
+        "in: best of 2 links alone (all at once: iperf3 is missing)"
+    )
+    assert all([time.message_bytes for time in link.message_times][:1] == [1 << 10] for link in made.links)
     assert made.coordinator.message_s is not None
 
 
