@@ -65,12 +65,14 @@ Report = Callable[[float, float, float], None]
 class Model:
     """A PuLP problem under construction, and what its integer variables mean.
 
-    ``choices`` maps a variable's name to (nodes it may stand for, range).
+    ``choices`` maps a variable's name to (nodes it may stand for, range); a model of another form has ``decode``, from
+    the variables' values to a placement.
     """
 
     problem: Any
     choices: dict[str, tuple[tuple[str, ...], LayerRange]] = field(default_factory=dict)
     variables: dict[str, Any] = field(default_factory=dict)
+    decode: Callable[[Sequence[float]], Placement] | None = None
 
 
 def ranges_of(capacities: Capacities, name: str) -> list[LayerRange]:
@@ -337,7 +339,7 @@ def solve(
     status = highs.modelStatusToString(highs.getModelStatus()).lower()
     has_solution = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     values = highs.getSolution().col_value if has_solution else []
-    bound = -info.mip_dual_bound if model.choices else 0.0
+    bound = -info.mip_dual_bound if model.choices or model.decode else 0.0
     if status == "optimal" and has_solution:
         # The gap that remains is the tolerance; the bound never stands below the value that proves it.
         bound = max(bound, -info.objective_function_value)
@@ -375,6 +377,8 @@ def _follow(highs: Any, report: Report) -> None:
 
 def _placement(model: Model, values: Sequence[float]) -> Placement:
     """Ranges to nodes: of alike nodes the first in order take the first ranges."""
+    if model.decode is not None:
+        return model.decode(values)
     taken: set[str] = set()
     placement: Placement = {}
     for name, (members, held) in sorted(model.choices.items(), key=lambda item: (item[1][0], item[1][1])):

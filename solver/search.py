@@ -27,6 +27,7 @@ from .neighbours import neighbours
 from .network import LinkTable
 from .plan import Infeasible, LayerRange, Plan, SolverFacts
 from .progress import OnProgress, Progress
+from .published import PUBLISHED, published_model
 from .regions import regional_placements
 from .stacks import stacks
 from .verdict import verdicts
@@ -65,6 +66,7 @@ def solve_placement(
     seed: int = 0,
     partial: bool = True,
     pins: Mapping[str, LayerRange] | None = None,
+    start: Mapping[str, LayerRange] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Plan | Infeasible:
     """The best plan found for a model on a cluster, checked, or why there is none.
@@ -74,12 +76,13 @@ def solve_placement(
         workload: lengths of requests.
         concurrency: requests in flight; ``None`` for as many as the KV caches hold.
         objective: ``throughput`` for the most expected tokens/s, ``max-flow`` for the largest flow.
-        method: ``auto`` for the search, or the name of a baseline.
+        method: ``auto`` for the search, the name of a baseline, or ``published`` for the published formulation.
         time_limit_s: the search ends by then with the best so far.
         threads: for HiGHS.
         seed: of everything random.
         partial: whether a request may enter a node's range late.
         pins: node -> the range that it has to hold where it is used.
+        start: a placement that the search begins with, such as the one that is served now.
         on_progress: called as the search goes.
 
     Raises:
@@ -97,7 +100,10 @@ def solve_placement(
     if method in METHODS:
         search.offer(METHODS[method](capacities), f"{method} placement")
         status = "done" if search.best is not None else ""
+    elif method == PUBLISHED:
+        status = _solve_published(search)
     else:
+        search.offer(start, "the placement to start from")
         status = run_search(search)
     if search.best is None:
         return Infeasible(reason=_why_nothing(search, method, status))
@@ -238,6 +244,25 @@ def run_search(search: Search) -> str:
 def _try_baselines(search: Search) -> None:
     for name, rule in METHODS.items():
         search.offer(rule(search.question.capacities), f"{name} placement")
+
+
+def _solve_published(search: Search) -> str:
+    """The published formulation alone, which knows of max-flow only."""
+    question = search.question
+
+    def report(incumbent: float, bound: float, _: float) -> None:
+        search.tell("published formulation", incumbent=incumbent if incumbent > 0 else None, bound=bound)
+
+    model = published_model(question.capacities, partial=question.partial)
+    outcome = milp.solve(model, search.limits, report=report)
+    search.offer(outcome.placement, "published formulation")
+    if not any(question.capacities.is_time_shared(name) for name in question.capacities.nodes):
+        search.lower_bound_to(outcome.bound, "published formulation")
+    if outcome.status == "optimal":
+        return "optimal" if search.is_proven() else "optimal of its own program"
+    return {"time limit reached": "time limit", "interrupted by user": "interrupted"}.get(
+        outcome.status, outcome.status
+    )
 
 
 def _try_regions(search: Search) -> None:
@@ -463,8 +488,9 @@ def _backend() -> str:
 
 
 def _require_options(method: str, time_limit_s: float, threads: int, concurrency: int | None) -> None:
-    if method != "auto" and method not in METHODS:
-        raise InputError(f"--method {method}: no such method; choose from auto, {', '.join(METHODS)}")
+    known = ("auto", *METHODS, PUBLISHED)
+    if method not in known:
+        raise InputError(f"--method {method}: no such method; choose from {', '.join(known)}")
     if time_limit_s <= 0:
         raise InputError(f"--time-limit-s {time_limit_s}: need more than 0 seconds")
     if threads < 1:
