@@ -1,21 +1,40 @@
-"""Fit the stage-time model to measured samples: non-negative least squares on relative errors."""
+"""Fit the stage-time model to measured samples: non-negative coefficients, relative errors, some samples kept out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import nnls
 
 from .cluster_profile import CostSample, MeasuredCost
 from .cost import FloatArray, StageCost, feature_row
 from .errors import MeasurementError
+from .regression import biweight, least_squares
+from .token_knots import power_of_two_knots, tile_knots
+
+_FIRST_SEGMENT = 4  # index of the first token segment among the features
 
 
 def fit_cost(
-    samples: Sequence[CostSample], *, workspace_bytes: float, max_batch_tokens: int, source: str
+    samples: Sequence[CostSample],
+    *,
+    workspace_bytes: float,
+    max_batch_tokens: int,
+    source: str,
+    has_tiles: bool = False,
+    lets_few_go: bool = False,
 ) -> MeasuredCost:
     """The cost model that misses the samples least, relative to their size, and how far it misses the held-out ones.
+
+    Below the smallest batch in the fit the time is that batch's.
+
+    Args:
+        samples: what was measured.
+        workspace_bytes: stored with the cost, as are ``max_batch_tokens`` and ``source``.
+        max_batch_tokens: most tokens of one iteration.
+        source: what was timed.
+        has_tiles: the device works in tiles of tokens, so the time may jump at an edge that the samples resolve.
+        lets_few_go: few samples may be missed by far rather than all of a neighbourhood by a little.
 
     Raises:
         MeasurementError: no samples to fit, or none held out.
@@ -24,11 +43,13 @@ def fit_cost(
     held_out = [sample for sample in samples if sample.held_out]
     if not fitted or not held_out:
         raise MeasurementError(f"{len(fitted)} samples to fit and {len(held_out)} to check it: need some of each")
-    knots = _token_knots(max_batch_tokens)
+    tokens = [sample.batch.tokens for sample in fitted if sample.num_layers > 0] or [1.0]
+    edges = tile_knots(tokens) if has_tiles else ()
+    knots = tuple(sorted({*power_of_two_knots(max_batch_tokens), *edges}))
     rows = np.array([_row(sample, knots) for sample in fitted])  # [samples, features]
+    rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0
     times = np.array([sample.median_s for sample in fitted])
-    scale = np.maximum(np.abs(rows).max(axis=0), 1e-30)
-    coefficients = nnls(rows / scale / times[:, None], np.ones(len(fitted)))[0] / scale
+    coefficients = (biweight if lets_few_go else least_squares)(rows, times)
     stage = _stage_cost(coefficients, knots, fitted, max_batch_tokens)
     errors = relative_errors(stage, held_out)
     return MeasuredCost(
@@ -49,13 +70,6 @@ def relative_errors(stage: StageCost, samples: Sequence[CostSample]) -> FloatArr
     return np.asarray(np.abs(predicted - measured) / measured)
 
 
-def _token_knots(max_batch_tokens: int) -> tuple[float, ...]:
-    knots = [1.0]
-    while knots[-1] * 2 < max_batch_tokens:
-        knots.append(knots[-1] * 2)
-    return tuple(knots)
-
-
 def _row(sample: CostSample, knots: tuple[float, ...]) -> FloatArray:
     return feature_row(
         num_layers=sample.num_layers, batch=sample.batch, first=sample.first, last=sample.last, token_knots=knots
@@ -67,9 +81,9 @@ def _stage_cost(
 ) -> StageCost:
     values = [float(value) for value in coefficients]
     segments = len(knots)
-    step_s, step_item_s, step_token_s, layer_s = values[:4]
+    step_s, step_item_s, step_token_s, layer_s = values[:_FIRST_SEGMENT]
     decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item = values[
-        4 + segments :
+        _FIRST_SEGMENT + segments :
     ]
     contexts = [s.batch.decode_context_tokens / s.batch.decode_tokens for s in fitted if s.batch.decode_tokens]
     return StageCost(
@@ -78,7 +92,7 @@ def _stage_cost(
         step_token_s=step_token_s,
         layer_s=layer_s,
         token_knots=knots,
-        layer_token_s=tuple(values[4 : 4 + segments]),
+        layer_token_s=tuple(values[_FIRST_SEGMENT : _FIRST_SEGMENT + segments]),
         layer_decode_item_s=decode_item,
         layer_decode_context_s=decode_context,
         layer_prefill_chunk_s=prefill_chunk,

@@ -45,21 +45,31 @@ def with_imported_costs(
     return msgspec.structs.replace(cluster, nodes=tuple(nodes))
 
 
-def import_cost(tables: Path, device: str, *, max_batch_tokens: int = MAX_BATCH_TOKENS) -> MeasuredCost:
+def import_cost(
+    tables: Path, device: str, *, max_batch_tokens: int = MAX_BATCH_TOKENS, held_out_every: int = HELD_OUT_EVERY
+) -> MeasuredCost:
     """A device's cost from its two tables.
+
+    Args:
+        tables: folder of the CSV files.
+        device: as the files name it, in any case.
+        max_batch_tokens: rows of more tokens are left out.
+        held_out_every: every so manieth row of each table is kept out of the fit.
 
     Raises:
         InputError: no such tables, or one that cannot be read.
     """
     prompt_path, decode_path = _table_path(tables, device, "prompt"), _table_path(tables, device, "decode")
     samples = [
-        *_samples(prompt_path, is_prompt=True, max_tokens=max_batch_tokens),
-        *_samples(decode_path, is_prompt=False, max_tokens=max_batch_tokens),
+        *_samples(prompt_path, is_prompt=True, max_tokens=max_batch_tokens, held_out_every=held_out_every),
+        *_samples(decode_path, is_prompt=False, max_tokens=max_batch_tokens, held_out_every=held_out_every),
     ]
     cost = fit_cost(
         [*samples, *(_stacked(sample) for sample in samples)],
         workspace_bytes=0.0,
         max_batch_tokens=max_batch_tokens,
+        has_tiles=True,
+        lets_few_go=True,
         source=(
             f"imported from {prompt_path.name} and {decode_path.name}, which time one decoder layer; layers are taken "
             "to add up, and the server's own time, embedding, head and the length of the context are not in it"
@@ -85,19 +95,20 @@ def _table_path(tables: Path, device: str, phase: str) -> Path:
     return found[0]
 
 
-def _samples(path: Path, *, is_prompt: bool, max_tokens: int) -> list[CostSample]:
-    samples = []
+def _samples(path: Path, *, is_prompt: bool, max_tokens: int, held_out_every: int) -> list[CostSample]:
+    samples: list[CostSample] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.reader(file), start=1):
                 tokens, seconds = _row(row, origin=f"{path}:{number}")
                 if tokens == 0 or tokens > max_tokens:
                     continue
-                samples.append(_sample(tokens, seconds, is_prompt=is_prompt, held_out=number % HELD_OUT_EVERY == 0))
+                is_held_out = len(samples) % held_out_every == held_out_every - 1
+                samples.append(_sample(tokens, seconds, is_prompt=is_prompt, held_out=is_held_out))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({error})") from error
-    if len(samples) < HELD_OUT_EVERY:
-        raise InputError(f"{path}: {len(samples)} usable rows; need at least {HELD_OUT_EVERY}")
+    if len(samples) < held_out_every:
+        raise InputError(f"{path}: {len(samples)} usable rows; need at least {held_out_every}")
     return samples
 
 
