@@ -14,6 +14,8 @@ import typer
 from profiler.cli import DEFAULT_COMMAND, profile_commands
 from profiler.errors import InputError
 
+from .net_cli import profile_net
+
 if TYPE_CHECKING:
     from solver.workload import Workload
 
@@ -40,6 +42,7 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(model, name="model")
     profiling = profile_commands()
     profiling.command(DEFAULT_COMMAND)(profile)
+    profiling.command("net")(profile_net)
     app.add_typer(profiling, name="profile")
     app.command("bench")(bench)
     app.command("serve")(serve)

@@ -15,9 +15,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     iperf3 takes no others. Messages of ``message_bytes`` are timed unless one would take over ``message_limit_s``. A
     doubtful pair is measured ``max_attempts`` times at most, all of them in ``max_retry_rounds`` more rounds at most.
 
-    ``both_at_once`` measures both directions of a card together: in half of the time, and it takes a card that is as
-    good at both together as at one. ``one_pair_at_a_time`` is for networks in which pairs of different nodes share
-    something too.
+    ``measures_cards`` has all links of a node measured at once, too; ``both_at_once`` both directions of them together:
+    in half of the time, and it takes a card that is as good at both together as at one. ``one_pair_at_a_time`` is for
+    networks in which pairs of different nodes share something too.
     """
 
     seconds: float = 2.0
@@ -26,6 +26,7 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     message_limit_s: float = 2.0
     max_attempts: int = 3
     max_retry_rounds: int = 12
+    measures_cards: bool = True
     both_at_once: bool = False
     one_pair_at_a_time: bool = False
 

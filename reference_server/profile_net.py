@@ -73,7 +73,8 @@ class NetworkMeasurement:
         cut_short = ""
         try:
             self._measure_links()
-            self._measure_cards()
+            if self._config.measures_cards:
+                self._measure_cards()
         except _InterruptedError as error:
             cut_short = str(error)
         except HelixbenchError as error:

@@ -1,0 +1,99 @@
+"""The coordinator's process of ``profile net``: ``python -m reference_server.net_driver JOB.json``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from profiler.cluster_profile import COORDINATOR
+from profiler.errors import HelixbenchError
+from profiler.net_records import NetworkProfile
+from profiler.records import provenance_now, save_record
+
+from .client import Agents
+from .keys import load_key_file
+from .launch.testbed import say_ready
+from .net_config import NetConfig
+from .profile_net import NetworkMeasurement
+from .progress import Reporter
+
+
+class NetJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Measure the network of these agents into a file. ``command`` is the user's."""
+
+    config: NetConfig
+    addresses: dict[str, str]
+    key_file: str
+    output: str
+    testbed: str
+    command: str
+
+
+class _Interrupted:
+    """Whether Ctrl-C or SIGTERM came: the round that runs is finished. A second one ends it at once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.is_set = False
+        self._reporter = reporter
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal handlers are called
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
+        self._reporter.say("interrupted: finishing what runs; what was measured is kept")
+
+
+def run_job(job: NetJob, reporter: Reporter) -> NetworkProfile:
+    """Measure and save.
+
+    Raises:
+        InputError: an agent is not there.
+    """
+    interrupted = _Interrupted(reporter)
+    key = load_key_file(Path(job.key_file))
+    with Agents(job.addresses, key) as agents:
+        agents.require_present()
+        measured = NetworkMeasurement(
+            agents,
+            key,
+            job.config,
+            on_progress=reporter.update,
+            is_interrupted=lambda: interrupted.is_set,
+        ).run()
+    profile = NetworkProfile(
+        nodes=(COORDINATOR, *job.addresses),
+        links=measured.links,
+        cards=measured.cards,
+        seconds=measured.seconds,
+        testbed=job.testbed,
+        cut_short=measured.cut_short,
+        provenance=provenance_now(command=job.command),
+    )
+    save_record(Path(job.output), profile)
+    return profile
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in that file; returns the exit code."""
+    job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=NetJob)
+    try:
+        with Reporter() as reporter:
+            run_job(job, reporter)
+    except HelixbenchError as error:
+        print(f"helixbench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("helixbench: interrupted twice; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    say_ready()
+    sys.exit(main(sys.argv[1:]))
