@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import gate_cli
+from . import gate_cli, suite_cli
 from .command_line import AsJson, MarkdownFile, PlanFile, note, print_record, show
 
 RecordFile = Annotated[Path, typer.Argument(help="run.json; also plan.json or cluster.json", show_default=False)]
@@ -19,6 +19,7 @@ def mount(app: typer.Typer) -> None:
     app.command("compare")(compare_command)
     gate_cli.mount(app)
     app.command("demo")(demo_command)
+    app.command("validate")(suite_cli.validate_command)
 
 
 def report_command(

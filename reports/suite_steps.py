@@ -1,0 +1,180 @@
+"""The commands of a suite and the files that they make, and which of those files still hold. Nothing is run here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from profiler.cluster_profile import ClusterProfile
+from profiler.errors import InputError
+from profiler.records import digest, load_record
+from reference_server.run_log import RunLog
+from solver.plan import Plan
+from solver.workload import Workload
+
+from .steps import Step
+from .suite import KV_FULL, Suite, SuiteCase, SuiteTestbed
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Where what lies below the folder of results, an absolute path."""
+
+    out: Path
+
+    @property
+    def result(self) -> Path:
+        """What came out."""
+        return self.out / "suite.json"
+
+    @property
+    def model(self) -> Path:
+        """The model that was made for the suite."""
+        return self.out / "model"
+
+    def testbed(self, testbed: SuiteTestbed) -> Path:
+        """A copy of the testbed's file as it was profiled."""
+        return self.out / "testbeds" / testbed.name / "testbed.toml"
+
+    def cluster(self, testbed: SuiteTestbed) -> Path:
+        """The testbed's profile."""
+        return self.out / "testbeds" / testbed.name / "cluster.json"
+
+    def case(self, case: SuiteCase) -> Path:
+        """The folder of a case."""
+        return self.out / "cases" / case.name
+
+    def plan(self, case: SuiteCase) -> Path:
+        """Its plan."""
+        return self.case(case) / "plan.json"
+
+    def lengths(self, case: SuiteCase) -> Path:
+        """Its lengths, where they are not all alike."""
+        return self.case(case) / "lengths.csv"
+
+    def run(self, case: SuiteCase, repeat: int) -> Path:
+        """The run log of one repeat, counted from 1."""
+        return self.case(case) / f"run-{repeat}.json"
+
+
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
+    """Makes the command lines of one suite. ``model`` is a directory or hub id."""
+
+    suite: Suite
+    layout: Layout
+    model: str
+
+    def make_model(self) -> Step | None:
+        """The step that makes the suite's own model; ``None`` where another one is served."""
+        if self.model != str(self.layout.model):
+            return None
+        choice = self.suite.model
+        return Step(
+            title="make the model",
+            arguments=("model", "make", self.model, "--preset", choice.preset, "--seed", str(choice.seed)),
+            makes=self.model,
+        )
+
+    def profile(self, testbed: SuiteTestbed) -> Step:
+        """The step that measures a testbed."""
+        cluster, limits = str(self.layout.cluster(testbed)), self.suite.profile
+        return Step(
+            title=f"{testbed.name}: profile",
+            arguments=(
+                *("profile", *self._place(testbed), "-o", cluster),
+                *("--budget-s", f"{limits.budget_s:g}", "--max-batch-tokens", str(limits.max_batch_tokens)),
+                *("--max-context-tokens", str(limits.max_context_tokens)),
+            ),
+            makes=cluster,
+        )
+
+    def solve(self, case: SuiteCase) -> Step:
+        """The step that plans a case; with KV caches full, the plan says how many requests that is."""
+        plan = str(self.layout.plan(case))
+        in_flight = () if case.concurrency == KV_FULL else ("--concurrency", str(case.concurrency))
+        return Step(
+            title=f"{case.name}: solve",
+            arguments=(
+                *("solve", str(self.layout.cluster(case.testbed)), *self._lengths(case), *in_flight),
+                *("--time-limit-s", f"{self.suite.solve_time_limit_s:g}", "-o", plan),
+            ),
+            makes=plan,
+        )
+
+    def bench(self, case: SuiteCase, plan: Plan, repeat: int) -> Step:
+        """The step that serves a plan once; prompts and their order differ from repeat to repeat."""
+        run = str(self.layout.run(case, repeat))
+        in_flight = plan.predicted.expected[-1].concurrency if case.concurrency == KV_FULL else case.concurrency
+        window = (
+            ("--duration-s", f"{case.duration_s:g}") if case.requests is None else ("--requests", str(case.requests))
+        )
+        return Step(
+            title=f"{case.name}: serve and load",
+            arguments=(
+                *("bench", str(self.layout.plan(case)), *self._place(case.testbed), "--concurrency", str(in_flight)),
+                *(*window, "--seed", str(repeat), "-o", run),
+            ),
+            makes=run,
+        )
+
+    def _place(self, testbed: SuiteTestbed) -> tuple[str, ...]:
+        file = testbed.file or self.layout.testbed(testbed)
+        return "--model", self.model, "--testbed", str(file.resolve())
+
+    def _lengths(self, case: SuiteCase) -> tuple[str, ...]:
+        lengths = case.workload.lengths
+        if len(set(lengths)) > 1:
+            return "--trace", str(self.layout.lengths(case))
+        return "--prompt-tokens", str(lengths[0][0]), "--output-tokens", str(lengths[0][1])
+
+    def kept_cluster(self, testbed: SuiteTestbed) -> ClusterProfile | None:
+        """The profile that lies there, where this testbed and these options would make it again."""
+        file = self.layout.testbed(testbed)
+        cluster = _load(self.layout.cluster(testbed), ClusterProfile)
+        if cluster is None or not file.is_file() or file.read_text(encoding="utf-8") != testbed.text:
+            return None
+        return cluster if _is_made_by(cluster.provenance.command, self.profile(testbed)) else None
+
+    def kept_plan(self, case: SuiteCase, cluster: ClusterProfile) -> Plan | None:
+        """The plan that lies there, where it is of this profile, these lengths and these options."""
+        plan = _load(self.layout.plan(case), Plan)
+        if (
+            plan is None
+            or plan.cluster_digest != digest(cluster)
+            or not _is_made_by(plan.provenance.command, self.solve(case))
+        ):
+            return None
+        return plan if plan.assumptions.workload.lengths == case.workload.lengths else None
+
+    def kept_run(self, case: SuiteCase, plan: Plan, repeat: int) -> RunLog | None:
+        """The run that lies there, where it is a whole one of this plan and these options."""
+        run = _load(self.layout.run(case, repeat), RunLog)
+        if run is None or run.cut_short or digest(run.plan) != digest(plan):
+            return None
+        return run if _is_made_by(run.provenance.command, self.bench(case, plan, repeat)) else None
+
+
+def lengths_csv(workload: Workload) -> bytes:
+    """The lengths as a trace that ``solve --trace`` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("ContextTokens", "GeneratedTokens"))
+    writer.writerows(workload.lengths)
+    return text.getvalue().encode()
+
+
+def _load(path: Path, kind: type[RecordT]) -> RecordT | None:
+    try:
+        return load_record(path, kind)
+    except InputError:
+        return None  # missing, damaged or of an older schema: it is made again
+
+
+def _is_made_by(command: str, step: Step) -> bool:
+    return shlex.split(command)[1:] == list(step.arguments)
