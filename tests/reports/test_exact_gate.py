@@ -9,8 +9,9 @@ import pytest
 from profiler.records import load_record
 from reports.exact import Figure, Figures, exact_cases, exit_code_of
 
+from ..solver.clusters import random_cluster
 from .conftest import Command
-from .project_figures import BASELINE, project_figures
+from .project_figures import BASELINE, milp_effort, project_figures
 from .report_examples import example_plan
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
@@ -75,3 +76,16 @@ def test_the_projects_own_figures_have_not_become_worse() -> None:
     cases = exact_cases(load_record(BASELINE, Figures), project_figures())
 
     assert exit_code_of(cases) == 0, [case for case in cases if case.status != "passed"]
+
+
+def test_the_solvers_effort_is_the_same_each_time() -> None:
+    assert milp_effort(random_cluster(0), is_linked=True) == milp_effort(random_cluster(0), is_linked=True)
+
+
+def test_twice_the_solver_nodes_fail_the_gate() -> None:
+    base = load_record(BASELINE, Figures)
+    names = [name for name in base.figures if name.startswith("nodes of HiGHS")]
+    worse = {n: msgspec.structs.replace(base.figures[n], value=2 * base.figures[n].value) for n in names}
+
+    assert len(names) == 2
+    assert exit_code_of(exact_cases(base, Figures(figures=base.figures | worse))) == 1

@@ -35,8 +35,8 @@ def data_folder() -> Path:
 
 
 def published(name: str) -> ClusterProfile:
-    """A published cluster by file name; skips the test where it is absent."""
-    return load_record(data_folder() / "clusters" / f"{name}.json", ClusterProfile)
+    """A published cluster by file name; ``data/README.md`` says where it comes from."""
+    return load_record(Path(__file__).with_name("data") / f"{name}.json", ClusterProfile)
 
 
 def model(num_layers: int, **fields: float) -> ModelFacts:
