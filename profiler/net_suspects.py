@@ -46,7 +46,7 @@ def find_doubts(attempts: Mapping[Pair, Sequence[Attempt]]) -> dict[Pair, Doubt]
     doubts: dict[Pair, Doubt] = {}
     for pair, tried in attempts.items():
         doubt = _doubt_alone(tried) or _doubt_beside_others(pair, rates)
-        if doubt is not None and not (doubt.by_comparison and is_confirmed(tried)):
+        if doubt is not None and not (doubt.by_comparison and _confirmation(pair, attempts)):
             doubts[pair] = doubt
     return doubts
 
@@ -55,15 +55,28 @@ def confirmed_oddity(pair: Pair, attempts: Mapping[Pair, Sequence[Attempt]]) -> 
     """What a comparison found odd about a pair whose attempts agree; empty where nothing."""
     rates = {other: rate for other, tried in attempts.items() if (rate := bandwidth_of(tried)) is not None}
     doubt = _doubt_beside_others(pair, rates)
-    if doubt is None or not is_confirmed(attempts[pair]):
-        return ""
-    return f"{doubt.reason}; {len(attempts[pair])} measurements agree"
+    confirmation = _confirmation(pair, attempts)
+    return f"{doubt.reason}; {confirmation}" if doubt is not None and confirmation else ""
+
+
+def _confirmation(pair: Pair, attempts: Mapping[Pair, Sequence[Attempt]]) -> str:
+    """What agrees with a pair's bandwidth: a second measurement, or the reverse direction; empty where nothing does."""
+    if is_confirmed(attempts[pair]):
+        return f"{len(attempts[pair])} measurements agree"
+    there, back = bandwidth_of(attempts[pair]), bandwidth_of(attempts.get(pair[::-1], ()))
+    if there is not None and back is not None and _agree(there, back):
+        return "the reverse direction agrees"
+    return ""
 
 
 def is_confirmed(attempts: Sequence[Attempt]) -> bool:
     """Whether two or more attempts gave a number, and the last two of them agree."""
     rates = [attempt.bytes_per_s for attempt in attempts if attempt.bytes_per_s is not None][-2:]
-    return len(rates) == 2 and max(rates) - min(rates) <= AGREES_WITHIN * statistics.median(rates)
+    return len(rates) == 2 and _agree(*rates)
+
+
+def _agree(first: float, second: float) -> bool:
+    return abs(first - second) <= AGREES_WITHIN * (first + second) / 2
 
 
 def _doubt_alone(attempts: Sequence[Attempt]) -> Doubt | None:

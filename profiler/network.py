@@ -42,14 +42,16 @@ class Iperf3MissingError(MeasurementError):
 class TcpRate(msgspec.Struct, frozen=True):
     """What one TCP connection carried.
 
-    ``bytes_per_s`` is the receiver's count of payload. ``spread`` is half the interquartile range over the median of
-    the rate in the intervals, ``retransmitted`` the part of the segments that was sent again; ``None`` where iperf3
-    gives too little to tell.
+    ``bytes_per_s`` is the receiver's count of payload, ``middle_bytes_per_s`` the client's over the middle half of the
+    intervals: where several tests run at once, all of them run then. ``spread`` is half the interquartile range over
+    the median of the rate in the intervals, ``retransmitted`` the part of the segments that was sent again. ``None``
+    where iperf3 gives too little to tell.
     """
 
     bytes_per_s: float
     spread: float | None = None
     retransmitted: float | None = None
+    middle_bytes_per_s: float | None = None
 
 
 class _Sum(msgspec.Struct, frozen=True):
@@ -234,16 +236,19 @@ def read_rate(output: str, *, origin: str, block_bytes: int = DEFAULT_BLOCK_BYTE
         raise MeasurementError(f"{origin}: {report.error}")
     if report.end.sum_received is None or report.end.sum_received.bits_per_second <= 0:
         raise MeasurementError(f"{origin}: nothing arrived; measure for longer or look at the route between the two")
+    counted = [part.sum for part in report.intervals if part.sum is not None and not part.sum.omitted]
+    outer = len(counted) // 4
+    middle = counted[outer : len(counted) - outer] if len(counted) >= MIN_INTERVALS else []
     return TcpRate(
         report.end.sum_received.bits_per_second / 8,
-        spread=_interval_spread(report.intervals, block_bytes),
+        spread=_interval_spread(counted, block_bytes),
         retransmitted=_retransmitted(report),
+        middle_bytes_per_s=statistics.fmean(part.bits_per_second for part in middle) / 8 if middle else None,
     )
 
 
-def _interval_spread(intervals: Sequence[_Interval], block_bytes: int) -> float | None:
+def _interval_spread(counted: Sequence[_Sum], block_bytes: int) -> float | None:
     """``None`` for too few intervals, or where so few blocks fit in one that whole blocks make the spread."""
-    counted = [interval.sum for interval in intervals if interval.sum is not None and not interval.sum.omitted]
     if len(counted) < MIN_INTERVALS:
         return None
     if statistics.median(part.bytes for part in counted) < MIN_BLOCKS * block_bytes:

@@ -22,6 +22,8 @@ from profiler.model_files import ModelFiles
 from profiler.stage import Stage, preload
 
 from . import link_probe, self_profile
+from .doctor_facts import gather_facts
+from .doctor_messages import ClockRead, Examine, Examined, ReadClock
 from .dtypes import torch_dtype
 from .heap import keep_heap
 from .history import HistoryKeeper
@@ -98,6 +100,8 @@ class Agent:
             IperfServe: lambda command: self._iperf.serve(command.count),
             MeasureLink: lambda command: link_probe.measure_link(self.transport, command),
             MeasureFlows: link_probe.measure_flows,
+            Examine: lambda _: Examined(gather_facts()),
+            ReadClock: lambda _: ClockRead(time.time()),
             Shutdown: self._shutdown,
         }
 

@@ -14,6 +14,7 @@ import typer
 from profiler.cli import DEFAULT_COMMAND, profile_commands
 from profiler.errors import InputError
 
+from .doctor_cli import doctor
 from .net_cli import profile_net
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def mount(app: typer.Typer) -> None:
     app.command("bench")(bench)
     app.command("serve")(serve)
     app.command("agent")(agent)
+    app.command("doctor")(doctor)
 
 
 def model_make(

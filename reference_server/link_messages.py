@@ -53,11 +53,15 @@ class LinkMeasured(msgspec.Struct, frozen=True, tag="link-measured", kw_only=Tru
 
 
 class Flow(msgspec.Struct, frozen=True, array_like=True):
-    """One of several iperf3 tests at once: with the server at that host and port, from there where ``reverse``."""
+    """One of several iperf3 tests at once: with the server at that host and port, from there where ``reverse``.
+
+    ``rough_bytes_per_s`` is what it is thought to carry beside the others.
+    """
 
     host: str
     port: int
     reverse: bool
+    rough_bytes_per_s: float | None = None
 
 
 class MeasureFlows(msgspec.Struct, frozen=True, tag="measure-flows"):
@@ -68,7 +72,7 @@ class MeasureFlows(msgspec.Struct, frozen=True, tag="measure-flows"):
 
 
 class FlowsMeasured(msgspec.Struct, frozen=True, tag="flows-measured"):
-    """Bytes/s of each flow, as the receiver counted them; none of them where ``error`` says what failed."""
+    """Bytes/s of each flow while all of them ran; none of them where ``error`` says what failed."""
 
     bytes_per_s: tuple[float, ...]
     error: str = ""

@@ -114,9 +114,9 @@ def _flow_bytes_per_s(flow: Flow, seconds: float) -> float:
         seconds=seconds,
         reverse=flow.reverse,
         omit_s=FLOWS_OMIT_S,
-        block_bytes=_MIN_BLOCK_BYTES * 4,  # a share of the link each, and counted in whole blocks
+        block_bytes=_block_bytes(flow.rough_bytes_per_s),
     )
-    return rate.bytes_per_s
+    return rate.bytes_per_s if rate.middle_bytes_per_s is None else rate.middle_bytes_per_s
 
 
 def _bandwidth(

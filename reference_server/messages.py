@@ -13,6 +13,7 @@ import msgspec
 from profiler.cluster_profile import CostSample, Device
 from profiler.errors import MeasurementError
 
+from .doctor_messages import ClockRead, Examine, Examined, ReadClock
 from .link_messages import FlowsMeasured, IperfServe, IperfServing, LinkMeasured, MeasureFlows, MeasureLink
 from .sampling import SamplingParams
 
@@ -212,6 +213,8 @@ Command: TypeAlias = (
     | IperfServe
     | MeasureLink
     | MeasureFlows
+    | Examine
+    | ReadClock
     | Echo
     | Shutdown
     | Work  # to an agent
@@ -225,6 +228,8 @@ Answer: TypeAlias = (
     | IperfServing
     | LinkMeasured
     | FlowsMeasured
+    | Examined
+    | ClockRead
     | Echoed
     | Done
     | Failed

@@ -11,6 +11,8 @@ import typer
 
 from profiler.errors import InputError, MeasurementError
 
+from .doctor_cli import parse_agents
+
 if TYPE_CHECKING:
     from profiler.net_records import NetworkProfile
 
@@ -92,12 +94,7 @@ def _spec(testbed: Path | None, agents: list[str], key: Path | None) -> TestbedS
         return load_testbed(testbed or Path(str(resources.files("reference_server") / "launch" / "demo.toml")))
     if testbed is not None or key is None:
         raise InputError("--agent: give --key FILE with it, and no --testbed")
-    nodes = []
-    for text in agents:
-        name, separator, address = text.partition("=")
-        if not separator:
-            raise InputError(f"--agent {text}: need NAME=HOST:PORT")
-        nodes.append({"name": name, "address": address})
+    nodes = [{"name": name, "address": address} for name, address in parse_agents(agents).items()]
     return testbed_from_tree({"node": nodes, "key": str(key.resolve())}, origin="--agent", folder=Path.cwd())
 
 

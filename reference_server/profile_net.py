@@ -151,14 +151,16 @@ class NetworkMeasurement:
         for number, name in enumerate(self._names):
             for directions in turns:
                 self._stop_if_interrupted(f"all links, and the cards of {number} of {len(self._names)} nodes")
-                at_once, problem = self._measure_at_once(name, directions)
+                at_once, problem = self._measure_at_once(name, directions, alone)
                 made = [make_card(name, direction, alone, at_once, problem=problem) for direction in directions]
                 self._cards += [card for card in made if card is not None]
             self._on_progress("network cards", number + 1, len(self._names))
 
-    def _measure_at_once(self, center: str, directions: Sequence[Direction]) -> tuple[dict[Pair, float], str]:
+    def _measure_at_once(
+        self, center: str, directions: Sequence[Direction], alone: Mapping[Pair, float]
+    ) -> tuple[dict[Pair, float], str]:
         """Bytes/s of the node's pairs while all of them are busy; none, and why, where that cannot be measured."""
-        pairs = [pair for d in directions for pair in self._measured if pair[0 if d == "out" else 1] == center]
+        pairs = [pair for d in directions for pair in alone if pair[0 if d == "out" else 1] == center]
         if len(pairs) < 2 * len(directions):
             return {}, "it has one link"
         if any(one.source == TRANSPORT_SOURCE for pair in pairs for one in self._measured[pair]):
@@ -170,7 +172,10 @@ class NetworkMeasurement:
         ports = {name: list(free) for name, free in self._serve(counts).items()}
         if not all(ports.values()):
             return {}, "iperf3 is missing"
-        flows = {pair: self._flow(pair, server, ports[server].pop()) for pair, server in servers.items()}
+        flows = {
+            pair: self._flow(pair, server, ports[server].pop(), rough_bytes_per_s=alone[pair] / len(pairs))
+            for pair, server in servers.items()
+        }
         own = [pair for pair in pairs if _client_end(pair, center) == COORDINATOR]
         asked = [pair for pair in pairs if pair not in own]
         worker = _Background(lambda: measure_flows(self._flows_command([flows[pair] for pair in own])))
@@ -183,8 +188,9 @@ class NetworkMeasurement:
             rates |= dict(zip(group, answer.bytes_per_s, strict=True))
         return rates, ""
 
-    def _flow(self, pair: Pair, server: str, port: int) -> Flow:
-        return Flow(self._agents.addresses[server].rpartition(":")[0], port, reverse=server == pair[0])
+    def _flow(self, pair: Pair, server: str, port: int, *, rough_bytes_per_s: float) -> Flow:
+        host = self._agents.addresses[server].rpartition(":")[0]
+        return Flow(host, port, reverse=server == pair[0], rough_bytes_per_s=rough_bytes_per_s)
 
     def _flows_command(self, flows: Sequence[Flow]) -> MeasureFlows:
         return MeasureFlows(tuple(flows), self._config.card_seconds)

@@ -67,6 +67,12 @@ def test_a_spread_of_few_intervals_or_of_whole_blocks_is_none() -> None:
     assert read_rate(slow, origin="x", block_bytes=1 << 12).spread is not None
 
 
+def test_the_middle_half_of_the_intervals_is_told_apart() -> None:
+    rates = [8.0, 8.0, 80.0, 80.0, 160.0, 160.0, 800.0, 800.0]
+    assert read_rate(report(rates), origin="x").middle_bytes_per_s == pytest.approx(15.0)
+    assert read_rate(report(rates[:3]), origin="x").middle_bytes_per_s is None
+
+
 def test_what_was_sent_again_is_a_part_of_the_segments() -> None:
     assert read_rate(report([1.0], retransmits=30), origin="x").retransmitted == pytest.approx(0.03)
     assert read_rate('{"end": {"sum_received": {"bits_per_second": 8}}}', origin="x").retransmitted is None
