@@ -101,7 +101,7 @@ def profile(
                 testbed=bed.description,
                 limited_nics=tuple(limited) if bed.isolated else (),
                 command=command_line(),
-                regions={node.name: node.region for node in (*spec.local_nodes, *spec.remote_nodes) if node.region},
+                regions=spec.regions,
                 max_batch_tokens=max_batch_tokens,
                 max_context_tokens=max_context_tokens,
                 budget_s=budget_s,

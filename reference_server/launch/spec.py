@@ -73,6 +73,12 @@ class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.coordinator_cpu + sum(node.cpu for node in self.local_nodes)
 
     @property
+    def regions(self) -> dict[str, str]:
+        """Node -> its region, of those that say one."""
+        local = {node.name: node.region for node in self.local_nodes if node.region}
+        return local | {node.name: node.region for node in self.remote_nodes if node.region}
+
+    @property
     def has_bandwidth_limits(self) -> bool:
         """Whether any network card or link is to be limited."""
         cards = [self.coordinator_bandwidth_bytes_per_s, *(node.bandwidth_bytes_per_s for node in self.local_nodes)]
