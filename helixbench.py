@@ -7,6 +7,7 @@ import sys
 import typer
 
 import reference_server.cli
+import reference_server.simulation.cli
 import reports.cli
 import solver.cli
 from profiler.errors import HelixbenchError
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for package in (reports.cli, reference_server.cli, solver.cli):
+for package in (reports.cli, reference_server.cli, reference_server.simulation.cli, solver.cli):
     package.mount(app)
 
 

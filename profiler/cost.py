@@ -101,9 +101,41 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         )
 
     def time_s(self, *, num_layers: float, batch: BatchShape, first: bool, last: bool) -> float:
-        """Seconds of one iteration of ``num_layers`` layers, with the embedding and the head where asked for."""
-        row = feature_row(num_layers=num_layers, batch=batch, first=first, last=last, token_knots=self.token_knots)
-        return float(row @ self.coefficients())
+        """Seconds of one iteration of ``num_layers`` layers, with the embedding and the head where asked for.
+
+        The product of ``feature_row`` and ``coefficients``, without an array for each of a few numbers.
+        """
+        seconds = num_layers * self.layer_time_s(batch)
+        if num_layers > 0:
+            seconds += self.step_s + batch.items * self.step_item_s + batch.tokens * self.step_token_s
+        if first:
+            seconds += self.embed_s + batch.tokens * self.embed_token_s
+        if last:
+            seconds += self.head_s + batch.sampled_tokens * self.head_item_s
+        return seconds
+
+    def layer_time_s(self, batch: BatchShape) -> float:
+        """Seconds that one more layer adds."""
+        return (
+            self.layer_s
+            + self.layer_tokens_s(batch.tokens)
+            + batch.decode_tokens * self.layer_decode_item_s
+            + batch.decode_context_tokens * self.layer_decode_context_s
+            + batch.prefill_chunks * self.layer_prefill_chunk_s
+            + batch.prefill_pairs * self.layer_prefill_pair_s
+        )
+
+    def layer_tokens_s(self, tokens: float) -> float:
+        """The part of a layer's time that depends on the batch's tokens alone: piecewise-linear, 0 at one token."""
+        seconds = 0.0
+        knots = self.token_knots
+        for number, token_s in enumerate(self.layer_token_s):
+            begin = knots[number]
+            if tokens <= begin:
+                break
+            end = min(tokens, knots[number + 1]) if number + 1 < len(knots) else tokens
+            seconds += (end - begin) * token_s
+        return seconds
 
 
 def feature_row(

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from .messages import Hop, OpenRequest, WorkItem
-from .router import Pipeline, Router
+from .router import Chooser, Pipeline
 from .sampling import SamplingParams
 
 FinishReason = Literal["", "stop", "length", "abort"]
@@ -76,7 +76,7 @@ class Coordinator:
     """
 
     def __init__(
-        self, router: Router, *, kv_capacity_tokens: Mapping[str, int], max_concurrency: int | None = None
+        self, router: Chooser, *, kv_capacity_tokens: Mapping[str, int], max_concurrency: int | None = None
     ) -> None:
         self._router = router
         self._capacity = dict(kv_capacity_tokens)  # node -> KV slots in all
@@ -97,7 +97,7 @@ class Coordinator:
 
     def largest_request_tokens(self) -> int:
         """KV slots of the largest request that some pipeline can hold at all."""
-        return max(min(self._capacity[hop.node] for hop in pipeline) for pipeline in self._router.pipelines)
+        return self._router.widest(self._capacity)
 
     def submit(self, requests: Iterable[Request], *, onto: Actions | None = None) -> Actions:
         """New requests arrive; ``onto`` are actions of the same moment, to travel in the same messages.
@@ -106,13 +106,14 @@ class Coordinator:
             ValueError: an empty prompt, no output wanted, or a request that no pipeline can hold even when empty.
         """
         requests = list(requests)
+        largest = self.largest_request_tokens()
         for request in requests:
             if not request.prompt or request.max_tokens < 1:
                 raise ValueError("need a prompt and an output of at least 1 token each")
-            if request.kv_tokens > self.largest_request_tokens():
+            if request.kv_tokens > largest:
                 raise ValueError(
                     f"{len(request.prompt)} prompt and {request.max_tokens} output tokens need {request.kv_tokens} KV "
-                    f"slots; the largest that a pipeline holds is {self.largest_request_tokens()}"
+                    f"slots; the largest that a pipeline holds is {largest}"
                 )
         self._waiting.extend(requests)
         actions = Actions({}, []) if onto is None else onto
@@ -163,6 +164,7 @@ class Coordinator:
         hops = self._router.pipelines[state.pipeline]
         if reason:
             del self._in_flight[request.number]
+            self._router.ended(state.pipeline)
             for hop in hops:
                 self._free[hop.node] += request.kv_tokens
                 _to(actions, hop).closes.append(request.number)

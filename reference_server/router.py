@@ -1,14 +1,35 @@
-"""Router: which pipeline a request takes. Pure; its only state is the credit of each pipeline."""
+"""Router: which pipeline a request takes. Pure: the only state is what was chosen, and what was told of it since."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 from .messages import Hop
 from .run_log import Routing
 
 Pipeline: TypeAlias = tuple[Hop, ...]
+
+
+class Chooser(Protocol):
+    """What a coordinator asks for pipelines."""
+
+    @property
+    def pipelines(self) -> Sequence[Pipeline]:
+        """Every pipeline that was or can be chosen, by index; more may be added at the end."""
+        ...
+
+    def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
+        """Index of the pipeline that the next request takes; ``None`` where none has room."""
+        ...
+
+    def ended(self, index: int) -> None:
+        """A request that took this pipeline has ended."""
+        ...
+
+    def widest(self, capacity: Mapping[str, int]) -> int:
+        """The most that some pipeline holds, where each node holds ``capacity``."""
+        ...
 
 
 class Router:
@@ -39,6 +60,13 @@ class Router:
         self._credits[chosen] -= 1.0
         return chosen
 
+    def ended(self, index: int) -> None:
+        """Nothing to note: shares count requests as they begin."""
+
+    def widest(self, capacity: Mapping[str, int]) -> int:
+        """The most that some pipeline holds, where each node holds ``capacity``."""
+        return max(min(capacity[hop.node] for hop in pipeline) for pipeline in self.pipelines)
+
 
 def weighted_pipelines(
     weighted: Sequence[tuple[Pipeline, float]], *, routing: Routing
@@ -46,9 +74,10 @@ def weighted_pipelines(
     """The pipelines that a routing chooses from.
 
     ``iwrr``: all of them with their flows. ``fixed``, to compare with: pipelines that share no node, the one with the
-    largest flow first, as a server has them that assigns nodes to pipelines once and for all.
+    largest flow first, as a server has them that assigns nodes to pipelines once and for all. The other routings put
+    pipelines together hop by hop (``hop_router``), with these for a start.
     """
-    if routing == "iwrr":
+    if routing != "fixed":
         return tuple(weighted)
     taken: set[str] = set()
     fixed = []

@@ -11,11 +11,14 @@ from profiler.records import Provenance
 from solver.plan import Plan
 from solver.workload import Workload
 
-Routing = Literal["iwrr", "fixed"]
+Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
 
 
-class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One request; times in seconds since the run began. ``pipeline`` indexes ``RunLog.pipelines``."""
+class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One request; times in seconds since the run began. ``pipeline`` indexes ``RunLog.pipelines``.
+
+    ``admitted_s`` is when it was let in, after waiting for KV slots; ``None`` where that was as it arrived.
+    """
 
     arrival_s: float
     first_token_s: float
@@ -23,6 +26,7 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     prompt_tokens: int
     output_tokens: int
     pipeline: int
+    admitted_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.arrival_s <= self.first_token_s <= self.finish_s < float("inf"):
@@ -113,7 +117,8 @@ class RunLog(
 
     ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
     pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
-    intervals. ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time.
+    intervals. ``arrivals`` says how requests came: a closed loop, ``offline`` (all from the start), or at a rate.
+    ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
     """
 
@@ -134,6 +139,7 @@ class RunLog(
     device_names: dict[str, str] = {}
     regions: dict[str, str] = {}
     testbed: str = ""
+    arrivals: str = "closed loop"
     simulated: bool = False
     cut_short: str = ""
     provenance: Provenance = Provenance()

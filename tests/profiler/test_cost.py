@@ -53,6 +53,15 @@ def test_time_never_falls_when_a_batch_grows(
     assert time_s(batch, num_layers) <= time_s(batch, num_layers + 1) * (1 + 1e-9)
 
 
+@given(cost=stage_costs(), batch=BATCHES, num_layers=st.integers(0, 80), first=..., last=...)
+def test_time_is_the_product_that_was_fitted(
+    cost: StageCost, batch: BatchShape, num_layers: int, first: bool, last: bool
+) -> None:
+    row = feature_row(num_layers=num_layers, batch=batch, first=first, last=last, token_knots=cost.token_knots)
+    seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
+    assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
+
+
 @given(cost=stage_costs(), batch=BATCHES, first=..., last=...)
 def test_time_is_linear_in_layers(cost: StageCost, batch: BatchShape, first: bool, last: bool) -> None:
     times = [cost.time_s(num_layers=n, batch=batch, first=first, last=last) for n in (1, 2, 3)]

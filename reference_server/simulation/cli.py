@@ -1,0 +1,173 @@
+"""The command ``simulate``: parses, simulates, writes the run record, prints."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
+
+import typer
+
+from profiler.errors import InputError
+
+if TYPE_CHECKING:
+    from .arrivals import Arrivals
+    from .simulator import SimulationResult
+
+DEFAULT_DURATION_S = 600.0
+DEFAULT_WARMUP_S = 60.0
+
+
+def mount(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("simulate")(simulate)
+
+
+def simulate(
+    plan: Annotated[Path, typer.Argument(help="The plan to serve.")],
+    cluster: Annotated[Path, typer.Option("--cluster", help="The cluster profile: nodes' times and links.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run log to write.")],
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads it
+        typer.Option("--trace", help="CSV with ContextTokens and GeneratedTokens, instead of two lengths."),
+    ] = None,
+    trace_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths by this.")] = 1.0,
+    prompt_tokens: Annotated[Optional[int], typer.Option("--prompt-tokens", help="Prompt length.")] = None,  # noqa: UP045
+    output_tokens: Annotated[Optional[int], typer.Option("--output-tokens", help="Output length.")] = None,  # noqa: UP045
+    offline: Annotated[bool, typer.Option("--offline", help="All requests are there from the start.")] = False,
+    rate: Annotated[Optional[float], typer.Option("--rate", help="Requests/s that arrive, at random.")] = None,  # noqa: UP045
+    burstiness: Annotated[
+        float, typer.Option(help="Shape of the gamma distribution of gaps: 1 is Poisson, below 1 bursts.")
+    ] = 1.0,
+    replay: Annotated[bool, typer.Option("--replay", help="Arrivals at the times of --trace.")] = False,
+    concurrency: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Requests of the closed loop; with other arrivals the most that are let in."),
+    ] = None,
+    duration_s: Annotated[Optional[float], typer.Option("--duration-s", help="Measure so long (600).")] = None,  # noqa: UP045
+    warmup_s: Annotated[Optional[float], typer.Option("--warmup-s", help="Before that (60).")] = None,  # noqa: UP045
+    requests: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Closed loop: measure until so many have ended. Else: so many arrive in all."),
+    ] = None,
+    routing: Annotated[
+        Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"], typer.Option(help="How pipelines are chosen.")
+    ] = "iwrr",
+    kv_share: Annotated[float, typer.Option(help="How much of each KV cache admission fills, 0 to 1.")] = 1.0,
+    events: Annotated[Optional[Path], typer.Option(help="TOML or JSON: what goes wrong, and when.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Of lengths, arrival times and random routings.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+) -> None:
+    """Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware."""
+    from profiler.cluster_profile import ClusterProfile
+    from profiler.records import load_record, save_record
+    from solver.plan import Plan
+
+    from ..cli import _workload
+    from ..progress import Reporter
+    from .arrivals import read_trace
+    from .events import load_events
+    from .simulator import NodeDiedError, SimulationConfig
+    from .simulator import simulate as run_simulation
+
+    made = load_record(plan, Plan)
+    profile = load_record(cluster, ClusterProfile)
+    workload = _workload(prompt_tokens, output_tokens, trace, trace_scale, default=made.assumptions.workload)
+    arrivals = _arrivals(offline=offline, rate=rate, burstiness=burstiness, replay=replay)
+    if replay and trace is None:
+        raise InputError("--replay: needs --trace, whose arrival times it takes")
+    if replay and trace_scale != 1:
+        raise InputError("--replay: takes the trace's lengths as they are; leave out --trace-scale")
+    if not 0 < kv_share <= 1:
+        raise InputError(f"--kv-share {kv_share}: need more than 0 and at most 1")
+    if (warmup_s is not None and warmup_s < 0) or (duration_s is not None and duration_s <= 0):
+        raise InputError("--warmup-s, --duration-s: need at least 0, and more than 0 seconds")
+    is_closed = arrivals.kind == "closed loop"
+    if is_closed and requests is not None and duration_s is not None:
+        raise InputError("--requests and --duration-s: give one of them in a closed loop")
+    config = SimulationConfig(
+        workload=workload,
+        arrivals=arrivals,
+        trace=read_trace(trace) if replay and trace else (),
+        routing=routing,
+        seed=seed,
+        concurrency=(concurrency or made.assumptions.concurrency) if is_closed else concurrency,
+        num_requests=requests,
+        duration_s=duration_s if requests is not None else duration_s or DEFAULT_DURATION_S,
+        warmup_s=(0.0 if requests is not None else DEFAULT_WARMUP_S) if warmup_s is None else warmup_s,
+        kv_share=kv_share,
+        events=load_events(events) if events is not None else (),
+    )
+    began = time.process_time()
+    with Reporter() as reporter:
+        try:
+            result = run_simulation(
+                made,
+                profile,
+                config,
+                on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
+                is_interrupted=_interrupt_flag(),
+            )
+        except NodeDiedError as error:
+            if error.result is not None:
+                save_record(output, error.result.run)
+                reporter.say(f"what was simulated until then is in {output}")
+            raise
+    save_record(output, result.run)
+    if json_:
+        sys.stdout.write(output.read_text(encoding="utf-8"))
+    for line in _lines(result, output, seconds=time.process_time() - began):
+        print(line, file=sys.stderr if json_ else sys.stdout)
+
+
+def _lines(result: SimulationResult, output: Path, *, seconds: float) -> list[str]:
+    """What the run did, in a few lines."""
+    run = result.run
+    lines = [
+        f"SIMULATED (no hardware ran): {run.total_tokens_per_s:.1f} tokens/s in all, "
+        f"{run.output_tokens_per_s:.1f} output tokens/s",
+        f"  {run.arrivals}, up to {run.concurrency} in flight, routing {run.routing}, {run.window.seconds:.4g} s",
+    ]
+    for kind in ("ttft", "tpot"):
+        percentiles = run.latency_percentiles("ttft" if kind == "ttft" else "tpot", (50, 99))
+        if percentiles is not None:
+            lines.append(f"  {kind.upper()} p50 {percentiles[0]:.4g} s, p99 {percentiles[1]:.4g} s")
+    lines += [f"  note: {remark}" for remark in result.remarks]
+    if run.cut_short:
+        lines.append(f"  cut short: {run.cut_short}")
+    lines.append(f"  {result.num_events} events in {seconds:.3g} CPU s ({result.num_events / seconds:.0f} events/s)")
+    lines.append(f"{output} written; see it with: helixbench report {output}")
+    return lines
+
+
+def _interrupt_flag() -> Callable[[], bool]:
+    """Whether Ctrl-C came: the first ends the window, the second ends everything."""
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal handlers are called
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    signal.signal(signal.SIGINT, note)
+    return lambda: came
+
+
+def _arrivals(*, offline: bool, rate: float | None, burstiness: float, replay: bool) -> Arrivals:
+    from .arrivals import Arrivals
+
+    if sum((offline, rate is not None, replay)) > 1:
+        raise InputError("--offline, --rate, --replay: give one of them at most; without one it is a closed loop")
+    if burstiness != 1 and rate is None:
+        raise InputError("--burstiness: goes with --rate")
+    try:
+        if rate is not None:
+            return Arrivals(kind="poisson" if burstiness == 1 else "gamma", rate_per_s=rate, burstiness=burstiness)
+        return Arrivals(kind="offline" if offline else "replay" if replay else "closed loop")
+    except ValueError as error:
+        raise InputError(f"--rate, --burstiness: {error}") from error
