@@ -13,7 +13,8 @@ from .bottleneck import describe
 from .capacity import Capacities
 from .expected import predict_means
 from .flow import Flow, max_flow
-from .network import LinkTable
+from .marginal import marginals
+from .network import LinkTable, build_network
 from .plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
 from .rollout import MIN_REQUESTS, MIN_ROUNDS, can_roll_out, roll_out
 from .routes import pipelines_of
@@ -153,6 +154,7 @@ def assemble(
     held = {name: placement[name] for name in used}
     bound = max(bound, flow.tokens_per_s)
     max_decode_batch, _ = best_decode_batch(question, held, flow, thorough=True)
+    network = build_network(capacities, held, partial=question.partial)
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -174,7 +176,8 @@ def assemble(
             upper_bound_tokens_per_s=bound,
             gap=(bound - flow.tokens_per_s) / flow.tokens_per_s,
             expected=_over_concurrency(question, held, flow, max_decode_batch),
-            bottleneck=describe(capacities, held, flow),
+            bottleneck=describe(capacities, held, network, flow),
+            marginal=marginals(network, flow),
         ),
         assumptions=Assumptions(
             workload=capacities.workload,

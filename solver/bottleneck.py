@@ -1,34 +1,71 @@
-"""The min cut in words: what limits a plan, and what more of it would give."""
+"""The min cut in words: which nodes, links and network cards are full, where, and what more of them would give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from .capacity import Capacities
-from .flow import CutShare, Flow
+from .flow import Flow
+from .marginal import MAX_ARCS_SOLVED, STEP, ResourceName, flow_with, full_resources
+from .network import Network
 from .plan import LayerRange
 
 MAX_LINES = 4
+MAX_NAMES = 6
 
 
-def describe(capacities: Capacities, placement: Mapping[str, LayerRange], flow: Flow) -> tuple[str, ...]:
-    """One line for each group of alike resources in the min cut, the one that accounts for most first."""
-    groups: dict[tuple[str, str], list[CutShare]] = {}
-    for share in flow.cut:
-        groups.setdefault((share.kind, _label(capacities, placement, share)), []).append(share)
-    largest = sorted(groups.items(), key=lambda item: -sum(share.tokens_per_s for share in item[1]))
-    return tuple(_line(label, shares, flow) for (_, label), shares in largest[:MAX_LINES])
+def describe(
+    capacities: Capacities, placement: Mapping[str, LayerRange], network: Network, flow: Flow
+) -> tuple[str, ...]:
+    """One line for each type of device and each link or card in the min cut, the one that accounts for most first.
+
+    A type's line names all of its nodes that are full: in a row of equal bottlenecks the cut is at any one of them.
+    """
+    shares = {(share.kind, share.name): share.tokens_per_s for share in flow.cut}
+    groups: dict[ResourceName, list[ResourceName]] = {}
+    for resource in full_resources(network, flow):
+        name = (resource.kind, resource.name)
+        is_node = resource.kind == "node"
+        label = capacities.nodes[resource.name].device.name if is_node else resource.name
+        groups.setdefault((resource.kind, label), []).append(name)
+    cut = {label: sum(shares.get(name, 0.0) for name in members) for label, members in groups.items()}
+    largest = sorted((label for label in groups if cut[label] > 0), key=lambda label: -cut[label])[:MAX_LINES]
+    is_quick = len(network.arcs) * len(largest) <= MAX_ARCS_SOLVED
+    lines = []
+    for kind, label in largest:
+        members = groups[kind, label]
+        part = cut[kind, label] / flow.tokens_per_s
+        passing = "" if part > 1 - STEP else f", {part:.0%} of the max-flow passes there"
+        worth = ""
+        if is_quick:
+            gain = flow_with(network, members, 1 + STEP) / flow.tokens_per_s - 1
+            worth = f", 1% more there adds {gain:.2%}"
+        lines.append(_where(kind, label, [name for _, name in members], placement) + passing + worth)
+    return tuple(lines)
 
 
-def _label(capacities: Capacities, placement: Mapping[str, LayerRange], share: CutShare) -> str:
-    if share.kind == "node":
-        return f"{capacities.nodes[share.name].device.name} at layers {placement[share.name]}"
-    if share.kind == "link":
-        return f"link {share.name}"
-    return f"network card of {share.name}, {'sending' if share.kind == 'nic out' else 'receiving'}"
+def _where(kind: str, label: str, names: list[str], placement: Mapping[str, LayerRange]) -> str:
+    if kind == "node":
+        names = sorted(names, key=lambda name: (placement[name], name))
+        layers = " and ".join(map(str, _merged(placement[name] for name in names)))
+        holds = f"{label} holds" if len(names) == 1 else f"{label}s hold"
+        return f"{holds} layers {layers} at 100% ({_listed(names)})"
+    if kind == "link":
+        return f"link {label} is full"
+    return f"network card of {label} is full, {'sending' if kind == 'nic out' else 'receiving'}"
 
 
-def _line(label: str, shares: list[CutShare], flow: Flow) -> str:
-    total = sum(share.tokens_per_s for share in shares)
-    names = f" ({', '.join(share.name for share in shares)})" if shares[0].kind == "node" else ""
-    return f"{label}{names}: full, {total / flow.tokens_per_s:.0%} of the max-flow passes here"
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
+
+
+def _merged(ranges: Iterable[LayerRange]) -> list[LayerRange]:
+    """The same layers in as few ranges as can be."""
+    merged: list[LayerRange] = []
+    for held in sorted(ranges):
+        if merged and held.start <= merged[-1].end:
+            merged[-1] = LayerRange(merged[-1].start, max(merged[-1].end, held.end))
+        else:
+            merged.append(held)
+    return merged

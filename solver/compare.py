@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-
-from profiler.cluster_profile import ClusterProfile
 
 from .baselines import METHODS
 from .plan import Infeasible, Plan
-from .search import solve_placement
+from .published import PUBLISHED
+from .request import PlanRequest, answer
 
 
-def comparison_lines(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
-    """A plan beside the plans of every baseline for the same question."""
-    assumed = plan.assumptions
+def comparison_lines(request: PlanRequest, plan: Plan) -> Iterator[str]:
+    """A plan beside what every baseline and the published formulation, in the same time, make of the same question."""
     yield f"{'method':<12} {'nodes':>5} {'max-flow':>12} {'expected':>12}  tokens/s"
     yield _line(plan.solver.method, plan)
-    for method in METHODS:
-        answer = solve_placement(
-            profile,
-            assumed.workload,
-            concurrency=assumed.concurrency,
-            objective=assumed.objective,
-            method=method,
-            partial=assumed.partial_inference,
-        )
-        yield _line(method, answer)
+    asked = dataclasses.replace(
+        request,
+        concurrency=plan.assumptions.concurrency,
+        max_tpot_s=None,
+        max_ttft_s=None,
+        min_tokens_per_s=None,
+    )
+    for method in (*METHODS, PUBLISHED):
+        if method != plan.solver.method:
+            yield _line(method, answer(dataclasses.replace(asked, method=method)))
 
 
-def _line(method: str, answer: Plan | Infeasible) -> str:
-    if isinstance(answer, Infeasible):
-        return f"{method:<12} no plan: {answer.reason}"
+def _line(method: str, found: Plan | Infeasible) -> str:
+    if isinstance(found, Infeasible):
+        return f"{method:<12} no plan: {found.reason}"
     return (
-        f"{method:<12} {len(answer.placement):>5} {answer.predicted.max_flow_tokens_per_s:>12.1f} "
-        f"{answer.predicted.expected[-1].total_tokens_per_s:>12.1f}"
+        f"{method:<12} {len(found.placement):>5} {found.predicted.max_flow_tokens_per_s:>12.1f} "
+        f"{found.predicted.expected[-1].total_tokens_per_s:>12.1f}"
     )

@@ -76,10 +76,38 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     node_batch_tokens: dict[str, float] = {}
 
 
+class Marginal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What 1 % more of a full resource adds to the max-flow of the placement, and what 1 % less takes from it.
+
+    ``resource`` is a node, a link ``src -> dst``, or one direction of a node's network card. In a row of equal
+    bottlenecks more of one alone adds nothing, and less of one takes its whole part.
+    """
+
+    resource: Literal["node", "link", "nic out", "nic in"]
+    name: str
+    gain_tokens_per_s: float
+    loss_tokens_per_s: float
+
+
+class OneMore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a search finds with one more node of a type, in the objective's tokens/s; ``gain`` of 0.06 is 6 %.
+
+    ``is_optimal`` says that no placement does better; otherwise more may be possible than was found in ``seconds``.
+    """
+
+    device: str
+    tokens_per_s: float
+    gain: float
+    is_optimal: bool
+    seconds: float
+
+
 class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The two numbers, never one: the bound (``max_flow`` of this plan, ``upper_bound`` of any plan) and the expected.
 
-    ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words.
+    ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words. ``marginal`` has an
+    entry for each full resource that limits the flow, where there are not too many; ``one_more`` one for each type of
+    device, where asked.
     """
 
     max_flow_tokens_per_s: float
@@ -87,6 +115,8 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     gap: float
     expected: tuple[Expected, ...] = ()
     bottleneck: tuple[str, ...] = ()
+    marginal: tuple[Marginal, ...] = ()
+    one_more: tuple[OneMore, ...] = ()
 
 
 class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

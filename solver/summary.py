@@ -24,8 +24,8 @@ def summary_lines(plan: Plan) -> Iterator[str]:
         f"{predicted.upper_bound_tokens_per_s:.1f} (gap {predicted.gap:.2%}; {plan.solver.status}, "
         f"{plan.solver.seconds:.1f} s)"
     )
-    for line in predicted.bottleneck:
-        yield f"limited by {line}"
+    for number, line in enumerate(predicted.bottleneck):
+        yield f"{'' if number else 'bottleneck:':<11} {line}"
     for step in predicted.expected:
         latency = "" if step.tpot_s is None else f", {step.tpot_s * 1000:.1f} ms per output token"
         yield f"expected at {step.concurrency:5d} in flight: {step.total_tokens_per_s:10.1f} tokens/s{latency}"

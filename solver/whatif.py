@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from profiler.cluster_profile import ClusterProfile
+from profiler.cluster_profile import ClusterProfile, ModelFacts
 from profiler.errors import InputError
 
+from .capacity import Capacities
 from .plan import LayerRange, Plan
 
 
@@ -30,12 +31,18 @@ def without_nodes(profile: ClusterProfile, names: Sequence[str]) -> ClusterProfi
     return msgspec.structs.replace(profile, nodes=nodes, links=links)
 
 
-def with_nodes(profile: ClusterProfile, wanted: str) -> ClusterProfile:
+def with_nodes(profile: ClusterProfile, wanted: Sequence[str]) -> ClusterProfile:
     """The cluster with more nodes like some that it has: ``2xL4``. They get the links of the node they are like.
 
     Raises:
         InputError: not of that form, or no node with that device or name to be like.
     """
+    for text in wanted:
+        profile = _with_more_nodes(profile, text)
+    return profile
+
+
+def _with_more_nodes(profile: ClusterProfile, wanted: str) -> ClusterProfile:
     found = re.fullmatch(r"(?:(\d+)x)?(.+)", wanted)
     count = int(found.group(1) or 1) if found else 0
     like = found.group(2) if found else ""
@@ -70,17 +77,66 @@ def parse_pin(text: str) -> tuple[str, LayerRange]:
         raise InputError(f"--pin {text}: {error}") from error
 
 
+def with_fewest_bytes_moved(
+    capacities: Capacities, before: Mapping[str, LayerRange], after: Mapping[str, LayerRange]
+) -> dict[str, LayerRange]:
+    """``after`` with the ranges of alike nodes given to those that have the least to load for them.
+
+    Nodes are alike when they differ only in name; their links may still differ, so the caller compares the flows.
+    """
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    members_of: dict[int, list[str]] = {}
+    for name in capacities.nodes:
+        members_of.setdefault(capacities.kind(name), []).append(name)
+    placement: dict[str, LayerRange] = {}
+    for members in members_of.values():
+        ranges = sorted(after[name] for name in members if name in after)
+        if not ranges:
+            continue
+        # A node that keeps its range in part still has to change it: that costs a little more than keeping it whole.
+        cost = np.array(
+            [
+                [
+                    bytes_to_load(capacities.model, before.get(name), held) + (before.get(name) != held)
+                    for held in ranges
+                ]
+                for name in members
+            ]
+        )
+        for row, column in zip(*linear_sum_assignment(cost), strict=True):
+            placement[members[row]] = ranges[column]
+    return placement
+
+
+def bytes_to_load(model: ModelFacts, before: LayerRange | None, after: LayerRange | None) -> float:
+    """Bytes of weights that a node lacks for its new range: layers, embedding with the first, head with the last."""
+    if after is None:
+        return 0.0
+    kept = max(0, min(before.end, after.end) - max(before.start, after.start)) if before else 0
+    has_embedding = before is not None and before.start == 0
+    has_head = before is not None and before.end == model.num_layers
+    size = (after.num_layers - kept) * model.layer_weight_bytes
+    size += model.embedding_bytes * (after.start == 0 and not has_embedding)
+    return size + model.head_bytes * (after.end == model.num_layers and not has_head)
+
+
 def difference_lines(profile: ClusterProfile, before: Plan, after: Plan) -> Iterator[str]:
     """What changes from one plan to another: ranges, bytes to load, tokens/s."""
-    size = profile.model.layer_weight_bytes
-    for name in sorted({*before.placement, *after.placement}):
+    names = [n for n in {**before.placement, **after.placement} if before.placement.get(n) != after.placement.get(n)]
+    in_order = sorted(names, key=lambda name: (after.placement.get(name) or before.placement[name], name))
+    loads = {
+        name: bytes_to_load(profile.model, before.placement.get(name), after.placement.get(name)) for name in in_order
+    }
+    width = max(map(len, names), default=0)
+    for name, load in loads.items():
         old, new = before.placement.get(name), after.placement.get(name)
-        if old == new:
-            continue
-        kept = max(0, min(old.end, new.end) - max(old.start, new.start)) if old and new else 0
-        load = (new.num_layers - kept) * size if new else 0.0
-        yield f"  {name}: {old or 'unused'} -> {new or 'unused'}, {load / 1e9:.2f} GB to load"
-    for label, was, now in (
+        was, now = (str(held or "unused") for held in (old, new))
+        yield f"  {name:<{width}}  {was:>9} -> {now:<9}  {load / 1e9:6.2f} GB to load"
+    kept = sum(held == after.placement.get(name) for name, held in before.placement.items())
+    yield f"  {len(names)} nodes change, {kept} stay as they are; {sum(loads.values()) / 1e9:.2f} GB to load in all"
+    for label, value_before, value_after in (
         ("max-flow", before.predicted.max_flow_tokens_per_s, after.predicted.max_flow_tokens_per_s),
         (
             "expected",
@@ -88,4 +144,7 @@ def difference_lines(profile: ClusterProfile, before: Plan, after: Plan) -> Iter
             after.predicted.expected[-1].total_tokens_per_s,
         ),
     ):
-        yield f"  {label}: {was:.1f} -> {now:.1f} tokens/s ({now / was - 1:+.1%})"
+        change = value_after - value_before
+        yield (
+            f"  {label}: {value_before:.1f} -> {value_after:.1f} tokens/s, {change:+.1f} ({change / value_before:+.1%})"
+        )

@@ -56,12 +56,12 @@ def test_pins_are_read_in_three_ways(text: str) -> None:
 
 
 def test_added_nodes_are_like_those_there_are(four: ClusterProfile) -> None:
-    more = with_nodes(four, "2xgpu3")
+    more = with_nodes(four, ["2xgpu3"])
     assert len(more.nodes) == 6
     assert len({node.name for node in more.nodes}) == 6
     assert solved(more).predicted.max_flow_tokens_per_s >= solved(four).predicted.max_flow_tokens_per_s
     with pytest.raises(InputError, match="NUMBERxDEVICE"):
-        with_nodes(four, "2xH100")
+        with_nodes(four, ["2xH100"])
 
 
 def test_left_out_nodes_are_not_used(four: ClusterProfile) -> None:
@@ -98,11 +98,11 @@ def _run(*arguments: str):  # type: ignore[no-untyped-def]
 def test_targets_and_comparison_by_command(tmp_path: Path) -> None:
     cluster, plan = tmp_path / "c.json", tmp_path / "p.json"
     save_record(cluster, demo_cluster())
-    common = ["solve", str(cluster), "--concurrency", "8", "--time-limit-s", "6", "-o", str(plan)]
-    common += ["--prompt-tokens", "64", "--output-tokens", "32"]
+    common = ["solve", str(cluster), "--concurrency", "8", "--time-limit-s", "2", "-o", str(plan)]
+    common += ["--prompt-tokens", "64", "--output-tokens", "32", "--one-more-s", "0"]
     result = _run(*common, "--compare")
     assert result.exit_code == 0, result.output
-    assert all(name in result.stdout for name in ("petals", "swarm", "homogeneous", "separate"))
+    assert all(name in result.stdout for name in ("petals", "swarm", "homogeneous", "separate", "published"))
     limit = (load_record(plan, Plan).predicted.expected[0].tpot_s or 0.0) * 1.2
     assert _run(*common, "--max-tpot-s", str(limit)).exit_code == 0
     assert (load_record(plan, Plan).predicted.expected[-1].tpot_s or 0.0) <= limit

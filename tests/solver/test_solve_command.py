@@ -38,7 +38,9 @@ def cluster(tmp_path: Path) -> Path:
 
 def test_solve_writes_a_plan_and_prints_a_summary(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    result = CliRunner().invoke(app, ["solve", str(cluster), "--concurrency", "8", "-o", str(plan)])
+    result = CliRunner().invoke(
+        app, ["solve", str(cluster), "--concurrency", "8", "--one-more-s", "0", "-o", str(plan)]
+    )
     assert result.exit_code == 0, result.output
     assert "max-flow" in result.stdout
     assert "fixed 512 in, 128 out" in result.stdout
@@ -49,11 +51,34 @@ def test_solve_writes_a_plan_and_prints_a_summary(app: typer.Typer, cluster: Pat
 
 
 def test_json_alone_is_on_stdout(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
-    options = ["--objective", "max-flow", "--prompt-tokens", "64", "--output-tokens", "32", "--json"]
+    options = [
+        "--objective",
+        "max-flow",
+        "--prompt-tokens",
+        "64",
+        "--output-tokens",
+        "32",
+        "--one-more-s",
+        "0",
+        "--json",
+    ]
     result = CliRunner().invoke(app, ["solve", str(cluster), *options, "-o", str(tmp_path / "plan.json")])
     assert result.exit_code == 0, result.output
     assert msgspec.json.decode(result.stdout, type=Plan) == load_record(tmp_path / "plan.json", Plan)
     assert "plan written to" in result.stderr
+
+
+def test_one_more_node_of_each_type_is_in_the_plan_and_in_words(app: typer.Typer, tmp_path: Path) -> None:
+    cluster, plan = tmp_path / "cluster.json", tmp_path / "plan.json"
+    nodes = (table_node("a", [60.0, 30.0]), table_node("b", [50.0]))
+    save_record(cluster, ClusterProfile(model=model(3), nodes=nodes, default_link=DefaultLink(1e9)))
+    result = CliRunner().invoke(app, ["solve", str(cluster), "--objective", "max-flow", "-o", str(plan)])
+    assert result.exit_code == 0, result.output
+    assert "bottleneck: gpu2 holds layers [" in result.stdout
+    assert "one more gpu2 adds 66.7% (max-flow 50.0 tokens/s)" in result.stdout
+    predicted = load_record(plan, Plan).predicted
+    assert {more.device: more.tokens_per_s for more in predicted.one_more} == {"gpu1": 50.0, "gpu2": 50.0}
+    assert [value.name for value in predicted.marginal] == ["a"]
 
 
 def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Path) -> None:
@@ -91,7 +116,8 @@ def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, tmp_path: Path
     save_record(cluster, random_cluster(8))
     plans = []
     for name in ("one.json", "two.json"):
-        result = CliRunner().invoke(app, ["solve", str(cluster), "--objective", "max-flow", "-o", str(tmp_path / name)])
+        options = ["--objective", "max-flow", "--one-more-s", "0", "-o", str(tmp_path / name)]
+        result = CliRunner().invoke(app, ["solve", str(cluster), *options])
         assert result.exit_code == 0, result.output
         plans.append(load_record(tmp_path / name, Plan))
     assert plans[0].placement == plans[1].placement

@@ -1,0 +1,200 @@
+"""What is asked of the solver, in one record, and its answer: cluster, workload, target, and what may be spent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from profiler.cluster_profile import ClusterProfile
+from profiler.errors import InputError
+
+from .assemble import Objective, Question, assemble
+from .capacity import Capacities
+from .marginal import objective_value, one_more_in_words, one_more_of_each
+from .plan import Infeasible, LayerRange, Plan
+from .progress import OnProgress, Progress
+from .search import solve_placement
+from .targets import fewest_nodes, most_within_latency
+from .verdict import verdicts
+from .whatif import with_fewest_bytes_moved
+from .workload import Workload
+
+AFTER_INTERRUPT_S = 0.1
+"""Of each search that is still to come after Ctrl-C: baselines only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """A question and its limits; see ``solve_placement`` for the fields that it has too.
+
+    Attributes:
+        max_tpot_s: most seconds for each output token.
+        max_ttft_s: most seconds to the first output token.
+        min_tokens_per_s: as few nodes as are expected to give this.
+
+    Raises:
+        InputError: a field out of range, or two that ask for different plans.
+    """
+
+    profile: ClusterProfile
+    workload: Workload
+    concurrency: int | None = None
+    objective: Objective = "throughput"
+    method: str = "auto"
+    max_tpot_s: float | None = None
+    max_ttft_s: float | None = None
+    min_tokens_per_s: float | None = None
+    partial: bool = True
+    pins: Mapping[str, LayerRange] = field(default_factory=dict)
+    time_limit_s: float = 60.0
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = (self.max_tpot_s, self.max_ttft_s)
+        if any(limit is not None and not limit > 0 for limit in (*limits, self.min_tokens_per_s)):
+            raise InputError("--max-tpot-s, --max-ttft-s, --min-tokens-per-s: need more than 0")
+        if self.min_tokens_per_s is not None and self.has_latency_limit:
+            raise InputError("--min-tokens-per-s and a latency limit ask for two different plans; give one")
+        if self.objective == "max-flow" and (self.has_latency_limit or self.min_tokens_per_s is not None):
+            raise InputError(
+                "latency and throughput targets are about what is expected; leave out --objective max-flow"
+            )
+        for name in self.pins:
+            if all(node.name != name for node in self.profile.nodes):
+                raise InputError(f"--pin {name}: no such node in the cluster that is planned for")
+
+    @property
+    def has_latency_limit(self) -> bool:
+        """Whether a latency is limited."""
+        return self.max_tpot_s is not None or self.max_ttft_s is not None
+
+
+def answer(
+    request: PlanRequest, on_progress: OnProgress | None = None, *, start: Mapping[str, LayerRange] | None = None
+) -> Plan | Infeasible:
+    """The plan that is asked for, or why there is none.
+
+    Args:
+        request: the question.
+        on_progress: called as each search goes.
+        start: a placement that the search begins with; targets, which search several clusters, leave it aside.
+    """
+    solve = _Searches(request, on_progress)
+    if request.min_tokens_per_s is not None:
+        return fewest_nodes(
+            solve,
+            request.profile,
+            Capacities(request.profile, request.workload, concurrency=request.concurrency),
+            concurrency=request.concurrency,
+            wanted=request.min_tokens_per_s,
+            seconds=request.time_limit_s,
+        )
+    if request.has_latency_limit:
+        return most_within_latency(
+            solve,
+            request.profile,
+            concurrency=request.concurrency,
+            max_tpot_s=request.max_tpot_s,
+            max_ttft_s=request.max_ttft_s,
+            seconds=request.time_limit_s,
+        )
+    return solve(request.profile, request.concurrency, request.time_limit_s, start=start)
+
+
+def answer_what_if(
+    request: PlanRequest, as_it_is: ClusterProfile, on_progress: OnProgress | None = None
+) -> tuple[Plan | Infeasible, Plan | Infeasible]:
+    """The answers for a cluster as it is and for the request's, each in the time limit.
+
+    The second search begins with the first plan, and gives ranges to alike nodes so that the least has to be loaded.
+    """
+    there = {node.name for node in as_it_is.nodes}
+    pins = {name: held for name, held in request.pins.items() if name in there}
+    before = answer(dataclasses.replace(request, profile=as_it_is, pins=pins), on_progress)
+    if isinstance(before, Infeasible):
+        return before, answer(request, on_progress)
+    kept = {node.name for node in request.profile.nodes}
+    start = {name: held for name, held in before.placement.items() if name in kept}
+    after = answer(request, on_progress, start=start)
+    return before, after if isinstance(after, Infeasible) else _moving_least(request, before, after)
+
+
+def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
+    """The plan with alike nodes swapped so that the least has to be loaded, where that costs nothing else."""
+    asked = after.assumptions.concurrency
+    capacities = Capacities(request.profile, request.workload, concurrency=asked, pins=request.pins)
+    placement = with_fewest_bytes_moved(capacities, before.placement, after.placement)
+    if placement == after.placement:
+        return after
+    question = Question(capacities, request.objective, request.partial)
+    swapped = assemble(
+        question,
+        placement,
+        bound=after.predicted.upper_bound_tokens_per_s,
+        facts=after.solver,
+        notes=verdicts(question, placement),
+    )
+    is_as_good = all(value(swapped) >= value(after) * (1 - 1e-6) for value in (_max_flow, objective_value))
+    return swapped if is_as_good and len(swapped.placement) == len(placement) else after
+
+
+def _max_flow(plan: Plan) -> float:
+    return plan.predicted.max_flow_tokens_per_s
+
+
+def with_one_more(request: PlanRequest, plan: Plan, *, seconds: float, on_progress: OnProgress | None = None) -> Plan:
+    """The plan with what one more node of each type would add, in numbers and in the words of its bottleneck."""
+    predicted, concurrency = plan.predicted, plan.assumptions.concurrency
+    if on_progress is not None:
+        doing = "what one more node of each type adds"
+        on_progress(Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing))
+    search = _Searches(request, None)
+
+    def solve(profile: ClusterProfile, time_limit_s: float) -> Plan | Infeasible:
+        return search(profile, concurrency, time_limit_s, start=plan.placement)
+
+    found = tuple(one_more_of_each(solve, request.profile, plan, seconds=seconds))
+    words = one_more_in_words(found, request.objective)
+    predicted = msgspec.structs.replace(predicted, one_more=found, bottleneck=(*predicted.bottleneck, *words))
+    return msgspec.structs.replace(plan, predicted=predicted)
+
+
+class _Searches:
+    """Searches under a request's rules. Ctrl-C ends the one that goes, and those that follow almost at once."""
+
+    def __init__(self, request: PlanRequest, on_progress: OnProgress | None) -> None:
+        self._request = request
+        self._on_progress = on_progress
+        self._is_interrupted = False
+
+    def __call__(
+        self,
+        profile: ClusterProfile,
+        concurrency: int | None,
+        seconds: float,
+        *,
+        start: Mapping[str, LayerRange] | None = None,
+    ) -> Plan | Infeasible:
+        request = self._request
+        there = {node.name for node in profile.nodes}
+        found = solve_placement(
+            profile,
+            request.workload,
+            concurrency=concurrency,
+            objective=request.objective,
+            method=request.method,
+            time_limit_s=AFTER_INTERRUPT_S if self._is_interrupted else seconds,
+            threads=request.threads,
+            seed=request.seed,
+            partial=request.partial,
+            pins={name: held for name, held in request.pins.items() if name in there},
+            start=start,
+            on_progress=self._on_progress,
+        )
+        if isinstance(found, Plan) and found.solver.status == "interrupted":
+            self._is_interrupted = True
+        return found
