@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from .cost import BatchShape, StageCost
+from .quality import Quality
 from .records import Provenance, require_unique
 
 COORDINATOR = "coordinator"
@@ -69,8 +70,12 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         _require_positive("memory_bytes", self.memory_bytes)
 
 
-class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One measured point: median seconds of an iteration and the relative spread (half the interquartile range)."""
+class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One measured point: median seconds of an iteration and the relative spread (half the interquartile range).
+
+    ``device_median_s`` is the same by the device's own clock (CUDA events), where it has one. ``is_refined`` marks a
+    point that was added where the fit was worst: the token term has a knot there.
+    """
 
     num_layers: int
     first: bool
@@ -80,13 +85,16 @@ class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     spread: float
     repeats: int
     held_out: bool
+    device_median_s: float | None = None
+    is_refined: bool = False
 
 
-class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
 
     ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
-    ``workspace_bytes`` is the memory that an iteration takes beside weights and KV cache, at the largest batch.
+    ``workspace_bytes`` is the memory that a node takes beside weights and KV cache, at the largest batch: the peak of
+    an iteration and the allocator's overhead.
     """
 
     stage: StageCost
@@ -96,6 +104,7 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     workspace_bytes: float
     max_batch_tokens: int
     source: str
+    quality: Quality | None = None
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -1,27 +1,14 @@
-"""Time of a stage over a grid of batches: what to measure, in which order, for how long. What runs comes from outside.
-
-The unit of measurement is a block: iterations back to back for at least ``MIN_BLOCK_S``, its mean the sample. A block
-is long enough to average over the periods in which an operating system grants a CPU quota, where single iterations are
-either fast or stalled and their median would be neither.
-"""
+"""The grid of batches over which a stage is timed; ``sampling`` times it."""
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias
 
 import msgspec
-import numpy as np
 
-from .cluster_profile import CostSample
 from .cost import BatchShape
-
-MIN_BLOCK_S = 0.12
-MIN_BLOCK_ITERATIONS = 2
-MIN_ROUNDS = 3
 
 Part: TypeAlias = Literal["layers", "embedding", "head"]
 
@@ -112,66 +99,6 @@ def grid(
 
 def _up_to(limit: int, values: tuple[int, ...]) -> list[int]:
     return sorted({min(value, limit) for value in values})
-
-
-def measure_grid(
-    points: tuple[GridPoint, ...],
-    runner: Runner,
-    *,
-    budget_s: float,
-    seed: int,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[CostSample, ...]:
-    """Measure every point in rounds over the shuffled grid, until the budget is used up.
-
-    At least ``MIN_ROUNDS`` rounds are made whatever they take: below that a spread says nothing.
-
-    Args:
-        points: what to measure.
-        runner: prepares a batch and gives the function that runs one iteration of it.
-        budget_s: seconds after which no further round begins.
-        seed: of the shuffling.
-        on_progress: told (blocks done, blocks expected).
-        clock: monotonic seconds.
-    """
-    blocks: dict[GridPoint, list[float]] = {point: [] for point in points}
-    started = clock()
-    order = list(points)
-    shuffle = random.Random(seed).shuffle
-    rounds = 0
-    while rounds < MIN_ROUNDS or (clock() - started) * (rounds + 1) / rounds < budget_s:
-        shuffle(order)
-        for number, point in enumerate(order):
-            blocks[point].append(_block_mean_s(point, runner, clock))
-            on_progress(rounds * len(order) + number + 1, max(MIN_ROUNDS, rounds + 1) * len(order))
-        rounds += 1
-    return tuple(_sample(point, times) for point, times in blocks.items())
-
-
-def _block_mean_s(point: GridPoint, runner: Runner, clock: Callable[[], float]) -> float:
-    """Mean seconds of an iteration; the first one, which warms up, is not timed."""
-    with runner(point) as iterate:
-        iterate()
-        begin, iterations = clock(), 0
-        while iterations < MIN_BLOCK_ITERATIONS or clock() - begin < MIN_BLOCK_S:
-            iterate()
-            iterations += 1
-        return (clock() - begin) / iterations
-
-
-def _sample(point: GridPoint, times: list[float]) -> CostSample:
-    low, median, high = (float(value) for value in np.percentile(times, (25, 50, 75)))
-    return CostSample(
-        num_layers=point.num_layers,
-        first=point.part == "embedding",
-        last=point.part == "head",
-        batch=point.shape,
-        median_s=median,
-        spread=(high - low) / 2 / median,
-        repeats=len(times),
-        held_out=point.held_out,
-    )
 
 
 def layer_counts_to_measure(max_layers: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ Facts = dict[str, str | float]
 
 CPUINFO = Path("/proc/cpuinfo")
 MAX_FREQUENCY_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+SYSTEM_DEVICES = Path("/sys/devices/system")
 CPU_NAME_FIELDS = ("model name", "Hardware", "cpu model", "cpu")  # x86, old ARM, MIPS, POWER
 
 
@@ -67,6 +68,8 @@ def cpu_facts() -> tuple[str, Facts]:
         facts["usable_cores"] = float(len(os.sched_getaffinity(0)))
     if MAX_FREQUENCY_KHZ.exists():
         facts["max_frequency_hz"] = float(MAX_FREQUENCY_KHZ.read_text()) * 1e3
+    facts |= _sysfs_facts(SYSTEM_DEVICES)
+    facts["kernel"] = platform.release()
     facts["memory_total_bytes"] = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     facts["torch_threads"] = float(torch.get_num_threads())
     facts["torch_instruction_set"] = torch.backends.cpu.get_cpu_capability()
@@ -92,9 +95,39 @@ def parse_cpuinfo(text: str) -> tuple[str, Facts]:
     if cores:
         facts["physical_cores"] = float(len(cores))
     clocks = [block["cpu MHz"] for block in blocks if "cpu MHz" in block]
+    if blocks and blocks[0].get("microcode"):
+        facts["microcode"] = blocks[0]["microcode"]
+    if blocks and "hypervisor" in blocks[0].get("flags", "").split():
+        facts["virtual_machine"] = "yes"
     if clocks:
         facts["frequency_hz"] = float(clocks[0]) * 1e6
     return name, facts
+
+
+def _sysfs_facts(root: Path) -> Facts:
+    """Caches, NUMA nodes, governor and mitigations as Linux counts them; those that it does not show are left out."""
+    facts: Facts = {}
+    for index in sorted((root / "cpu" / "cpu0" / "cache").glob("index*")):
+        level, kind, size = (_first_line(index / name) for name in ("level", "type", "size"))
+        if level and size.endswith("K") and kind != "Instruction":
+            facts[f"cache_l{level}_bytes"] = float(size[:-1]) * 1024
+    numa = list((root / "node").glob("node[0-9]*"))
+    if numa:
+        facts["numa_nodes"] = float(len(numa))
+    governor = _first_line(root / "cpu" / "cpu0" / "cpufreq" / "scaling_governor")
+    if governor:
+        facts["governor"] = governor
+    threads = _first_line(root / "cpu" / "smt" / "active")
+    if threads:
+        facts["smt"] = _on_off(int(threads))
+    return facts
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0].strip()
+    except OSError:
+        return ""
 
 
 def _cuda_properties(device: str, index: int) -> Any:
@@ -144,15 +177,29 @@ def nvml_facts(uuid: str, *, load_nvml: Callable[[], Any]) -> Facts:
     except nvml.NVMLError as error:
         return {"nvml": f"not available: {error}"}
     try:
-        handle = _handle_by_uuid(nvml, uuid)
+        handle = handle_by_uuid(nvml, uuid)
         if handle is None:
             return {"nvml": f"knows no device with UUID {uuid}"}
-        return _facts_of_handle(nvml, handle)
+        return _facts_of_handle(nvml, handle) | _links_of_handle(nvml, handle)
     finally:
         nvml.nvmlShutdown()
 
 
-def _handle_by_uuid(nvml: Any, uuid: str) -> Any | None:
+def open_nvml() -> Any | None:
+    """``pynvml``, initialised for the rest of the process; ``None`` where it or the driver is missing."""
+    try:
+        nvml = _load_nvml()
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    return nvml
+
+
+def handle_by_uuid(nvml: Any, uuid: str) -> Any | None:
+    """NVML's handle of the device with torch's UUID; ``None`` where it knows none."""
     for prefix in ("GPU-", "MIG-"):
         try:
             return nvml.nvmlDeviceGetHandleByUUID(prefix + uuid)
@@ -176,6 +223,15 @@ def _facts_of_handle(nvml: Any, handle: Any) -> Facts:
         "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
         "temperature_celsius": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         "nvml_memory_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+        "power_limit_default_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3,
+        "sm_application_frequency_hz": lambda: nvml.nvmlDeviceGetApplicationsClock(handle, nvml.NVML_CLOCK_SM) * 1e6,
+        "ecc": lambda: _on_off(nvml.nvmlDeviceGetEccMode(handle)[0]),
+        "mig": lambda: _on_off(nvml.nvmlDeviceGetMigMode(handle)[0]),
+        "persistence": lambda: _on_off(nvml.nvmlDeviceGetPersistenceMode(handle)),
+        "pcie_generation": lambda: float(nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
+        "pcie_width": lambda: float(nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)),
+        "numa_node": lambda: float(nvml.nvmlDeviceGetNumaNodeId(handle)),
+        "throttle_reasons": lambda: _throttle_reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
     }
     facts: Facts = {}
     for name, ask in questions.items():
@@ -184,6 +240,28 @@ def _facts_of_handle(nvml: Any, handle: Any) -> Facts:
         except nvml.NVMLError:
             continue  # not supported by this device or driver: then it is no fact
     return facts
+
+
+def _links_of_handle(nvml: Any, handle: Any) -> Facts:
+    """NVLinks that are up; none where the device has no NVLink."""
+    active = 0
+    for link in range(int(nvml.NVML_NVLINK_MAX_LINKS)):
+        try:
+            active += int(nvml.nvmlDeviceGetNvLinkState(handle, link) == nvml.NVML_FEATURE_ENABLED)
+        except nvml.NVMLError:
+            break
+    return {"nvlinks": float(active)}
+
+
+def _throttle_reasons(nvml: Any, bits: int) -> str:
+    prefix = "nvmlClocksThrottleReason"
+    reasons = {name.removeprefix(prefix): getattr(nvml, name) for name in dir(nvml) if name.startswith(prefix)}
+    single = {name: bit for name, bit in reasons.items() if isinstance(bit, int) and bit.bit_count() == 1}
+    return ", ".join(sorted(name for name, bit in single.items() if bits & bit)) or "none"
+
+
+def _on_off(value: int) -> str:
+    return "on" if value else "off"
 
 
 def _cuda_version(number: int) -> str:

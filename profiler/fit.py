@@ -44,7 +44,8 @@ def fit_cost(
     if not fitted or not held_out:
         raise MeasurementError(f"{len(fitted)} samples to fit and {len(held_out)} to check it: need some of each")
     tokens = [sample.batch.tokens for sample in fitted if sample.num_layers > 0] or [1.0]
-    edges = tile_knots(tokens) if has_tiles else ()
+    edges = set(tile_knots(tokens)) if has_tiles else set()
+    edges |= {sample.batch.tokens for sample in fitted if sample.is_refined}
     knots = tuple(sorted({*power_of_two_knots(max_batch_tokens), *edges}))
     rows = np.array([_row(sample, knots) for sample in fitted])  # [samples, features]
     rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0

@@ -128,6 +128,22 @@ class Stage:
         """Number of token ids."""
         return int(self._config.vocab_size)
 
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What each held layer is: its attention as the config names it, and its feed-forward (dense in all families).
+
+        Layers of one kind cost alike.
+        """
+        types = getattr(self._config, "layer_types", None) or ["full_attention"] * self._config.num_hidden_layers
+        return tuple(f"{types[layer].replace('_', ' ')}, dense" for layer in range(self.start, self.end))
+
+    def with_layers(self, indices: Sequence[int]) -> Stage:
+        """A view that runs those of the held layers (0 is the first), in that order; to be timed, not served."""
+        view = copy.copy(self)
+        view._layers = [self._layers[index] for index in indices]
+        view.end = self.start + len(indices)
+        return view
+
     @torch.inference_mode()
     def forward(self, items: Sequence[StageItem]) -> StageOutput:
         """Run one batch. Items come back ordered by entry layer, and ``StageOutput`` follows that order.

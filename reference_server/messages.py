@@ -12,6 +12,7 @@ import msgspec
 
 from profiler.cluster_profile import CostSample, Device
 from profiler.errors import MeasurementError
+from profiler.quality import Quality
 
 from .doctor_messages import ClockRead, Examine, Examined, ReadClock
 from .link_messages import FlowsMeasured, IperfServe, IperfServing, LinkMeasured, MeasureFlows, MeasureLink
@@ -129,6 +130,7 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
     workspace_bytes: float
     max_layers: int
     source: str
+    quality: Quality | None = None
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):

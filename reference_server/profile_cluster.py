@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from profiler.cluster_profile import COORDINATOR, ClusterProfile, Coordinator, Node
 from profiler.errors import MeasurementError
 from profiler.fit import fit_cost
@@ -84,7 +86,9 @@ def _node(
         workspace_bytes=measured.workspace_bytes,
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
+        has_tiles=described.device.kind == "cuda",
     )
+    cost = msgspec.structs.replace(cost, quality=measured.quality)
     return Node(
         name=name,
         device=described.device,

@@ -8,16 +8,25 @@ encryption and sending.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 
-from profiler.compute import GridPoint, Iterate, grid, layer_counts_to_measure, measure_grid
+from profiler.cluster_profile import CostSample
+from profiler.compute import GridPoint, Iterate, grid, layer_counts_to_measure
+from profiler.cuda_timer import CudaTimer
+from profiler.disturbance import find_disturbance
 from profiler.errors import InputError, MeasurementError
-from profiler.memory import workspace_bytes
+from profiler.fit import fit_cost
+from profiler.memory import LoadedMemory, workspace_bytes
 from profiler.model_files import ModelFiles
+from profiler.quality import Quality
+from profiler.refine import points_to_add
+from profiler.sampling import Block, Sampler
+from profiler.stack import time_stack
 from profiler.stage import Stage
 
 from .dtypes import torch_dtype
@@ -33,8 +42,22 @@ _MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its
 _TURN_TIMEOUT_MS = 60_000
 
 
-def profile(agent: Agent, command: Profile) -> Profiled:
+def profile(
+    agent: Agent,
+    command: Profile,
+    *,
+    taken: Sequence[Block] = (),
+    on_block: Callable[[int, int], None] | None = None,
+    on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
+) -> Profiled:
     """Measure stages of the model on this agent's node.
+
+    Args:
+        agent: whose loop is timed.
+        command: what to measure.
+        taken: blocks of an earlier, interrupted run of the same command.
+        on_block: told (blocks done, expected) instead of the controller.
+        on_round: given all blocks so far, after each round.
 
     Raises:
         InputError: the model has fewer than three layers, or not even one fits the memory.
@@ -58,6 +81,8 @@ def profile(agent: Agent, command: Profile) -> Profiled:
         max_context_tokens=command.max_context_tokens,
         max_kv_tokens=kv_tokens,
     )
+    began = time.monotonic()
+    loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
     agent.load(
         Load(
             model=command.model,
@@ -72,16 +97,45 @@ def profile(agent: Agent, command: Profile) -> Profiled:
             peers={_RING: _own_address(agent.address)},
         )
     )
-    ring = _Ring(agent, files, end=1 + held)
     try:
+        use = loaded.use_of(agent.runtime.stage)
+        ring = _Ring(agent, files, end=1 + held)
         largest = max((p for p in points if p.part == "layers"), key=lambda p: (p.num_tokens, p.kv_tokens))
-        workspace = ring.workspace_bytes(largest)
-        samples = measure_grid(points, ring.run, budget_s=command.budget_s, seed=0, on_progress=_reporter(agent))
+        use = msgspec.structs.replace(use, workspace_bytes=ring.workspace_bytes(largest))
+        on_cuda = agent.torch_device.type == "cuda"
+        sampler = Sampler(
+            points,
+            ring.run,
+            seed=0,
+            taken=taken,
+            timer=CudaTimer(agent.torch_device) if on_cuda else None,
+            disturbance=find_disturbance(agent.torch_device),
+            on_block=on_block or _reporter(agent),
+            on_round=on_round,
+        )
+        sampler.warm_up(next(p for p in points if p.part == "layers"))
+        stack = time_stack(agent.runtime.stage)
+
+        def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
+            cost = fit_cost(samples, workspace_bytes=0, max_batch_tokens=command.max_batch_tokens, source="so far")
+            already = sum(sample.is_refined for sample in samples)
+            return points_to_add(sampler.points, samples, cost, already_added=already)
+
+        sampled = sampler.measure(budget_s=command.budget_s, refine=refine)
     finally:
         agent.unload()
+    workspace = use.workspace_bytes + use.overhead_bytes
     return Profiled(
-        samples=samples,
+        samples=sampled.samples,
         workspace_bytes=workspace,
+        quality=Quality(
+            drift=sampled.drift,
+            discarded=sampled.discarded,
+            num_refined=sampled.num_refined,
+            seconds=time.monotonic() - began,
+            stack=stack,
+            memory=use,
+        ),
         max_layers=max(0, min(files.num_layers, int((memory - workspace) // layer_bytes))),
         source=f"agent's own loop over its own transport, {held} layers held, {agent.torch_device}",
     )
@@ -125,16 +179,10 @@ class _Ring:
     def workspace_bytes(self, point: GridPoint) -> float:
         """Peak memory of the batch's first iteration, beside weights and KV cache.
 
-        It must be the first of all: later ones find memory that the process kept. The KV slots that it writes become
-        resident with it and are taken off; on CUDA the whole cache lies there before.
+        It must be the first of all: later ones find memory that the process kept.
         """
-        stage = self._agent.runtime.stage
-        written = 0.0
-        if stage.device.type == "cpu":
-            slot_bytes = stage.kv.arena[:, :, :, 0].nbytes
-            written = point.num_tokens * point.num_layers / (stage.end - stage.start) * slot_bytes
         with self.run(point) as iterate:
-            return max(0.0, workspace_bytes(iterate, device=self._agent.torch_device) - written)
+            return workspace_bytes(iterate, device=self._agent.torch_device)
 
     def _turn(self) -> None:
         if not self._agent.turn(_TURN_TIMEOUT_MS):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from profiler import device
+from profiler import device, disturbance
 from profiler.cluster_profile import Device
 from profiler.device import describe_device, nvml_facts, parse_cpuinfo, torch_cuda_facts
 from profiler.errors import InputError
@@ -44,6 +45,10 @@ class FakeNvml:
 
     NVMLError = FakeNvmlError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_NVLINK_MAX_LINKS, NVML_FEATURE_ENABLED = 18, 1
+    nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815
+    nvmlClocksThrottleReasonHwThermalSlowdown = 64  # noqa: N815
+    nvmlClocksThrottleReasonAll = 68  # noqa: N815
 
     def __init__(self, *, driver_loaded: bool = True) -> None:
         self.driver_loaded = driver_loaded
@@ -68,8 +73,22 @@ class FakeNvml:
             raise FakeNvmlError("Not Supported")
         return 700_000
 
+    def nvmlDeviceGetNvLinkState(self, handle: str, link: int) -> int:  # noqa: N802
+        if link >= 4:
+            raise FakeNvmlError("Invalid Argument")
+        return int(link != 2)
+
     def __getattr__(self, name: str) -> Any:
         answers = {
+            "nvmlDeviceGetPowerManagementDefaultLimit": 500_000,
+            "nvmlDeviceGetApplicationsClock": 1755,
+            "nvmlDeviceGetEccMode": (1, 1),
+            "nvmlDeviceGetMigMode": (0, 0),
+            "nvmlDeviceGetPersistenceMode": 1,
+            "nvmlDeviceGetCurrPcieLinkGeneration": 4,
+            "nvmlDeviceGetCurrPcieLinkWidth": 8,
+            "nvmlDeviceGetNumaNodeId": 1,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 4,
             "nvmlSystemGetDriverVersion": "570.1",
             "nvmlSystemGetCudaDriverVersion_v2": 12080,
             "nvmlDeviceGetName": "Example GPU",
@@ -150,6 +169,10 @@ def test_nvml_facts_are_in_base_units() -> None:
     assert facts["power_limit_w"] == 700.0
     assert facts["sm_max_frequency_hz"] == 1.98e9
     assert facts["cuda_driver"] == "12.8"
+    assert (facts["ecc"], facts["mig"], facts["persistence"]) == ("on", "off", "on")
+    assert facts["throttle_reasons"] == "SwPowerCap"
+    assert facts["nvlinks"] == 3
+    assert (facts["numa_node"], facts["pcie_generation"]) == (1.0, 4.0)
     assert nvml.open == 0, "NVML was not shut down"
 
 
@@ -183,7 +206,11 @@ def test_the_real_library_has_every_name_that_is_asked_for() -> None:
     for code in device._facts_of_handle.__code__.co_consts:
         asked += [name for name in getattr(code, "co_names", ()) if name.lower().startswith("nvml")]
 
-    assert len(asked) >= 12
+    asked += list(device._links_of_handle.__code__.co_names) + [
+        f"nvmlClocksThrottleReason{name}" for name in disturbance.PASSING_REASONS
+    ]
+    asked = [name for name in asked if name.lower().startswith("nvml")]
+    assert len(asked) >= 24
     assert [name for name in asked if not hasattr(pynvml, name)] == []
 
 
@@ -201,6 +228,28 @@ def test_x86_cpuinfo_gives_name_cores_and_clock() -> None:
     name, facts = parse_cpuinfo(X86)
     assert name == "Example CPU 9000 @ 2.0GHz"
     assert facts == {"physical_cores": 2.0, "frequency_hz": 2.5e9}
+
+
+def test_cpuinfo_says_whether_it_is_a_virtual_machine() -> None:
+    facts = parse_cpuinfo(X86.replace("cpu MHz", "flags\t: fpu avx2 hypervisor\nmicrocode\t: 0x1\ncpu MHz", 1))[1]
+    assert (facts["virtual_machine"], facts["microcode"]) == ("yes", "0x1")
+
+
+def test_sysfs_gives_caches_and_numa_nodes(tmp_path: Path) -> None:
+    for number, (level, kind, size) in enumerate(
+        [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("3", "Unified", "32768K")]
+    ):
+        index = tmp_path / "cpu" / "cpu0" / "cache" / f"index{number}"
+        index.mkdir(parents=True)
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (index / name).write_text(text + "\n")
+    (tmp_path / "node" / "node0").mkdir(parents=True)
+    (tmp_path / "node" / "node1").mkdir()
+
+    facts = device._sysfs_facts(tmp_path)
+
+    assert facts == {"cache_l1_bytes": 48 * 1024.0, "cache_l3_bytes": 32 * 2**20, "numa_nodes": 2.0}
+    assert device._sysfs_facts(tmp_path / "nothing") == {}
 
 
 def test_cpuinfo_without_those_fields_gives_no_facts() -> None:

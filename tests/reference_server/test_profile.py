@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from profiler import compute
+from profiler import sampling
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.compute import grid
 from profiler.errors import InputError
@@ -35,9 +35,9 @@ MAX_BATCH_TOKENS, MAX_CONTEXT_TOKENS = 16, 64
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of no use, in little time: what is tested is not how long anything takes."""
-    monkeypatch.setattr(compute, "MIN_BLOCK_S", 0.001)
-    monkeypatch.setattr(compute, "MIN_BLOCK_ITERATIONS", 1)
-    monkeypatch.setattr(compute, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.001)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 1)
+    monkeypatch.setattr(sampling, "MIN_ROUNDS", 1)
     monkeypatch.setattr(coordinator_cost, "_ROUNDS", 12)
 
 
@@ -89,6 +89,8 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
         return real(stage, items)
 
     monkeypatch.setattr(Stage, "forward", forward)
+    monkeypatch.setattr(self_profile, "time_stack", lambda _stage: None)
+    monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
 
     profiled = self_profile.profile(agent, profile_command(model_dir("test-llama")))
 

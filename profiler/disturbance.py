@@ -1,0 +1,82 @@
+"""Measured causes that spoil a sample: a GPU that is slowed down, a virtual machine whose host took its time away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .device import handle_by_uuid, open_nvml
+from .sampling import Disturbance
+
+STEAL_LIMIT = 0.1
+"""Part of a block's CPU time that the host may take from this virtual machine before the block is measured again."""
+
+LOW_CLOCK = 0.5
+"""Part of the device's highest clock below which a block was run by a device that had not woken up."""
+
+# Reasons for a low clock that pass; a power limit or a clock that somebody set are how the device is served.
+PASSING_REASONS = (
+    "HwThermalSlowdown",
+    "SwThermalSlowdown",
+    "HwPowerBrakeSlowdown",
+)
+
+
+def find_disturbance(device: torch.device) -> Disturbance:
+    """What this device can say; nothing where neither the driver nor the OS counts it."""
+    if device.type == "cuda":
+        nvml = open_nvml()
+        if nvml is not None:
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            handle = handle_by_uuid(nvml, uuid)
+            if handle is not None:
+                return gpu_disturbance(nvml, handle)
+    elif Path("/proc/stat").exists():
+        return steal_disturbance(lambda: Path("/proc/stat").read_text(encoding="ascii"))
+    return lambda: lambda: None
+
+
+def gpu_disturbance(nvml: Any, handle: Any) -> Disturbance:
+    """By NVML: a passing throttle reason at the end of a block, or a clock far below the highest."""
+    highest_hz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+
+    def at_end() -> str | None:
+        try:
+            reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+            clock_hz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
+        except nvml.NVMLError:
+            return None  # not supported by this device: then nothing is measured, and nothing thrown away
+        for name in PASSING_REASONS:
+            if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}"):
+                return name
+        return "low clock" if clock_hz < LOW_CLOCK * highest_hz else None
+
+    return lambda: at_end
+
+
+def steal_disturbance(read_stat: Callable[[], str]) -> Disturbance:
+    """By ``/proc/stat``: ticks that the host ran something else on this machine's cores while they had work.
+
+    A quota (cgroup) does not count: it is how the node is served.
+    """
+
+    def begin() -> Callable[[], str | None]:
+        before = _ticks(read_stat())
+
+        def end() -> str | None:
+            busy, stolen = (b - a for a, b in zip(before, _ticks(read_stat()), strict=True))
+            return "steal" if stolen > max(1, STEAL_LIMIT * (busy + stolen)) else None
+
+        return end
+
+    return begin
+
+
+def _ticks(stat: str) -> tuple[int, int]:
+    """Busy and stolen ticks of all cores; see proc_stat(5)."""
+    fields = [int(word) for word in stat.splitlines()[0].split()[1:]]
+    user, nice, system, _idle, _iowait, irq, softirq = fields[:7]
+    return user + nice + system + irq + softirq, fields[7] if len(fields) > 7 else 0

@@ -1,0 +1,256 @@
+"""Samples of a grid: which block is measured next, which are kept, when there are enough. What runs comes from outside.
+
+The unit of measurement is a block: iterations back to back for at least ``MIN_BLOCK_S``, its mean the sample. A block
+is long enough to average over the periods in which an operating system grants a CPU quota, where single iterations are
+either fast or stalled and their median would be neither.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+
+from .cluster_profile import CostSample
+from .compute import GridPoint, Iterate, Runner
+
+MIN_BLOCK_S = 0.12
+MIN_BLOCK_ITERATIONS = 2
+MIN_ROUNDS = 3
+MAX_BLOCKS = 25
+SPREAD_TARGET = 0.01
+"""Relative spread (half the interquartile range) below which a point is measured no further."""
+WARM_UP_TOLERANCE = 0.05
+MAX_WARM_UP_ITERATIONS = 30
+MAX_RETRIES = 5
+
+Disturbance: TypeAlias = Callable[[], Callable[[], str | None]]
+"""Called when a block begins; what it returns is called at its end and names the measured cause that spoilt it."""
+
+
+class DeviceTimer(Protocol):
+    """The device's own clock beside the wall clock: CUDA events."""
+
+    def begin(self) -> None:
+        """An iteration begins."""
+
+    def end(self) -> None:
+        """It has been handed to the device."""
+
+    def take_total_s(self) -> float:
+        """Seconds of all iterations since this was last asked, once the device has finished them."""
+
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One measured block: mean seconds of an iteration by the wall clock, and by the device's where it has one."""
+
+    point: GridPoint
+    mean_s: float
+    device_mean_s: float | None = None
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was measured; see ``Quality`` for ``drift`` and ``discarded``."""
+
+    samples: tuple[CostSample, ...]
+    blocks: tuple[Block, ...]
+    drift: tuple[float, ...]
+    discarded: dict[str, int]
+    num_refined: int
+
+
+class Sampler:
+    """Measures points in rounds over the shuffled grid.
+
+    Args:
+        points: what to measure.
+        runner: prepares a batch and gives the function that runs one iteration of it.
+        seed: of the shuffling.
+        taken: blocks of an earlier, interrupted run, which count.
+        clock: monotonic seconds.
+        timer: the device's clock, where it has one.
+        disturbance: says whether a block is to be measured again, and why.
+        on_block: told (blocks done, blocks expected) after each.
+        on_round: given all blocks after each round, to be kept.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[GridPoint],
+        runner: Runner,
+        *,
+        seed: int,
+        taken: Sequence[Block] = (),
+        clock: Callable[[], float] = time.perf_counter,
+        timer: DeviceTimer | None = None,
+        disturbance: Disturbance = lambda: lambda: None,
+        on_block: Callable[[int, int], None] = lambda _done, _expected: None,
+        on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
+    ) -> None:
+        self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
+        self._on_block, self._on_round = on_block, on_round
+        self._shuffle = random.Random(seed).shuffle
+        self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
+        self._took_s: dict[GridPoint, float] = {}  # point -> what its last block took, preparation included
+        self._refined: set[GridPoint] = set()
+        self._discarded: dict[str, int] = {}
+        self._done = 0
+        for block in taken:
+            self._blocks.setdefault(block.point, []).append(block)
+
+    def warm_up(self, point: GridPoint) -> int:
+        """Run a batch until three iterations in a row take the same, or a cap; returns the iterations it took."""
+        times: list[float] = []
+        with self._runner(point) as iterate:
+            while len(times) < MAX_WARM_UP_ITERATIONS and not _is_stable(times[-3:]):
+                begin = self._clock()
+                iterate()
+                times.append(self._clock() - begin)
+        return len(times)
+
+    def measure(
+        self, *, budget_s: float, refine: Callable[[Sequence[CostSample]], Sequence[GridPoint]] = lambda _: ()
+    ) -> Sampled:
+        """At least ``MIN_ROUNDS`` rounds whatever they take, for below that a spread says nothing; then what is noisy.
+
+        Args:
+            budget_s: seconds after which no further block begins.
+            refine: given the samples so far, names the points to add where they are missed most.
+        """
+        deadline = self._clock() + budget_s
+        self._rounds()
+        while refined := [point for point in refine(self.samples()) if point not in self._blocks]:
+            expected_s = MIN_ROUNDS * len(refined) * (sum(self._took_s.values()) / max(1, len(self._took_s)))
+            if self._clock() + expected_s > deadline:
+                break
+            self._refined.update(refined)
+            self._blocks.update({point: [] for point in refined})
+            self._rounds()
+        while self._noisy_round(deadline):
+            continue
+        return Sampled(
+            samples=self.samples(),
+            blocks=self.blocks(),
+            drift=self.drift(),
+            discarded=dict(self._discarded),
+            num_refined=len(self._refined),
+        )
+
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks that count."""
+        return tuple(block for blocks in self._blocks.values() for block in blocks)
+
+    @property
+    def points(self) -> tuple[GridPoint, ...]:
+        """What is measured, in the order of ``samples``."""
+        return tuple(point for point, blocks in self._blocks.items() if blocks)
+
+    def samples(self) -> tuple[CostSample, ...]:
+        """Median and spread of each point's blocks."""
+        return tuple(
+            sample_of(point, blocks, is_refined=point in self._refined)
+            for point, blocks in self._blocks.items()
+            if blocks
+        )
+
+    def drift(self) -> tuple[float, ...]:
+        """For each round after the first: the median over its points of their time over that of the first round."""
+        longest = max((len(blocks) for blocks in self._blocks.values()), default=0)
+        return tuple(
+            float(np.median([b[number].mean_s / b[0].mean_s for b in self._blocks.values() if len(b) > number]))
+            for number in range(1, longest)
+        )
+
+    def _rounds(self) -> None:
+        for number in range(MIN_ROUNDS):
+            todo = [point for point, blocks in self._blocks.items() if len(blocks) <= number]
+            expected = self._done + sum(max(0, MIN_ROUNDS - len(blocks)) for blocks in self._blocks.values())
+            self._round(todo, expected)
+
+    def _noisy_round(self, deadline: float) -> bool:
+        """Once more each point whose spread is too wide and whose block still fits; whether there was one."""
+        noisy = [
+            point
+            for point, blocks in self._blocks.items()
+            if len(blocks) < MAX_BLOCKS and sample_of(point, blocks).spread > SPREAD_TARGET
+        ]
+        self._shuffle(noisy)
+        chosen, end = [], self._clock()
+        for point in noisy:
+            if end + self._took_s.get(point, 0.0) < deadline:
+                end += self._took_s.get(point, 0.0)
+                chosen.append(point)
+        self._round(chosen, self._done + len(chosen))
+        return bool(chosen)
+
+    def _round(self, points: list[GridPoint], expected: int) -> None:
+        self._shuffle(points)
+        for point in points:
+            begin = self._clock()
+            self._blocks[point].append(self._undisturbed_block(point))
+            self._took_s[point] = self._clock() - begin
+            self._done += 1
+            self._on_block(self._done, expected)
+        if points:
+            self._on_round(self.blocks())
+
+    def _undisturbed_block(self, point: GridPoint) -> Block:
+        """A block without a measured disturbance; after ``MAX_RETRIES`` discarded ones the next stands as it is."""
+        for _ in range(MAX_RETRIES):
+            cause_of = self._disturbance()
+            block = self._block(point)
+            cause = cause_of()
+            if cause is None:
+                return block
+            self._discarded[cause] = self._discarded.get(cause, 0) + 1
+        return self._block(point)
+
+    def _block(self, point: GridPoint) -> Block:
+        """The first iteration, which warms up, is not timed."""
+        with self._runner(point) as iterate:
+            iterate()
+            if self._timer is not None:
+                iterate = _timed_by(self._timer, iterate)
+                self._timer.take_total_s()
+            begin, iterations = self._clock(), 0
+            while iterations < MIN_BLOCK_ITERATIONS or self._clock() - begin < MIN_BLOCK_S:
+                iterate()
+                iterations += 1
+            mean_s = (self._clock() - begin) / iterations
+            device_mean_s = None if self._timer is None else self._timer.take_total_s() / iterations
+        return Block(point=point, mean_s=mean_s, device_mean_s=device_mean_s)
+
+
+def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = False) -> CostSample:
+    """Median of a point's blocks, and half their interquartile range over it."""
+    low, median, high = (float(value) for value in np.percentile([block.mean_s for block in blocks], (25, 50, 75)))
+    device = [block.device_mean_s for block in blocks if block.device_mean_s is not None]
+    return CostSample(
+        num_layers=point.num_layers,
+        first=point.part == "embedding",
+        last=point.part == "head",
+        batch=point.shape,
+        median_s=median,
+        spread=(high - low) / 2 / median,
+        repeats=len(blocks),
+        held_out=point.held_out,
+        device_median_s=float(np.median(device)) if device else None,
+        is_refined=is_refined,
+    )
+
+
+def _is_stable(times: Sequence[float]) -> bool:
+    return len(times) == 3 and max(times) <= min(times) * (1 + WARM_UP_TOLERANCE)
+
+
+def _timed_by(timer: DeviceTimer, iterate: Iterate) -> Iterate:
+    def timed() -> None:
+        timer.begin()
+        iterate()
+        timer.end()
+
+    return timed
