@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from profiler.cluster_profile import COORDINATOR
+
 from .capacity import Capacities
+from .network import LinkTable
 from .plan import LayerRange
 
 ROUNDING = 1e-12
@@ -18,25 +23,61 @@ def work_bound(capacities: Capacities, *, partial: bool) -> float:
     With time shared by runs of different length (partial inference, measured costs), a node may mix two of them.
     """
     num_layers = capacities.model.num_layers
-    counts: dict[int, int] = {}
-    points: dict[int, list[tuple[int, float]]] = {}  # kind -> (layers run, seconds per token)
-    mixes: dict[int, bool] = {}  # kind -> whether one node can run ranges of several lengths
-    for name in capacities.nodes:
-        kind = capacities.kind(name)
-        counts[kind] = counts.get(kind, 0) + 1
-        if kind not in points:
-            mixes[kind] = partial and capacities.is_time_shared(name)
-            points[kind] = _runs(capacities, name, mixes=mixes[kind])
-    low, high = 0.0, sum(count * max((k / t for k, t in points[kind]), default=0.0) for kind, count in counts.items())
+    workers = Workers(capacities, partial=partial)
+    low, high = 0.0, workers.most()
     for _ in range(100):
         flow = (low + high) / 2
-        if sum(
-            count * _work(points[kind], flow, mixes=mixes[kind]) for kind, count in counts.items()
-        ) >= flow * num_layers * (1 - ROUNDING):
+        if workers.work(flow) >= flow * num_layers * (1 - ROUNDING):
             low = flow
         else:
             high = flow
     return high
+
+
+def coordinator_bound(capacities: Capacities) -> float:
+    """What the coordinator's network card and its links to and from the nodes carry, in tokens/s."""
+    profile = capacities.profile
+    size = profile.model.token_bytes
+    links = LinkTable(profile)
+    names = [name for name in capacities.nodes if capacities.max_layers(name) > 0]
+    sent = sum(links.bandwidth(COORDINATOR, name) or 0.0 for name in names)
+    received = sum(links.bandwidth(name, COORDINATOR) or 0.0 for name in names)
+    cards = (profile.coordinator.nic_out_bytes_per_s, profile.coordinator.nic_in_bytes_per_s)
+    return min(sent, received, *(card for card in cards if card is not None)) / size
+
+
+class Workers:
+    """Nodes by kind, and what work they can do at a flow."""
+
+    def __init__(self, capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> None:
+        self._counts: dict[int, int] = {}
+        self._points: dict[int, list[tuple[int, float]]] = {}  # kind -> (layers run, seconds per token)
+        self._mixes: dict[int, bool] = {}  # kind -> whether one node can run ranges of several lengths
+        for name in capacities.nodes if names is None else names:
+            kind = capacities.kind(name)
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            if kind not in self._points:
+                self._mixes[kind] = partial and capacities.is_time_shared(name)
+                self._points[kind] = _runs(capacities, name, mixes=self._mixes[kind])
+
+    def most(self) -> float:
+        """Work of all when each runs what it runs best, layers x tokens/s."""
+        return sum(
+            count * max((k / t for k, t in self._points[kind]), default=0.0) for kind, count in self._counts.items()
+        )
+
+    def work(self, flow: float) -> float:
+        """Work of all when none carries more than ``flow`` tokens/s, layers x tokens/s."""
+        return sum(
+            count * _work(self._points[kind], flow, mixes=self._mixes[kind]) for kind, count in self._counts.items()
+        )
+
+
+def best_rates(capacities: Capacities, name: str) -> tuple[float, ...]:
+    """Tokens/s of a node with 1, 2, ... layers held and entered at the start, wherever they lie best; 0: cannot."""
+    seconds = dict(_runs(capacities, name, mixes=False))
+    longest = max(seconds, default=0)
+    return tuple(1.0 / seconds[k] if k in seconds else 0.0 for k in range(1, longest + 1))
 
 
 def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, float]]:
@@ -69,8 +110,7 @@ def _work(points: list[tuple[int, float]], flow: float, *, mixes: bool) -> float
     slow = [(k, t) for k, t in points if t * flow > 1.0]
     for k1, t1 in fast:
         for k2, t2 in slow:
-            share = (1.0 / flow - t1) / (
-                t2 - t1
-            )  # of the tokens in the slower run, so that time and flow are both full
+            # Of the tokens in the slower run, so that time and flow are both full.
+            share = (1.0 / flow - t1) / (t2 - t1)
             best = max(best, flow * ((1 - share) * k1 + share * k2))
     return best

@@ -17,10 +17,14 @@ from . import milp
 from .bounds import work_bound
 from .capacity import Capacities
 from .chains import widest_chain
+from .configurations import Configurations
 from .network import LinkTable
 from .plan import LayerRange
 
 Placement = dict[str, LayerRange]
+
+NEARLY = 0.98
+"""Of a set's own bound: a chain that carries so much is not worth a program."""
 
 MOST_PARTED = 4
 """Regions of which every set is planned; with more, only single ones and all in a row."""
@@ -86,7 +90,10 @@ def _plan_set(capacities: Capacities, regions: tuple[str, ...], limits: milp.Lim
     names = [node.name for node in nodes]
     if sum(mine.max_layers(name) for name in names) < mine.model.num_layers:
         return None
-    clip = work_bound(mine, partial=False)
+    deadline = time.perf_counter() + limits.time_s / 4
+    clip = Configurations(mine, partial=False).bound(
+        low=0.0, high=work_bound(mine, partial=False), may_go_on=lambda: time.perf_counter() < deadline
+    )
     windows = _windows(mine, regions, clip)
     if windows is None:
         return None
@@ -98,6 +105,8 @@ def _plan_set(capacities: Capacities, regions: tuple[str, ...], limits: milp.Lim
         link_tokens_per_s=[crossing.tokens_per_s for crossing in crossings],
         seconds=limits.time_s / 2,
     )
+    if chain is not None and chain[0] >= NEARLY * clip:
+        return chain
     model = milp.pooled_model(mine, names, partial=False, clip=clip, windows=windows, crossings=crossings)
     outcome = milp.solve(model, _for_seconds(limits, limits.time_s / 2), hint=chain[1] if chain else None)
     if outcome.placement and (chain is None or outcome.value > chain[0]):
