@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -62,7 +63,7 @@ def confirmed_oddity(pair: Pair, attempts: Mapping[Pair, Sequence[Attempt]]) -> 
 def _confirmation(pair: Pair, attempts: Mapping[Pair, Sequence[Attempt]]) -> str:
     """What agrees with a pair's bandwidth: a second measurement, or the reverse direction; empty where nothing does."""
     if is_confirmed(attempts[pair]):
-        return f"{len(attempts[pair])} measurements agree"
+        return "a second measurement agrees"
     there, back = bandwidth_of(attempts[pair]), bandwidth_of(attempts.get(pair[::-1], ()))
     if there is not None and back is not None and _agree(there, back):
         return "the reverse direction agrees"
@@ -70,9 +71,9 @@ def _confirmation(pair: Pair, attempts: Mapping[Pair, Sequence[Attempt]]) -> str
 
 
 def is_confirmed(attempts: Sequence[Attempt]) -> bool:
-    """Whether two or more attempts gave a number, and the last two of them agree."""
-    rates = [attempt.bytes_per_s for attempt in attempts if attempt.bytes_per_s is not None][-2:]
-    return len(rates) == 2 and _agree(*rates)
+    """Whether two of the attempts agree: of three, the median then is one of these two."""
+    rates = [attempt.bytes_per_s for attempt in attempts if attempt.bytes_per_s is not None]
+    return any(_agree(first, second) for first, second in itertools.combinations(rates, 2))
 
 
 def _agree(first: float, second: float) -> bool:

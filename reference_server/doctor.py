@@ -13,8 +13,10 @@ import msgspec
 from profiler.errors import HelixbenchError
 from profiler.records import Provenance
 
-from .doctor_checks import Finding, examine, examine_clock, examine_together, ok, problem
-from .doctor_facts import NodeFacts, gather_facts
+from .doctor_checks import examine, examine_clock, examine_together
+from .doctor_facts import NodeFacts
+from .doctor_findings import Finding, ok, problem
+from .doctor_gather import gather_facts
 
 if TYPE_CHECKING:
     from .keys import ClusterKey

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal
 
-import msgspec
+from .doctor_facts import NodeFacts
+from .doctor_findings import GB, Finding, ok, problem, warning
+from .doctor_gpu_checks import examine_driver, examine_gpus
+from .doctor_versions import is_within, numbers
 
-from .doctor_facts import GpuFacts, NodeFacts
-
-State = Literal["ok", "warning", "problem"]
-GB = 1e9
 MIN_FREE_DISK_BYTES = 1 * GB
 LOW_FREE_DISK_BYTES = 10 * GB
 MIN_MEMORY_BYTES = 1 * GB
 MIN_OPEN_FILES = 1024
 BUSY_LOAD = 0.5  # of the cores: timings then share them
-USED_GPU_MEMORY = 0.1
 CLOCK_WARNING_S, CLOCK_PROBLEM_S = 0.1, 60.0
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One check of one node; ``remedy`` is one line, and empty where nothing is to be done."""
-
-    check: str
-    state: State
-    says: str
-    remedy: str = ""
-
-
-def ok(check: str, says: str) -> Finding:
-    """Nothing to be done."""
-    return Finding(check=check, state="ok", says=says)
-
-
-def warning(check: str, says: str, remedy: str) -> Finding:
-    """It works, but numbers may be worse than they could, or something is left out."""
-    return Finding(check=check, state="warning", says=says, remedy=remedy)
-
-
-def problem(check: str, says: str, remedy: str) -> Finding:
-    """It does not work, or what is measured would mislead."""
-    return Finding(check=check, state="problem", says=says, remedy=remedy)
 
 
 def examine(facts: NodeFacts) -> tuple[Finding, ...]:
     """All findings of one node."""
     checks: tuple[Callable[[NodeFacts], Iterator[Finding]], ...] = (
-        _versions, _driver, _gpus, _iperf3, _ports, _permissions, _cpu, _memory, _disk, _open_files, _clock,
-    )  # fmt: skip
+        _versions,
+        examine_driver,
+        examine_gpus,
+        _iperf3,
+        _ports,
+        _permissions,
+        _cpu,
+        _memory,
+        _disk,
+        _open_files,
+        _clock,
+    )
     return tuple(finding for check in checks for finding in check(facts))
 
 
@@ -74,26 +57,6 @@ def _versions(facts: NodeFacts) -> Iterator[Finding]:
         )
 
 
-def is_within(version: str, wanted: str) -> bool:
-    """Whether a version meets comma-separated bounds like ``>=2.11,<2.14``; bounds of other kinds are not looked at."""
-    number = _numbers(version)
-    for bound in wanted.split(","):
-        match = re.fullmatch(r"\s*(>=|<)\s*([\d.]+)\s*", bound)
-        if match is None:
-            continue
-        limit = _numbers(match[2])
-        width = max(len(number), len(limit))
-        padded, padded_limit = ((*parts, *[0] * (width - len(parts))) for parts in (number, limit))
-        if (padded < padded_limit) if match[1] == ">=" else (padded >= padded_limit):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
-
-
 def _requirement(text: str) -> tuple[str, str]:
     """Name and bounds of a requirement as metadata tell it, without its marker."""
     match = re.match(r"[A-Za-z0-9._-]+", text)
@@ -102,105 +65,13 @@ def _requirement(text: str) -> tuple[str, str]:
     return name.lower(), ",".join(sorted(bounds.split(","), reverse=True)) if bounds else ""
 
 
-def _driver(facts: NodeFacts) -> Iterator[Finding]:
-    if facts.driver is None:
-        if facts.has_nvidia_device:
-            yield problem(
-                "driver",
-                f"there is an NVIDIA device, but NVML says: {facts.nvml_problem or 'nothing'}",
-                "install or reload the driver until nvidia-smi works, and pip install nvidia-ml-py",
-            )
-        else:
-            yield ok("driver", "no NVIDIA device; this node computes on CPU")
-        return
-    yield ok("driver", f"{facts.driver}, CUDA {facts.driver_cuda} at most, {len(facts.gpus)} GPU(s)")
-    if not facts.gpus or facts.torch_problem:
-        return
-    if facts.torch_cuda is None:
-        yield problem("torch CUDA", "torch is built without CUDA", "install torch from its CUDA wheel index")
-    elif facts.driver_cuda is not None and _numbers(facts.torch_cuda)[:1] > _numbers(facts.driver_cuda)[:1]:
-        yield problem(
-            "torch CUDA",
-            f"torch is built for CUDA {facts.torch_cuda}, the driver goes up to {facts.driver_cuda}",
-            "update the driver, or install torch for the driver's CUDA",
-        )
-    elif not facts.torch_sees_gpus:
-        shown = "unset" if facts.visible_devices is None else repr(facts.visible_devices)
-        yield problem(
-            "torch CUDA",
-            f"torch for CUDA {facts.torch_cuda} sees no GPU; CUDA_VISIBLE_DEVICES is {shown}",
-            "unset CUDA_VISIBLE_DEVICES, or name a device (or MIG instance) that exists",
-        )
-    else:
-        yield ok("torch CUDA", f"built for CUDA {facts.torch_cuda}, sees {facts.torch_sees_gpus} GPU(s)")
-
-
-# NVML's bits of clock event reasons, those that make a device slower than it was measured: bit -> (state, name)
-_THROTTLING: dict[int, tuple[State, str]] = {
-    0x04: ("warning", "power cap"),
-    0x08: ("problem", "hardware slowdown"),
-    0x20: ("warning", "temperature (software)"),
-    0x40: ("problem", "temperature (hardware)"),
-    0x80: ("problem", "power brake"),
-}
-
-
-def _gpus(facts: NodeFacts) -> Iterator[Finding]:
-    for index, gpu in enumerate(facts.gpus):
-        name = f"gpu {index}"
-        found = [*_gpu_state(name, gpu), *_gpu_modes(name, gpu)]
-        yield from found or [ok(name, f"{gpu.name}{_clock_text(gpu)}")]
-
-
-def _clock_text(gpu: GpuFacts) -> str:
-    if gpu.sm_frequency_hz is None or gpu.sm_max_frequency_hz is None:
-        return ""
-    return f", {gpu.sm_frequency_hz / 1e6:.0f} of {gpu.sm_max_frequency_hz / 1e6:.0f} MHz now"
-
-
-def _gpu_state(name: str, gpu: GpuFacts) -> Iterator[Finding]:
-    for bit, (state, reason) in _THROTTLING.items():
-        if (gpu.throttle_reasons or 0) & bit:
-            at = "" if gpu.temperature_celsius is None else f" at {gpu.temperature_celsius:.0f} °C"
-            yield Finding(
-                check=name,
-                state=state,
-                says=f"{gpu.name} is throttled by {reason}{at}",
-                remedy="look at cooling, power supply and power limit (nvidia-smi -q -d PERFORMANCE), then measure",
-            )
-    if gpu.uncorrected_errors:
-        yield problem(
-            name,
-            f"{gpu.name} has had {gpu.uncorrected_errors} uncorrected memory errors since it was started",
-            "reset or reboot it; replace it when they come again (nvidia-smi -q -d ECC)",
-        )
-    used, total = gpu.memory_used_bytes, gpu.memory_total_bytes
-    if used is not None and total and used > USED_GPU_MEMORY * total:
-        yield warning(
-            name,
-            f"{used / GB:.1f} of {total / GB:.1f} GB of {gpu.name} are used already",
-            "end what uses it (nvidia-smi), or start the agent with less --memory",
-        )
-
-
-def _gpu_modes(name: str, gpu: GpuFacts) -> Iterator[Finding]:
-    if gpu.is_persistent is False:
-        yield warning(name, f"{gpu.name}: persistence mode is off", "nvidia-smi -pm 1, or run nvidia-persistenced")
-    if gpu.is_mig:
-        yield warning(
-            name,
-            f"{gpu.name} is divided (MIG)",
-            "give each agent one instance: CUDA_VISIBLE_DEVICES=MIG-UUID (nvidia-smi -L)",
-        )
-
-
 def _iperf3(facts: NodeFacts) -> Iterator[Finding]:
     if facts.iperf3 is None:
         yield warning(
             "iperf3", "not installed: bandwidth is measured over the server's own transport", "install iperf3"
         )
         return
-    version = _numbers(facts.iperf3)
+    version = numbers(facts.iperf3)
     newer = "install iperf3 3.18 or newer"
     # From the project's release notes and issue tracker.
     if version < (3, 2):

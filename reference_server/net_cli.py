@@ -38,6 +38,7 @@ def profile_net(
         bool, typer.Option("--one-pair-at-a-time", help="No rounds: where pairs share more than network cards.")
     ] = False,
     cards: Annotated[bool, typer.Option(help="Measure all links of a node at once, too.")] = True,
+    messages: Annotated[bool, typer.Option(help="Time messages of several sizes, too.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Measure all links and network cards. Ctrl-C keeps what was measured by then."""
@@ -46,12 +47,15 @@ def profile_net(
     from profiler.net_records import NetworkProfile
     from profiler.records import load_record
 
-    from .net_config import NetConfig
+    from .net_config import FULL_CURVE_BYTES, NetConfig
     from .net_show import show_network
 
     spec = _spec(testbed, agent or [], key)
     config = NetConfig(
-        seconds=seconds, card_seconds=seconds, one_pair_at_a_time=one_pair_at_a_time, measures_cards=cards
+        seconds=seconds,
+        message_bytes=FULL_CURVE_BYTES if messages else (),
+        one_pair_at_a_time=one_pair_at_a_time,
+        measures_cards=cards,
     )
     with tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
         record = output.resolve() if output is not None else Path(folder) / "network.json"

@@ -15,19 +15,19 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     iperf3 takes no others. Messages of ``message_bytes`` are timed unless one would take over ``message_limit_s``. A
     doubtful pair is measured ``max_attempts`` times at most, all of them in ``max_retry_rounds`` more rounds at most.
 
-    ``measures_cards`` has all links of a node measured at once, too; ``both_at_once`` both directions of them together:
-    in half of the time, and it takes a card that is as good at both together as at one. ``one_pair_at_a_time`` is for
-    networks in which pairs of different nodes share something too.
+    ``measures_cards`` has all links of a node measured at once, too; ``two_cards_at_once`` what one node sends together
+    with what another receives, in half of the time. ``one_pair_at_a_time`` is for networks in which pairs of different
+    nodes share something too.
     """
 
     seconds: float = 2.0
-    card_seconds: float = 2.0
+    card_seconds: float = 3.0
     message_bytes: tuple[int, ...] = FULL_CURVE_BYTES
     message_limit_s: float = 2.0
     max_attempts: int = 3
     max_retry_rounds: int = 12
     measures_cards: bool = True
-    both_at_once: bool = False
+    two_cards_at_once: bool = False
     one_pair_at_a_time: bool = False
 
 
@@ -35,10 +35,10 @@ def in_a_profile(seconds: float) -> NetConfig:
     """As a part of ``helixbench profile``, where the nodes' compute takes most of the time."""
     return NetConfig(
         seconds=seconds,
-        card_seconds=1.0,
+        card_seconds=2.0,
         message_bytes=SHORT_CURVE_BYTES,
         message_limit_s=0.3,
         max_attempts=2,
         max_retry_rounds=2,
-        both_at_once=True,
+        two_cards_at_once=True,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -15,13 +15,14 @@ from profiler.errors import HelixbenchError, MeasurementError
 from profiler.net_cards import Card, Direction, make_card
 from profiler.net_records import MeasuredLink
 from profiler.net_schedule import Pair, pack, rounds
-from profiler.net_suspects import Attempt, Doubt, bandwidth_of, confirmed_oddity, find_doubts
+from profiler.net_suspects import Attempt, Doubt, bandwidth_of, find_doubts
 
 from .client import Agents
 from .keys import ClusterKey
 from .link_messages import Flow, FlowsMeasured, IperfServe, IperfServing, LinkMeasured, MeasureFlows, MeasureLink
 from .link_probe import TRANSPORT_SOURCE, measure_flows, measure_link
 from .net_config import NetConfig
+from .net_pairs import attempt_of, card_turns, client_end, far_end, merge, server_end
 from .transport import Transport
 
 ANSWER_TIMEOUT_S = 60.0
@@ -108,7 +109,7 @@ class NetworkMeasurement:
 
     def _measure_round(self, pairs: Sequence[Pair]) -> None:
         """iperf3 servers at the far ends, then all pairs at once; the coordinator measures its own."""
-        ports = self._serve({_far_end(pair): 1 for pair in pairs})
+        ports = self._serve({far_end(pair): 1 for pair in pairs})
         commands = {pair: self._link_command(pair, ports) for pair in pairs}
         own = {pair: command for pair, command in commands.items() if COORDINATOR in pair}
         asked = {pair[0]: (pair, command) for pair, command in commands.items() if COORDINATOR not in pair}
@@ -121,7 +122,7 @@ class NetworkMeasurement:
             self._measured.setdefault(pair, []).append(results[pair])
 
     def _link_command(self, pair: Pair, ports: Mapping[str, Sequence[int]]) -> MeasureLink:
-        far = _far_end(pair)
+        far = far_end(pair)
         before = self._measured.get(pair, [])
         return MeasureLink(
             address=self._agents.addresses[far],
@@ -130,7 +131,7 @@ class NetworkMeasurement:
             reverse=far == pair[0],
             message_bytes=() if any(one.message_times for one in before) else self._config.message_bytes,
             message_limit_s=self._config.message_limit_s,
-            rough_bytes_per_s=bandwidth_of([_attempt(one) for one in before]),
+            rough_bytes_per_s=bandwidth_of([attempt_of(one) for one in before]),
         )
 
     def _measure_own(self, commands: Mapping[Pair, MeasureLink]) -> dict[Pair, LinkMeasured]:
@@ -145,55 +146,56 @@ class NetworkMeasurement:
         alone = {
             pair: rate
             for pair, tried in self._measured.items()
-            if (rate := bandwidth_of([_attempt(one) for one in tried])) is not None
+            if (rate := bandwidth_of([attempt_of(one) for one in tried])) is not None
         }
-        turns: list[tuple[Direction, ...]] = [("out", "in")] if self._config.both_at_once else [("out",), ("in",)]
-        for number, name in enumerate(self._names):
-            for directions in turns:
-                self._stop_if_interrupted(f"all links, and the cards of {number} of {len(self._names)} nodes")
-                at_once, problem = self._measure_at_once(name, directions, alone)
-                made = [make_card(name, direction, alone, at_once, problem=problem) for direction in directions]
-                self._cards += [card for card in made if card is not None]
-            self._on_progress("network cards", number + 1, len(self._names))
+        turns = card_turns(self._names, two_at_once=self._config.two_cards_at_once)
+        for number, ends in enumerate(turns):
+            self._stop_if_interrupted(f"all links, and {number} of {len(turns)} turns at network cards")
+            at_once, problem = self._measure_at_once(ends, alone)
+            made = [make_card(name, direction, alone, at_once, problem=problem) for name, direction in ends]
+            self._cards += [card for card in made if card is not None]
+            self._on_progress("network cards", number + 1, len(turns))
 
     def _measure_at_once(
-        self, center: str, directions: Sequence[Direction], alone: Mapping[Pair, float]
+        self, ends: Sequence[tuple[str, Direction]], alone: Mapping[Pair, float]
     ) -> tuple[dict[Pair, float], str]:
-        """Bytes/s of the node's pairs while all of them are busy; none, and why, where that cannot be measured."""
-        pairs = [pair for d in directions for pair in alone if pair[0 if d == "out" else 1] == center]
-        if len(pairs) < 2 * len(directions):
+        """Bytes/s of all pairs at these ends while all are busy; none, and why, where that cannot be measured."""
+        pairs = [pair for pair in alone if (pair[0], "out") in ends or (pair[1], "in") in ends]
+        if len(self._names) < 3:
             return {}, "it has one link"
         if any(one.source == TRANSPORT_SOURCE for pair in pairs for one in self._measured[pair]):
             return {}, "iperf3 is missing"
-        servers = {pair: _server_end(pair, center) for pair in pairs}
-        counts: dict[str, int] = {}
-        for name in servers.values():
-            counts[name] = counts.get(name, 0) + 1
+        counts = Counter(server_end(pair) for pair in pairs)
         ports = {name: list(free) for name, free in self._serve(counts).items()}
         if not all(ports.values()):
             return {}, "iperf3 is missing"
-        flows = {
-            pair: self._flow(pair, server, ports[server].pop(), rough_bytes_per_s=alone[pair] / len(pairs))
-            for pair, server in servers.items()
-        }
-        own = [pair for pair in pairs if _client_end(pair, center) == COORDINATOR]
-        asked = [pair for pair in pairs if pair not in own]
-        worker = _Background(lambda: measure_flows(self._flows_command([flows[pair] for pair in own])))
-        request = {center: self._flows_command([flows[pair] for pair in asked])} if asked else {}
-        answers = self._agents.ask(request, FlowsMeasured, timeout_s=ANSWER_TIMEOUT_S)
+        flows: dict[str, dict[Pair, Flow]] = {}  # client -> its flows
+        for pair in pairs:
+            rough_bytes_per_s = alone[pair] / (len(self._names) - 1)
+            port = ports[server_end(pair)].pop()
+            flows.setdefault(client_end(pair), {})[pair] = self._flow(pair, port, rough_bytes_per_s)
+        own = flows.pop(COORDINATOR, {})
+        worker = _Background(lambda: measure_flows(self._flows_command(own)))
+        answers = self._agents.ask(
+            {client: self._flows_command(asked) for client, asked in flows.items()},
+            FlowsMeasured,
+            timeout_s=ANSWER_TIMEOUT_S,
+        )
+        answers[COORDINATOR] = worker.join()
         rates: dict[Pair, float] = {}
-        for group, answer in ((own, worker.join()), (asked, answers.get(center, FlowsMeasured(())))):
+        for client, answer in answers.items():
             if answer.error:
                 return {}, answer.error
-            rates |= dict(zip(group, answer.bytes_per_s, strict=True))
+            rates |= dict(zip(own if client == COORDINATOR else flows[client], answer.bytes_per_s, strict=True))
         return rates, ""
 
-    def _flow(self, pair: Pair, server: str, port: int, *, rough_bytes_per_s: float) -> Flow:
+    def _flow(self, pair: Pair, port: int, rough_bytes_per_s: float) -> Flow:
+        server = server_end(pair)
         host = self._agents.addresses[server].rpartition(":")[0]
         return Flow(host, port, reverse=server == pair[0], rough_bytes_per_s=rough_bytes_per_s)
 
-    def _flows_command(self, flows: Sequence[Flow]) -> MeasureFlows:
-        return MeasureFlows(tuple(flows), self._config.card_seconds)
+    def _flows_command(self, flows: Mapping[Pair, Flow]) -> MeasureFlows:
+        return MeasureFlows(tuple(flows.values()), self._config.card_seconds)
 
     def _serve(self, counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Start iperf3 servers: node -> their ports, none where it has no iperf3."""
@@ -206,13 +208,13 @@ class NetworkMeasurement:
         return find_doubts(self._attempts())
 
     def _attempts(self) -> dict[Pair, list[Attempt]]:
-        return {pair: [_attempt(one) for one in tried] for pair, tried in self._measured.items()}
+        return {pair: [attempt_of(one) for one in tried] for pair, tried in self._measured.items()}
 
     def _links(self) -> tuple[MeasuredLink, ...]:
         attempts, doubts = self._attempts(), self._doubts()
         order = {name: index for index, name in enumerate(self._names)}
         pairs = sorted(self._measured, key=lambda pair: (order[pair[0]], order[pair[1]]))
-        return tuple(_merge(pair, self._measured[pair], attempts, doubts.get(pair)) for pair in pairs)
+        return tuple(merge(pair, self._measured[pair], attempts, doubts.get(pair)) for pair in pairs)
 
     def _stop_if_interrupted(self, done: str) -> None:
         if self._is_interrupted():
@@ -221,49 +223,6 @@ class NetworkMeasurement:
 
 class _InterruptedError(Exception):
     """The user has had enough."""
-
-
-def _merge(
-    pair: Pair, tried: Sequence[LinkMeasured], attempts: Mapping[Pair, Sequence[Attempt]], doubt: Doubt | None
-) -> MeasuredLink:
-    latencies = [one.latency_s for one in tried if one.latency_s is not None]
-    return MeasuredLink(
-        src=pair[0],
-        dst=pair[1],
-        bandwidth_bytes_per_s=bandwidth_of(attempts[pair]),
-        latency_s=statistics.median(latencies) if latencies else None,
-        source=next((one.source for one in reversed(tried) if one.source), ""),
-        spread=tried[-1].spread,
-        retransmitted=tried[-1].retransmitted,
-        attempts_bytes_per_s=tuple(one.bandwidth_bytes_per_s for one in tried if one.bandwidth_bytes_per_s is not None),
-        message_times=next((one.message_times for one in tried if one.message_times), ()),
-        suspect=doubt.reason if doubt is not None else "",
-        note=confirmed_oddity(pair, attempts) if doubt is None else "",
-    )
-
-
-def _attempt(measured: LinkMeasured) -> Attempt:
-    return Attempt(
-        bytes_per_s=measured.bandwidth_bytes_per_s,
-        spread=measured.spread,
-        retransmitted=measured.retransmitted,
-        error=measured.error,
-    )
-
-
-def _far_end(pair: Pair) -> str:
-    """The end that serves iperf3: the one that is not the coordinator, which has no agent to be asked."""
-    return pair[0] if pair[1] == COORDINATOR else pair[1]
-
-
-def _client_end(pair: Pair, center: str) -> str:
-    """Where all of a node's pairs are measured at once: at the node, but the coordinator is a client always."""
-    return COORDINATOR if COORDINATOR in pair else center
-
-
-def _server_end(pair: Pair, center: str) -> str:
-    client = _client_end(pair, center)
-    return pair[0] if pair[1] == client else pair[1]
 
 
 class _Background(Generic[ResultT]):

@@ -58,8 +58,15 @@ def test_a_slow_pair_whose_directions_agree_is_as_it_is() -> None:
 def test_what_comes_out_alike_twice_is_no_longer_doubted_by_comparison() -> None:
     attempts = cluster(ab=(31.0, 31.0), ba=(30.0, 60.0))
     assert set(find_doubts(attempts)) == {("b", "a")}, "its two measurements differ"
-    assert confirmed_oddity(("a", "b"), attempts) == "31% of what is usual at both ends; 2 measurements agree"
+    assert confirmed_oddity(("a", "b"), attempts) == "31% of what is usual at both ends; a second measurement agrees"
     assert confirmed_oddity(("c", "d"), cluster(cd=(100.0, 101.0))) == "", "nothing is odd about it"
+
+
+def test_one_outlier_of_three_is_outvoted() -> None:
+    attempts = cluster(ab=(100.0, 60.0, 98.0))
+    assert find_doubts(attempts) == {}
+    assert bandwidth_of(attempts["a", "b"]) == 98.0
+    assert list(find_doubts(cluster(ab=(100.0, 60.0, 80.0)))) == [("a", "b")]
 
 
 def test_a_good_measurement_after_a_bad_one_ends_the_doubt() -> None:

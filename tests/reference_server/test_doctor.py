@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from profiler.errors import InputError
 from profiler.records import decode_record
-from reference_server import doctor, doctor_facts
+from reference_server import doctor, doctor_gather
 from reference_server.doctor import EVERYWHERE, HERE, Diagnosis, diagnose_agents, diagnose_here, examine_listening
 from reference_server.doctor_cli import doctor as command
-from reference_server.doctor_facts import gather_facts, nvml_facts
+from reference_server.doctor_facts import NodeFacts
+from reference_server.doctor_gather import gather_facts, nvml_facts
 from reference_server.keys import make_key_file
 
 from .test_doctor_checks import HEALTHY
@@ -43,14 +44,14 @@ def test_facts_of_this_machine_are_told_and_travel() -> None:
     assert any(text.startswith("torch") for text in facts.requirements)
     assert facts.usable_cores <= facts.logical_cores
     assert facts.disk_free_bytes is not None
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(facts), type=doctor_facts.NodeFacts) == facts
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(facts), type=NodeFacts) == facts
 
 
 def test_memory_and_capabilities_are_read_from_proc() -> None:
-    assert doctor_facts._meminfo("MemTotal: 9 kB\nMemAvailable:   2 kB\nHugePages: 3\n")["MemAvailable"] == 2048
-    assert doctor_facts._has_capability("Name: x\nCapEff:\t0000000000001000\n", doctor_facts.CAP_NET_ADMIN) is True
-    assert doctor_facts._has_capability("CapEff:\t0000000000000fff\n", doctor_facts.CAP_NET_ADMIN) is False
-    assert doctor_facts._has_capability("", doctor_facts.CAP_NET_ADMIN) is None
+    assert doctor_gather._meminfo("MemTotal: 9 kB\nMemAvailable:   2 kB\nHugePages: 3\n")["MemAvailable"] == 2048
+    assert doctor_gather._has_capability("Name: x\nCapEff:\t0000000000001000\n", doctor_gather.CAP_NET_ADMIN) is True
+    assert doctor_gather._has_capability("CapEff:\t0000000000000fff\n", doctor_gather.CAP_NET_ADMIN) is False
+    assert doctor_gather._has_capability("", doctor_gather.CAP_NET_ADMIN) is None
 
 
 class _NvmlError(Exception):

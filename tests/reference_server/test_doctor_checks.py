@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from reference_server.doctor_checks import Finding, examine, examine_clock, examine_together, is_within
+from reference_server.doctor_checks import examine, examine_clock, examine_together
 from reference_server.doctor_facts import GpuFacts, NodeFacts
+from reference_server.doctor_findings import Finding
+from reference_server.doctor_versions import is_within
 
 HEALTHY_GPU = GpuFacts(
     name="H100",

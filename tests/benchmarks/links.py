@@ -1,0 +1,102 @@
+"""Bandwidth measured against the shaped rate, and all pairs in rounds against one pair after the other.
+
+    python -m tests.benchmarks.links [--rates] [--rounds]
+
+Needs root, namespaces and iperf3. Prints tables; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from profiler.net_records import NetworkProfile
+from profiler.records import load_record
+
+MBIT = 1e6 / 8
+RATES_MBIT = (10, 80, 400, 2000)
+FAST_MBIT, SLOW_MBIT = 2000, 400
+_SHARES = {10: (0.1, SLOW_MBIT), 80: (0.1, SLOW_MBIT), 400: (0.2, SLOW_MBIT), 2000: (0.6, FAST_MBIT)}  # cores, card
+NUM_NODES = 8
+
+
+def rates_testbed() -> str:
+    """Links of each rate between one node and four others.
+
+    Only two cards are fast: a round then has one fast pair at most, for two cores carry no more of them at full rate.
+    """
+    lines = []
+    for name, cpu, card in (("hub", 0.7, FAST_MBIT), *((f"n{rate}", *_SHARES[rate]) for rate in RATES_MBIT)):
+        lines.append(f'[[node]]\nname = "{name}"\ncpu = {cpu}\nmemory = "10MB"\nbandwidth = "{card}Mbit"')
+    for rate in RATES_MBIT:
+        lines.append(f'[[link]]\nbetween = ["hub", "n{rate}"]\nbandwidth = "{rate}Mbit"')
+    return "\n".join([*lines, f'[coordinator]\ncpu = 0.2\nbandwidth = "{SLOW_MBIT}Mbit"']) + "\n"
+
+
+def rounds_testbed() -> str:
+    """Seven nodes and the coordinator, all alike."""
+    nodes = [f'[[node]]\nname = "n{index}"\ncpu = 0.2\nmemory = "10MB"' for index in range(1, NUM_NODES)]
+    return "\n".join([*nodes, '[network]\nbandwidth = "80Mbit"', "[coordinator]\ncpu = 0.2"]) + "\n"
+
+
+def measure(testbed: str, *options: str) -> NetworkProfile:
+    """``helixbench profile net`` on that testbed."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec, output = Path(folder) / "testbed.toml", Path(folder) / "network.json"
+        spec.write_text(testbed)
+        argv = [sys.executable, "-m", "helixbench", "profile", "net", "--testbed", str(spec), "-o", str(output)]
+        subprocess.run([*argv, *options], check=True, stdout=sys.stderr)
+        return load_record(output, NetworkProfile)
+
+
+def show_rates() -> None:
+    """Each shaped link and each card against what the testbed file says."""
+    network = measure(rates_testbed())
+    print(f"testbed: {network.testbed}")
+    print(f"{'link':<16}{'shaped':>8}{'measured Mbit/s':>17}{'ratio':>8}")
+    for rate in RATES_MBIT:
+        for src, dst in (("hub", f"n{rate}"), (f"n{rate}", "hub")):
+            link = network.link(src, dst)
+            assert link is not None
+            assert link.bandwidth_bytes_per_s is not None
+            measured = link.bandwidth_bytes_per_s / MBIT
+            print(f"{src + ' > ' + dst:<16}{rate:>8}{measured:>17.2f}{measured / rate:>8.3f}")
+    print(f"{'card':<16}{'shaped':>8}{'measured Mbit/s':>17}{'ratio':>8}")
+    for card in network.cards:
+        limit = card.limit_bytes_per_s()
+        shaped = FAST_MBIT if card.node in ("hub", "n2000") else SLOW_MBIT
+        if limit is not None:
+            name, measured = f"{card.node} {card.direction}", limit / MBIT
+            print(f"{name:<16}{shaped:>8}{measured:>17.1f}{measured / shaped:>8.3f}")
+
+
+def show_rounds() -> None:
+    """Seconds for all pairs of eight nodes, both ways of going about it."""
+    options = ("--seconds", "1", "--no-cards", "--no-messages")
+    for name, more in (("rounds", ()), ("one pair after the other", ("--one-pair-at-a-time",))):
+        network = measure(rounds_testbed(), *options, *more)
+        rates = [link.bandwidth_bytes_per_s for link in network.links if link.bandwidth_bytes_per_s is not None]
+        attempts = sum(len(link.attempts_bytes_per_s) for link in network.links)
+        print(
+            f"{name:<26}{network.seconds:>7.1f} s for {len(network.links)} pairs ({attempts} measurements), "
+            f"{min(rates) / MBIT:.1f} to {max(rates) / MBIT:.1f} Mbit/s of 80"
+        )
+
+
+def main() -> None:
+    """What was asked for, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", action="store_true")
+    parser.add_argument("--rounds", action="store_true")
+    asked = parser.parse_args()
+    if asked.rates or not asked.rounds:
+        show_rates()
+    if asked.rounds or not asked.rates:
+        show_rounds()
+
+
+if __name__ == "__main__":
+    main()
