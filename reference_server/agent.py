@@ -22,7 +22,7 @@ from profiler.model_files import ModelFiles
 from profiler.stage import Stage, preload
 
 from . import link_probe, self_profile
-from .doctor_facts import gather_facts
+from .doctor_gather import gather_facts
 from .doctor_messages import ClockRead, Examine, Examined, ReadClock
 from .dtypes import torch_dtype
 from .heap import keep_heap
