@@ -80,8 +80,9 @@ class NetworkMeasurement:
             cut_short = str(error)
         except HelixbenchError as error:
             cut_short = f"ended by an error: {error}"
+        cards = sorted(self._cards, key=lambda card: (self._names.index(card.node), card.direction == "in"))
         return NetworkMeasured(
-            links=self._links(), cards=tuple(self._cards), seconds=time.perf_counter() - begin, cut_short=cut_short
+            links=self._links(), cards=tuple(cards), seconds=time.perf_counter() - begin, cut_short=cut_short
         )
 
     def _measure_links(self) -> None:
