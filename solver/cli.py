@@ -124,6 +124,7 @@ def make(
     nodes: Annotated[int, typer.Option(help="how many nodes")] = 24,
     types: Annotated[int, typer.Option(help="how many types of device, up to 8")] = 3,
     regions: Annotated[int, typer.Option(help="how many regions, with slow links between them")] = 1,
+    layers: Annotated[int, typer.Option(help="how many layers the model has, of 1.53 GB each")] = 80,
     seed: Annotated[int, typer.Option(help="same numbers and seed, same cluster")] = 0,
 ) -> None:
     """Make a cluster from a seed, to try the solver on. Its figures are not measured."""
@@ -131,7 +132,8 @@ def make(
 
     from .generate import make_cluster
 
-    save_record(output, make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, seed=seed))
+    made = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, num_layers=layers, seed=seed)
+    save_record(output, made)
     print(f"cluster written to {output}", file=sys.stderr)
 
 

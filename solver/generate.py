@@ -53,7 +53,9 @@ TYPES = (
 )
 
 
-def make_cluster(*, num_nodes: int, num_types: int, num_regions: int, seed: int) -> ClusterProfile:
+def make_cluster(
+    *, num_nodes: int, num_types: int, num_regions: int, seed: int, num_layers: int = NUM_LAYERS
+) -> ClusterProfile:
     """A cluster from a seed. The coordinator is in the first region.
 
     Links inside a region carry 1.25 GB/s at 1 ms, those between two regions 12.5 MB/s +- 20 % at 50 ms, each pair of
@@ -66,6 +68,8 @@ def make_cluster(*, num_nodes: int, num_types: int, num_regions: int, seed: int)
         raise InputError(f"--types {num_types}: need 1 to {len(TYPES)}")
     if num_nodes < max(num_types, num_regions) or num_regions < 1:
         raise InputError(f"--nodes {num_nodes} --regions {num_regions}: need a node of each type and in each region")
+    if num_layers < 1:
+        raise InputError(f"--layers {num_layers}: need at least 1")
     rng = random.Random(seed)
     types = rng.sample(TYPES, num_types)
     chosen = [*types, *(rng.choice(types) for _ in range(num_nodes - num_types))]
@@ -78,8 +82,8 @@ def make_cluster(*, num_nodes: int, num_types: int, num_regions: int, seed: int)
     )
     return ClusterProfile(
         model=ModelFacts(
-            name="80 layers of 1.53 GB",
-            num_layers=NUM_LAYERS,
+            name=f"{num_layers} layers of 1.53 GB",
+            num_layers=num_layers,
             activation_bytes_per_token=ACTIVATION_BYTES_PER_TOKEN,
             token_bytes=TOKEN_BYTES,
             layer_weight_bytes=LAYER_WEIGHT_BYTES,
