@@ -93,8 +93,9 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
 
     ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
-    ``workspace_bytes`` is the memory that a node takes beside weights and KV cache, at the largest batch: the peak of
-    an iteration and the allocator's overhead.
+    ``reference_kernel_s`` is CPU time of the reference kernel on the processor that a testbed's node stands in for a
+    share of. ``workspace_bytes`` is the memory that a node takes beside weights and KV cache, at the largest batch: the
+    peak of an iteration and the allocator's overhead.
     """
 
     stage: StageCost
@@ -105,13 +106,15 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_batch_tokens: int
     source: str
     quality: Quality | None = None
+    reference_kernel_s: float | None = None
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One node: its device, its network card, and either a measured cost or a capacity table.
 
     ``capacity_tokens_per_s[k-1]`` is the capacity with ``k`` layers held, ``k`` up to ``max_layers``. ``region`` is the
-    place that shares fast links. ``nic_source`` says how the card was measured.
+    place that shares fast links, ``versions`` the libraries that it was measured with. ``nic_source`` says how the card
+    was measured.
     """
 
     name: str
@@ -123,6 +126,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     capacity_tokens_per_s: tuple[float, ...] | None = None
     cost: MeasuredCost | None = None
     region: str = ""
+    versions: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         if not self.name or self.name == COORDINATOR:

@@ -225,6 +225,25 @@ class Sampler:
         return Block(point=point, mean_s=mean_s, device_mean_s=device_mean_s)
 
 
+def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], second: tuple[float, float]) -> float:
+    """About how long the first ``MIN_ROUNDS`` rounds take, from two iterations that were timed.
+
+    Args:
+        points: the grid.
+        first: tokens and seconds of an iteration of a small batch on all layers; a line is drawn through both.
+        second: those of a large batch.
+    """
+    slope = (second[1] - first[1]) / max(1.0, second[0] - first[0])
+    most = max(point.num_layers for point in points)
+    total = 0.0
+    for point in points:
+        share = max(point.num_layers, 1) / most
+        iteration_s = max(1e-6, share * (first[1] + slope * (point.num_tokens - first[0])))
+        iterations = max(MIN_BLOCK_ITERATIONS, int(MIN_BLOCK_S / iteration_s) + 1)
+        total += MIN_ROUNDS * iteration_s * (1 + iterations)  # one warms up
+    return total
+
+
 def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = False) -> CostSample:
     """Median of a point's blocks, and half their interquartile range over it."""
     low, median, high = (float(value) for value in np.percentile([block.mean_s for block in blocks], (25, 50, 75)))

@@ -16,6 +16,7 @@ from profiler.errors import InputError
 
 from .doctor_cli import doctor
 from .net_cli import profile_net
+from .node_cli import profile_node_command
 
 if TYPE_CHECKING:
     from solver.workload import Workload
@@ -27,6 +28,9 @@ ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face model di
 TestbedOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it
     typer.Option("--testbed", help="Testbed TOML: nodes, CPU shares, links. Default: the demo's four nodes."),
+]
+StaleOption = Annotated[
+    bool, typer.Option("--allow-stale", help="Also where the profile was made on another device, version or model.")
 ]
 PromptOption = Annotated[Optional[int], typer.Option("--prompt-tokens", help="Prompt length.")]  # noqa: UP045
 OutputOption = Annotated[Optional[int], typer.Option("--output-tokens", help="Output length.")]  # noqa: UP045
@@ -44,6 +48,7 @@ def mount(app: typer.Typer) -> None:
     profiling = profile_commands()
     profiling.command(DEFAULT_COMMAND)(profile)
     profiling.command("net")(profile_net)
+    profiling.command("node")(profile_node_command)
     app.add_typer(profiling, name="profile")
     app.command("bench")(bench)
     app.command("serve")(serve)
@@ -129,6 +134,7 @@ def bench(
     trace_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths by this.")] = 1.0,
     routing: Annotated[Literal["iwrr", "fixed"], typer.Option(help="How pipelines are chosen.")] = "iwrr",
     seed: Annotated[int, typer.Option(help="Of prompts and of the order of lengths.")] = 0,
+    allow_stale: StaleOption = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Serve a plan under closed-loop load and record what it did."""
@@ -163,6 +169,7 @@ def bench(
             seed=seed,
             num_requests=requests,
             duration_s=None if requests is not None else duration_s or 30.0,
+            allow_stale=allow_stale,
         )
 
     _drive(testbed or _demo_testbed(), job, log_dir=_logs_beside(output))
@@ -175,6 +182,7 @@ def serve(
     testbed: TestbedOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = 8000,
+    allow_stale: StaleOption = False,
 ) -> None:
     """Serve a plan over an OpenAI-compatible HTTP API."""
     import socket
@@ -203,6 +211,7 @@ def serve(
                 testbed=bed.description,
                 socket_fd=listener.fileno(),
                 url=f"http://{host}:{listener.getsockname()[1]}",
+                allow_stale=allow_stale,
             )
 
         _drive(testbed or _demo_testbed(), job, log_dir=Path(logs), pass_fds=(listener.fileno(),))

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+
+import msgspec
 
 from profiler.errors import HelixbenchError, InputError
 from profiler.model_files import ModelFiles
 from profiler.records import digest, load_record, provenance_now, save_record
+from profiler.stale import identity_of, stale_parts
 from solver.plan import Plan
 
 from .bench import BenchConfig, BenchResult, run_bench
@@ -41,15 +45,20 @@ class _Interrupted:
         self.is_set = True
 
 
-def open_plan(path: Path, model: str, addresses: dict[str, str]) -> tuple[Plan, ModelFiles]:
+def open_plan(
+    path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False
+) -> tuple[Plan, ModelFiles]:
     """The plan and its model, checked to belong together and to the testbed.
+
+    With ``allow_stale`` other files of as many layers will do; see ``stale_parts_of``.
 
     Raises:
         InputError: they do not.
     """
     plan = load_record(path, Plan)
     files = ModelFiles(model)
-    if plan.num_layers != files.num_layers or plan.model_digest != files.digest():
+    is_other = plan.model_digest != files.digest() and not allow_stale
+    if plan.num_layers != files.num_layers or is_other:
         raise InputError(
             f"{path}: made for model {plan.model} ({plan.num_layers} layers, {plan.model_digest or 'no digest'}), but "
             f"--model {model} has {files.num_layers} layers and {files.digest()}; profile and solve for this model"
@@ -63,8 +72,30 @@ def open_plan(path: Path, model: str, addresses: dict[str, str]) -> tuple[Plan, 
     return plan, files
 
 
+def stale_parts_of(
+    plan: Plan, files: ModelFiles, described: Mapping[str, Description], *, allow_stale: bool
+) -> tuple[str, ...]:
+    """Where the profile behind the plan was made on another device, version or model than is here.
+
+    Raises:
+        InputError: there is such a place, and it was not allowed.
+    """
+    lines = stale_parts(
+        {name: node.made_on for name, node in plan.nodes.items()},
+        {name: identity_of(answer.device, answer.versions) for name, answer in described.items()},
+    )
+    if plan.model_digest != files.digest():
+        lines = (f"model: {plan.model_digest} -> {files.digest()}", *lines)
+    if lines and not allow_stale:
+        raise InputError(
+            "the plan's profile was made on something else than is served on now:\n  "
+            + "\n  ".join(lines)
+            + "\nProfile and solve again, or say --allow-stale: every output then says so."
+        )
+    return lines
+
+
 def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
-    agents.require_present()
     if isinstance(job, BenchJob):
         return load_plan(agents, plan, files, routing=job.routing)
     return load_plan(agents, plan, files)
@@ -83,9 +114,12 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         MeasurementError: an agent failed, or the run was interrupted before anything was measured.
     """
     interrupted = _Interrupted()
-    plan, files = open_plan(job.plan, job.model, job.addresses)
+    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
     with Agents(used, load_key_file(job.key_file)) as agents:
+        agents.require_present()
+        described = _describe(agents)
+        stale = stale_parts_of(plan, files, described, allow_stale=job.allow_stale)
         engine = _serve_plan(agents, plan, files, job)
         largest = engine.coordinator.largest_request_tokens()
         if job.workload.max_kv_tokens - 1 > largest:
@@ -93,7 +127,6 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
                 f"the workload's longest request needs {job.workload.max_kv_tokens - 1} KV slots; "
                 f"the plan's pipelines hold {largest} at most: use shorter requests, or solve for this workload"
             )
-        described = agents.ask({node: Describe() for node in used}, Description, timeout_s=10.0)
         config = BenchConfig(
             workload=job.workload,
             concurrency=job.concurrency,
@@ -109,9 +142,20 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             is_interrupted=lambda: interrupted.is_set,
         )
     devices = {node: answer.device.name for node, answer in described.items()}
-    save_record(job.output, _run_log(job, plan, engine, result, devices))
+    log = _run_log(job, plan, engine, result, devices)
+    save_record(job.output, msgspec.structs.replace(log, stale=stale))
+    _say_stale(stale, reporter)
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
+
+
+def _describe(agents: Agents) -> dict[str, Description]:
+    return agents.ask({node: Describe() for node in agents.addresses}, Description, timeout_s=10.0)
+
+
+def _say_stale(stale: tuple[str, ...], reporter: Reporter) -> None:
+    for line in stale:
+        reporter.say(f"stale profile: {line}")
 
 
 def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, devices: dict[str, str]) -> RunLog:
@@ -147,9 +191,11 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
     """
     from .serve import serve_http
 
-    plan, files = open_plan(job.plan, job.model, job.addresses)
+    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
     with Agents(used, load_key_file(job.key_file)) as agents:
+        agents.require_present()
+        _say_stale(stale_parts_of(plan, files, _describe(agents), allow_stale=job.allow_stale), reporter)
         engine = _serve_plan(agents, plan, files, job)
         reporter.say(f"{job.testbed}")
         reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")

@@ -26,6 +26,7 @@ class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
     """Serve a plan under closed-loop load, and write the run log.
 
     ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``. ``command`` is the user's.
+    ``allow_stale``: also where the profile was made on another device, version or model.
     """
 
     command: str
@@ -41,6 +42,7 @@ class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
     seed: int
     num_requests: int | None = None
     duration_s: float | None = None
+    allow_stale: bool = False
 
 
 class ServeJob(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
@@ -53,6 +55,7 @@ class ServeJob(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
     testbed: str
     socket_fd: int
     url: str
+    allow_stale: bool = False
 
 
 Job: TypeAlias = ProfileJob | BenchJob | ServeJob

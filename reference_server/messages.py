@@ -95,6 +95,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_batch_tokens: int
     max_decode_batch: int | None
     peers: dict[str, str]
+    reference_kernel_s: float | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -131,6 +132,7 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
     max_layers: int
     source: str
     quality: Quality | None = None
+    reference_kernel_s: float | None = None
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
@@ -176,6 +178,7 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     kv_capacity_tokens: int
     sent: dict[str, LinkCounters]
     history: History
+    reference_kernel_s: float | None = None
 
 
 class Echo(msgspec.Struct, frozen=True, tag="echo"):

@@ -88,11 +88,12 @@ def _node(
         source=measured.source,
         has_tiles=described.device.kind == "cuda",
     )
-    cost = msgspec.structs.replace(cost, quality=measured.quality)
+    cost = msgspec.structs.replace(cost, quality=measured.quality, reference_kernel_s=measured.reference_kernel_s)
     return Node(
         name=name,
         device=described.device,
         max_layers=measured.max_layers,
+        versions=described.versions,
         nic_out_bytes_per_s=_nic(name, cards, config, direction="out"),
         nic_in_bytes_per_s=_nic(name, cards, config, direction="in"),
         nic_source=_nic_source(name, cards, config),

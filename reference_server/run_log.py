@@ -48,7 +48,11 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a node did inside the window. ``busy_s`` is time in iterations, batching and (de)serialising included."""
+    """What a node did inside the window.
+
+    ``busy_s`` is time in iterations, batching and (de)serialising included. ``reference_kernel_s`` is the mean CPU time
+    of the reference kernel on the node's processor, where it is paced: the plan has the profile's.
+    """
 
     busy_s: float
     iterations: int
@@ -56,6 +60,7 @@ class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     decode_tokens: int
     kv_peak_tokens: int
     kv_capacity_tokens: int
+    reference_kernel_s: float | None = None
 
 
 class LinkUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,7 +123,8 @@ class RunLog(
     ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
     pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
     intervals. ``arrivals`` says how requests came: a closed loop, ``offline`` (all from the start), or at a rate.
-    ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time.
+    ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time,
+    ``stale`` where the profile was made on something else than was served on.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
     """
 
@@ -142,6 +148,7 @@ class RunLog(
     arrivals: str = "closed loop"
     simulated: bool = False
     cut_short: str = ""
+    stale: tuple[str, ...] = ()
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import torch
@@ -23,7 +23,7 @@ from profiler.errors import InputError, MeasurementError
 from profiler.fit import fit_cost
 from profiler.memory import LoadedMemory, workspace_bytes
 from profiler.model_files import ModelFiles
-from profiler.quality import Quality
+from profiler.quality import MemoryUse, Quality
 from profiler.refine import points_to_add
 from profiler.sampling import Block, Sampler
 from profiler.stack import time_stack
@@ -62,6 +62,65 @@ def profile(
     Raises:
         InputError: the model has fewer than three layers, or not even one fits the memory.
     """
+    began = time.monotonic()
+    with prepared(agent, command) as ready:
+        largest = max((p for p in ready.points if p.part == "layers"), key=lambda p: (p.num_tokens, p.kv_tokens))
+        use = msgspec.structs.replace(ready.memory, workspace_bytes=ready.ring.workspace_bytes(largest))
+        sampler = Sampler(
+            ready.points,
+            ready.ring.run,
+            seed=0,
+            taken=taken,
+            timer=CudaTimer(agent.torch_device) if agent.torch_device.type == "cuda" else None,
+            disturbance=find_disturbance(agent.torch_device),
+            on_block=on_block or _reporter(agent),
+            on_round=on_round,
+        )
+        sampler.warm_up(next(p for p in ready.points if p.part == "layers"))
+        stack = time_stack(agent.runtime.stage)
+
+        def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
+            cost = fit_cost(samples, workspace_bytes=0, max_batch_tokens=command.max_batch_tokens, source="so far")
+            already = sum(sample.is_refined for sample in samples)
+            return points_to_add(sampler.points, samples, cost, already_added=already)
+
+        sampled = sampler.measure(budget_s=command.budget_s, refine=refine)
+    workspace = use.workspace_bytes + use.overhead_bytes
+    memory = agent.device.memory_bytes - workspace
+    return Profiled(
+        samples=sampled.samples,
+        workspace_bytes=workspace,
+        quality=Quality(
+            drift=sampled.drift,
+            discarded=sampled.discarded,
+            num_refined=sampled.num_refined,
+            seconds=time.monotonic() - began,
+            stack=stack,
+            memory=use,
+        ),
+        max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
+        source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.torch_device}",
+    )
+
+
+class Prepared(NamedTuple):
+    """A stage that is loaded to be measured. ``layer_bytes`` is a layer with the least room for KV cache."""
+
+    files: ModelFiles
+    points: tuple[GridPoint, ...]
+    num_layers: int
+    layer_bytes: float
+    memory: MemoryUse
+    ring: _Ring
+
+
+@contextmanager
+def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
+    """Load as many layers as the node holds, to be sent batches by itself; they are dropped on leaving.
+
+    Raises:
+        InputError: see ``profile``.
+    """
     files = agent.open_model(command.model, command.model_digest)
     facts = files.facts(dtype=torch_dtype(command.dtype))
     layer_bytes = facts.layer_weight_bytes + _MIN_KV_TOKENS * facts.kv_bytes_per_token_per_layer
@@ -81,7 +140,6 @@ def profile(
         max_context_tokens=command.max_context_tokens,
         max_kv_tokens=kv_tokens,
     )
-    began = time.monotonic()
     loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
     agent.load(
         Load(
@@ -99,46 +157,9 @@ def profile(
     )
     try:
         use = loaded.use_of(agent.runtime.stage)
-        ring = _Ring(agent, files, end=1 + held)
-        largest = max((p for p in points if p.part == "layers"), key=lambda p: (p.num_tokens, p.kv_tokens))
-        use = msgspec.structs.replace(use, workspace_bytes=ring.workspace_bytes(largest))
-        on_cuda = agent.torch_device.type == "cuda"
-        sampler = Sampler(
-            points,
-            ring.run,
-            seed=0,
-            taken=taken,
-            timer=CudaTimer(agent.torch_device) if on_cuda else None,
-            disturbance=find_disturbance(agent.torch_device),
-            on_block=on_block or _reporter(agent),
-            on_round=on_round,
-        )
-        sampler.warm_up(next(p for p in points if p.part == "layers"))
-        stack = time_stack(agent.runtime.stage)
-
-        def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
-            cost = fit_cost(samples, workspace_bytes=0, max_batch_tokens=command.max_batch_tokens, source="so far")
-            already = sum(sample.is_refined for sample in samples)
-            return points_to_add(sampler.points, samples, cost, already_added=already)
-
-        sampled = sampler.measure(budget_s=command.budget_s, refine=refine)
+        yield Prepared(files, points, held, layer_bytes, use, _Ring(agent, files, end=1 + held))
     finally:
         agent.unload()
-    workspace = use.workspace_bytes + use.overhead_bytes
-    return Profiled(
-        samples=sampled.samples,
-        workspace_bytes=workspace,
-        quality=Quality(
-            drift=sampled.drift,
-            discarded=sampled.discarded,
-            num_refined=sampled.num_refined,
-            seconds=time.monotonic() - began,
-            stack=stack,
-            memory=use,
-        ),
-        max_layers=max(0, min(files.num_layers, int((memory - workspace) // layer_bytes))),
-        source=f"agent's own loop over its own transport, {held} layers held, {agent.torch_device}",
-    )
 
 
 class _Ring:

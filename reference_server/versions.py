@@ -9,5 +9,5 @@ from importlib import metadata
 def library_versions() -> dict[str, str]:
     """Library -> version, of this process."""
     return {"python": platform.python_version()} | {
-        library: metadata.version(library) for library in ("torch", "transformers", "pyzmq")
+        library: metadata.version(library) for library in ("helixbench", "torch", "transformers", "pyzmq")
     }

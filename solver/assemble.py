@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profiler.records import digest, provenance_now
+from profiler.stale import identity_of_node
 
 from .bottleneck import describe
 from .capacity import Capacities
@@ -168,6 +169,7 @@ def assemble(
                 max_batch_tokens=_max_batch_tokens(capacities, name),
                 device=capacities.nodes[name].device.name,
                 region=capacities.nodes[name].region,
+                made_on=identity_of_node(capacities.nodes[name]),
             )
             for name in used
         },

@@ -45,7 +45,9 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
-    ``device`` and ``region`` are the profile's, for whoever reads the plan.
+    ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
+    (device facts and versions), against which a node is checked before it serves. ``reference_kernel_s`` too: a
+    testbed's node keeps the speed that it was profiled at by it.
     """
 
     flow_tokens_per_s: float
@@ -54,6 +56,8 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_batch_tokens: int | None = None
     device: str = ""
     region: str = ""
+    made_on: dict[str, str] = {}
+    reference_kernel_s: float | None = None
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

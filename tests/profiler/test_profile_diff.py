@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from profiler.cluster_profile import ClusterProfile, CostSample, Device, Link, MeasuredCost, ModelFacts, Node
+from profiler.compute import GridPoint, grid
+from profiler.fit import fit_cost
+from profiler.profile_diff import cost_ratios, profile_differences
+from profiler.quality import Quality
+
+POINTS = grid(layer_counts=(4, 8), max_batch_tokens=64, max_context_tokens=256, max_kv_tokens=20_000)
+MODEL = ModelFacts(
+    name="toy",
+    num_layers=8,
+    activation_bytes_per_token=100.0,
+    token_bytes=4.0,
+    layer_weight_bytes=1e6,
+    kv_bytes_per_token_per_layer=10.0,
+)
+
+
+def sample(point: GridPoint, factor: float, spread: float) -> CostSample:
+    return CostSample(
+        num_layers=point.num_layers,
+        first=point.part == "embedding",
+        last=point.part == "head",
+        batch=point.shape,
+        median_s=(1e-3 + point.num_layers * (1e-3 + 1e-5 * point.num_tokens)) * factor,
+        spread=spread,
+        repeats=5,
+        held_out=point.held_out,
+    )
+
+
+def cost(*, factor: float = 1.0, noise: float = 0.0, seed: int = 0, drift: tuple[float, ...] = ()) -> MeasuredCost:
+    draw = random.Random(seed)
+    samples = [sample(point, factor * draw.gauss(1, noise), noise * 0.6745) for point in POINTS]
+    made = fit_cost(samples, workspace_bytes=1e6, max_batch_tokens=64, source="made up")
+    return msgspec.structs.replace(made, quality=Quality(drift=drift))
+
+
+def profile(made: MeasuredCost, *, driver: str = "1", bandwidth: float = 1e6, torch: str = "2.11") -> ClusterProfile:
+    device = Device(kind="cuda", name="X1", memory_bytes=1e8, facts={"driver": driver})
+    nodes = tuple(
+        Node(name=name, device=device, max_layers=8, cost=made, versions={"torch": torch}) for name in ("a", "b")
+    )
+    return ClusterProfile(model=MODEL, nodes=nodes, links=(Link(src="a", dst="b", bandwidth_bytes_per_s=bandwidth),))
+
+
+def test_one_profile_differs_in_nothing() -> None:
+    made = profile(cost(noise=0.02))
+    measured = [d for d in profile_differences(made, made) if d.ratio is None or abs(d.ratio - 1) > 1e-12]
+    assert measured == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_called_noise_and_a_change_is_not(seed: int) -> None:
+    base = cost(noise=0.03, seed=seed)
+    again, slower = cost(noise=0.03, seed=100 + seed), cost(factor=1.15, noise=0.03, seed=100 + seed)
+
+    assert cost_ratios(base, again).keys() == {"decode", "prefill", "mixed", "embedding", "head"}
+    assert cost_ratios(base, again)["decode"].is_noise
+    found = cost_ratios(base, slower)["decode"]
+    assert not found.is_noise
+    assert found.low < 1.15 < found.high
+
+
+def test_what_a_profile_drifted_is_noise_too() -> None:
+    base, slower = cost(), cost(factor=1.05)
+    assert not cost_ratios(base, slower)["decode"].is_noise
+    assert cost_ratios(cost(drift=(1.0, 1.08)), slower)["decode"].is_noise
+
+
+def test_device_versions_and_links_are_named() -> None:
+    made = cost()
+    found = {
+        d.name: d for d in profile_differences(profile(made), profile(made, driver="2", bandwidth=0.8e6, torch="2.12"))
+    }
+    assert (found["a: driver"].base, found["a: driver"].new, found["a: driver"].judgement) == ("1", "2", "changed")
+    assert found["b: torch"].new == "2.12"
+    assert found["a -> b: bandwidth"].judgement == "more than noise"
+    assert found["a -> b: bandwidth"].ratio == pytest.approx(0.8)
+    within = profile_differences(profile(made), profile(made, bandwidth=0.97e6))
+    assert [d.judgement for d in within if d.name == "a -> b: bandwidth"] == ["within noise"]
+
+
+def test_grids_without_a_common_batch_say_nothing() -> None:
+    base = cost()
+    other = msgspec.structs.replace(
+        base, samples=tuple(msgspec.structs.replace(s, num_layers=3) for s in base.samples[:9])
+    )
+    assert cost_ratios(base, other) == {}

@@ -1,0 +1,110 @@
+"""Fill a stage's KV cache to the last token in a process that may take no more memory than its node has.
+
+``python -m tests.reference_server.kv_filler MODEL MEMORY_BYTES``; prints one JSON object. First it is tried with
+less than the node has, to see that the limit is one.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+import torch
+
+from profiler.cluster_profile import Device, MeasuredCost, Node
+from profiler.cost import StageCost
+from profiler.memory import LoadedMemory, workspace_bytes
+from profiler.model_files import ModelFiles
+from profiler.stage import Stage, StageItem, preload
+from reference_server.heap import keep_heap
+from solver.capacity import kv_capacity_tokens
+from solver.plan import LayerRange
+
+START, END = 1, 5
+BATCH_TOKENS = 64
+CPU = torch.device("cpu")
+
+
+def stage_of(files: ModelFiles, kv_tokens: int) -> Stage:
+    return Stage(files, start=START, end=END, kv_capacity_tokens=kv_tokens, dtype=torch.float32, device=CPU)
+
+
+def run(stage: Stage, request: int, length: int) -> None:
+    """One iteration: a whole prompt."""
+    hidden = torch.ones((length, stage.hidden_size))
+    item = StageItem(request=request, past=0, num_tokens=length, entry_layer=START, sample=False, inputs=hidden)
+    stage.forward([item])
+
+
+def measured_workspace(files: ModelFiles) -> float:
+    """As a profile measures it: overhead of a small stage and the peak of the largest batch, both on it alone."""
+    memory = LoadedMemory(CPU, memory_bytes=1e9)
+    stage = stage_of(files, 2 * BATCH_TOKENS)
+    use = memory.use_of(stage)
+    stage.kv.reserve(0, BATCH_TOKENS)
+    return use.overhead_bytes + workspace_bytes(lambda: run(stage, 0, BATCH_TOKENS), device=CPU)
+
+
+def planned_kv_tokens(files: ModelFiles, memory_bytes: float, workspace: float) -> int:
+    """As the solver works it out from a profile with that workspace."""
+    nothing = dict.fromkeys(StageCost.__struct_fields__, 0.0)
+    cost = MeasuredCost(
+        stage=StageCost(**(nothing | {"token_knots": (1.0,), "layer_token_s": (0.0,)})),
+        samples=(),
+        held_out_error_median=0.0,
+        held_out_error_p90=0.0,
+        workspace_bytes=workspace,
+        max_batch_tokens=BATCH_TOKENS,
+        source="",
+    )
+    node = Node(
+        name="n", device=Device(kind="cpu", name="cpu", memory_bytes=memory_bytes), max_layers=END - START, cost=cost
+    )
+    return kv_capacity_tokens(files.facts(dtype=torch.float32), node, LayerRange(START, END))
+
+
+def data_bytes() -> int:
+    """What RLIMIT_DATA counts."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+
+
+def fill(files: ModelFiles, kv_tokens: int) -> dict[str, object]:
+    """What became of filling the whole cache, and of one token more."""
+    try:
+        stage = stage_of(files, kv_tokens)
+        request, filled = 0, 0
+        while filled < kv_tokens:
+            length = min(BATCH_TOKENS, kv_tokens - filled)
+            stage.kv.reserve(request, length)
+            run(stage, request, length)
+            request, filled = request + 1, filled + length
+    except (RuntimeError, MemoryError) as error:
+        return {"failed": str(error)}
+    refusal = ""
+    try:
+        stage.kv.reserve(request, 1)
+    except ValueError as error:
+        refusal = str(error)
+    is_last_written = bool((stage.kv.arena[:, :, :, kv_tokens - 1].abs().sum(dim=-1) > 0).all())
+    return {"filled": stage.kv.used_tokens, "is_last_written": is_last_written, "refusal": refusal}
+
+
+def main(model: str, memory_bytes: float) -> dict[str, object]:
+    """Plan and fill, with less memory than the node has and with what it has."""
+    torch.set_num_threads(1)
+    keep_heap()
+    preload()
+    files = ModelFiles(model)
+    kv_tokens = planned_kv_tokens(files, memory_bytes, measured_workspace(files))
+    before, (_, hard) = data_bytes(), resource.getrlimit(resource.RLIMIT_DATA)
+    outcomes = {}
+    for name, share in (("less", 0.7), ("all", 1.0)):
+        resource.setrlimit(resource.RLIMIT_DATA, (int(before + share * memory_bytes), hard))
+        outcomes[name] = fill(files, kv_tokens)
+    return {"planned": kv_tokens, **outcomes}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], float(sys.argv[2]))))

@@ -1,0 +1,138 @@
+"""This machine's device measured by an agent in this process, interrupted and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from helixbench import app
+from profiler import sampling
+from profiler.cluster_profile import ClusterProfile
+from profiler.errors import InputError
+from profiler.records import load_record
+from profiler.sampling import least_seconds
+from reference_server import profile_node as module
+from reference_server import self_profile
+from reference_server.profile_node import NodeProfileConfig, PartialProfile, plan_node, profile_node
+
+from ..conftest import ModelDir
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of no use, in little time; the test's own process keeps its heap and its threads."""
+    monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.001)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 1)
+    monkeypatch.setattr(sampling, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
+    monkeypatch.setattr(module, "keep_heap", lambda: True)
+
+
+@pytest.fixture
+def config(model_dir: ModelDir) -> NodeProfileConfig:
+    return NodeProfileConfig(
+        model=str(model_dir("test-llama")),
+        dtype="float32",
+        name="here",
+        memory_bytes=1e8,
+        max_batch_tokens=16,
+        max_context_tokens=64,
+        budget_s=0.0,
+        command="helixbench profile node",
+    )
+
+
+class Interrupt:
+    """Ctrl-C at that block."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __call__(self, done: int, expected: int) -> None:
+        assert done <= expected
+        if done == self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_node_is_a_cluster_of_one_without_links(config: NodeProfileConfig, tmp_path: Path) -> None:
+    partial = tmp_path / "node.json.partial"
+    made = profile_node(config, partial=partial, resume=False)
+
+    (node,) = made.nodes
+    assert node.name == "here"
+    assert made.links == ()
+    assert node.cost is not None
+    assert node.cost.quality is not None
+    assert node.cost.quality.stack is not None
+    assert node.cost.quality.stack.num_layers == 4
+    assert node.cost.quality.memory is not None
+    assert node.cost.quality.memory.kv_bytes_per_token_per_layer == made.model.kv_bytes_per_token_per_layer
+    assert len(node.cost.quality.drift) == 1
+    assert {"torch", "transformers", "helixbench"} <= node.versions.keys()
+    assert made.provenance.command == "helixbench profile node"
+    assert not partial.exists()
+
+
+def test_an_interrupted_run_keeps_its_rounds_and_is_gone_on_with(config: NodeProfileConfig, tmp_path: Path) -> None:
+    partial = tmp_path / "node.json.partial"
+    with pytest.raises(KeyboardInterrupt):
+        profile_node(config, partial=partial, resume=False, on_block=Interrupt(60))
+    kept = load_record(partial, PartialProfile)
+    points = {block.point for block in kept.blocks}
+    assert len(points) == len(kept.blocks) < 60, "one whole round"
+
+    told: list[int] = []
+    made = profile_node(config, partial=partial, resume=True, on_block=lambda done, _: told.append(done))
+
+    assert len(told) == len(points)
+    assert made.nodes[0].cost is not None
+    assert {sample.repeats for sample in made.nodes[0].cost.samples} == {2}
+    assert not partial.exists()
+
+
+def test_another_runs_blocks_are_refused(config: NodeProfileConfig, tmp_path: Path, model_dir: ModelDir) -> None:
+    partial = tmp_path / "node.json.partial"
+    with pytest.raises(InputError, match="nothing to resume; leave out --resume"):
+        profile_node(config, partial=partial, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        profile_node(config, partial=partial, resume=False, on_block=Interrupt(60))
+    other = msgspec.structs.replace(config, max_context_tokens=32)
+    with pytest.raises(InputError, match=r"begun as another profile .longest context: 64 then, 32 now"):
+        profile_node(other, partial=partial, resume=True)
+
+
+def test_a_plan_says_how_much_and_how_long(config: NodeProfileConfig) -> None:
+    times = plan_node(config)
+    assert times.num_points > 30
+    assert 0 < times.num_held_out < times.num_points
+    assert (times.num_rounds, times.num_layers) == (module.MIN_ROUNDS, 4)
+    assert 0 < times.least_s < 600
+
+
+def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiler.compute import GridPoint
+
+    monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.12)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
+    monkeypatch.setattr(sampling, "MIN_ROUNDS", 3)
+    points = [GridPoint(part="layers", num_layers=4, decodes=(1,) * size) for size in (1, 11)]
+    # 1 s and 3 s an iteration: one to warm up and two timed, three rounds
+    assert least_seconds(points, first=(1.0, 1.0), second=(11.0, 3.0)) == pytest.approx(3 * (3 * 1 + 3 * 3))
+
+
+def test_the_command_writes_a_profile_and_prints_it(config: NodeProfileConfig, tmp_path: Path) -> None:
+    output = tmp_path / "node.json"
+    options = ["--model", config.model, "--memory", "100MB", "--max-batch-tokens", "16", "--max-context-tokens", "64"]
+    run = CliRunner().invoke(app, ["profile", "node", *options, "--budget-s", "0", "-o", str(output)])
+
+    assert run.exit_code == 0, run.output
+    assert "held-out error" in run.stdout
+    assert "stack: 4 layers take" in run.stdout
+    assert load_record(output, ClusterProfile).nodes[0].device.memory_bytes == 1e8
+
+    planned = CliRunner().invoke(app, ["profile", "node", *options, "--plan-only", "--json"])
+    assert json.loads(planned.stdout)["num_layers"] == 4
