@@ -54,6 +54,9 @@ def provenance_now(
     for distribution in ("helixbench", "torch", "transformers", "pulp", "highspy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[distribution] = metadata.version(distribution)
+    commit = source_commit(Path(__file__).resolve().parents[1])
+    if commit:
+        versions["commit"] = commit
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         host=platform.node(),
@@ -63,6 +66,22 @@ def provenance_now(
         note=note,
         source=source,
     )
+
+
+def source_commit(folder: Path) -> str:
+    """The commit that is checked out there; empty where it is no checkout, as for an installed package."""
+    git = folder / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="ascii").strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).exists():
+            return (git / name).read_text(encoding="ascii").strip()
+        packed = (git / "packed-refs").read_text(encoding="ascii").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def encode_record(record: msgspec.Struct) -> bytes:

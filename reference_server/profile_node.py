@@ -87,7 +87,7 @@ def profile_node(
         InputError: the model cannot be profiled here, or what is to be resumed was another run.
         MeasurementError: a number could not be measured.
     """
-    with _agent(config) as (agent, command, files):
+    with agent_here(config) as (agent, command, files):
         made_of = _made_of(config, agent, command)
         taken = _taken(partial, made_of) if resume else ()
 
@@ -124,7 +124,7 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
     Raises:
         InputError: the model cannot be profiled here.
     """
-    with _agent(config) as (agent, command, _), self_profile.prepared(agent, command) as ready:
+    with agent_here(config) as (agent, command, _), self_profile.prepared(agent, command) as ready:
         layers = [p for p in ready.points if p.part == "layers" and p.num_layers == ready.num_layers]
         small, large = (pick(layers, key=lambda p: (p.num_tokens, p.kv_tokens)) for pick in (min, max))
         timed = []
@@ -145,7 +145,7 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
 
 
 @contextlib.contextmanager
-def _agent(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, ModelFiles]]:
+def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, ModelFiles]]:
     """An agent as ``helixbench agent`` starts it, in this process, and what it is to measure."""
     torch.set_num_threads(1)
     keep_heap()

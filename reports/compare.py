@@ -11,6 +11,7 @@ import msgspec
 from profiler.cluster_profile import ClusterProfile, Node
 from profiler.cost import BatchShape
 from profiler.errors import InputError
+from profiler.profile_diff import cost_ratios
 from reference_server.run_log import RunLog
 from solver.plan import Plan
 
@@ -202,6 +203,15 @@ def _node_changes(base: Node, new: Node) -> Iterable[Change]:
             interval=Interval(b / a / (1 + noise), b / a * (1 + noise)),
             texts=(seconds(a), seconds(b)),
         )
+        for kind, found in cost_ratios(base.cost, new.cost).items():
+            yield _quantity(
+                f"{name}: time of {kind} batches",
+                1.0,
+                found.ratio,
+                is_higher_better=False,
+                interval=Interval(found.low, found.high),
+                texts=("1", f"{found.ratio:.3f}"),
+            )
     table_a, table_b = base.capacity_tokens_per_s, new.capacity_tokens_per_s
     if table_a and table_b:
         a, b = table_a[0], table_b[0]

@@ -22,6 +22,7 @@ from profiler.records import (
     require_unique,
     save_bytes,
     save_record,
+    source_commit,
 )
 
 
@@ -203,3 +204,17 @@ def test_links_that_stand_twice_are_refused() -> None:
     link = Link(src="a", dst="coordinator", bandwidth_bytes_per_s=1.0)
     with pytest.raises(ValueError, match=r"links: 'a -> coordinator' stands twice"):
         cluster(links=(link, link))
+
+
+def test_provenance_names_the_commit_of_a_checkout(tmp_path: Path) -> None:
+    assert source_commit(tmp_path) == ""
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert source_commit(tmp_path) == ""
+    (git / "packed-refs").write_text("# pack-refs\n1111 refs/heads/other\n2222 refs/heads/main\n")
+    assert source_commit(tmp_path) == "2222"
+    (git / "refs" / "heads" / "main").write_text("3333\n")
+    assert source_commit(tmp_path) == "3333"
+    (git / "HEAD").write_text("4444\n")
+    assert source_commit(tmp_path) == "4444"
