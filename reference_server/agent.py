@@ -49,6 +49,7 @@ from .messages import (
     Work,
     decode_command,
 )
+from .pacing import Pacer, take_short_turns
 from .runtime import NodeRuntime, Outbound
 from .transport import Transport, reply, send
 from .versions import library_versions
@@ -61,8 +62,8 @@ MAX_ECHO_BYTES = 1 << 24
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
-    ``cpu_share`` below 1 stands in for a slower processor, beside a quota or without one: an iteration is made to take
-    its CPU time divided by that share, by resting. ``None``: it does not rest.
+    ``cpu_share`` below 1 stands in for a slower processor: iterations are held back to it (see ``pacing``). ``None``:
+    they are not.
     """
 
     listen: str
@@ -89,7 +90,7 @@ class Agent:
         self._iterations = 0
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
-        self._sending_cpu_s = 0.0  # CPU time that sending took after the last iteration
+        self.pacer = None if config.cpu_share is None else Pacer(config.cpu_share)
         self._stopped = False
         self._iperf = link_probe.IperfEnd()
         self._handlers: dict[type[Command], Callable[..., Answer]] = {
@@ -128,7 +129,7 @@ class Agent:
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
         if not self._router.poll(wait_ms) and not has_work:
             return False
-        begin, begin_cpu = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
@@ -137,10 +138,10 @@ class Agent:
         decoded = self._tokens[True]
         try:
             going = self._runtime.run_batch(self._tokens)
-            rested_cpu = self._rest(begin, begin_cpu)
+            if self.pacer is not None:
+                self.pacer.hold(begin)
             for outbound in going:
                 self._send(outbound)
-            self._sending_cpu_s = time.process_time() - rested_cpu
         except HelixbenchError as error:
             self._fail(self._controller, error)
             return False
@@ -150,17 +151,6 @@ class Agent:
         self._busy_s += end - begin
         self._iterations += 1
         return True
-
-    def _rest(self, begin: float, begin_cpu: float) -> float:
-        """Make the iteration that began then as slow as the CPU share says, before anything of it is sent.
-
-        The CPU time of sending what the iteration before gave is counted with this one. Returns the CPU time by now.
-        """
-        cpu = time.process_time()
-        if self._config.cpu_share is not None:
-            until = begin + (cpu - begin_cpu + self._sending_cpu_s) / self._config.cpu_share
-            time.sleep(max(0.0, until - time.perf_counter()))
-        return cpu
 
     def load(self, command: Load) -> Loaded:
         """Hold another layer range; what was held and queued before is dropped.
@@ -194,6 +184,9 @@ class Agent:
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=command.max_decode_batch,
         )
+        if self.pacer is not None:
+            self.pacer.nominal_s = command.reference_kernel_s or self.pacer.nominal_s
+            self.pacer.forget()
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
 
     def _require_room(self, files: ModelFiles, command: Load) -> None:
@@ -331,6 +324,7 @@ class Agent:
             kv_peak_tokens=peak,
             kv_capacity_tokens=kv.capacity_tokens,
             sent=dict(self._sent),
+            reference_kernel_s=None if self.pacer is None else self.pacer.mean_kernel_s(),
             history=self._history.read(time.perf_counter()),
         )
 
@@ -356,6 +350,8 @@ def run_agent(config: AgentConfig) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)
     keep_heap()
+    if config.cpu_share is not None:
+        take_short_turns()
     preload()  # before the CPU is limited, which happens when the address is told
     agent = Agent(config)
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())

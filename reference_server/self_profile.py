@@ -76,6 +76,8 @@ def profile(
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
+        if agent.pacer is not None:
+            agent.pacer.measure_nominal()
         sampler.warm_up(next(p for p in ready.points if p.part == "layers"))
         stack = time_stack(agent.runtime.stage)
 
@@ -98,6 +100,7 @@ def profile(
             stack=stack,
             memory=use,
         ),
+        reference_kernel_s=None if agent.pacer is None else agent.pacer.nominal_s,
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
         source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.torch_device}",
     )
@@ -139,6 +142,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         max_batch_tokens=command.max_batch_tokens,
         max_context_tokens=command.max_context_tokens,
         max_kv_tokens=kv_tokens,
+        has_tiles=agent.torch_device.type == "cuda",
     )
     loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
     agent.load(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from profiler.records import digest, provenance_now
 from profiler.stale import identity_of_node
 
+from .batching import Batching, best_batching
 from .bottleneck import describe
 from .capacity import Capacities
 from .expected import predict_means
@@ -28,6 +28,14 @@ SATURATED = 0.98
 
 MAX_FOLLOWED_HOPS = 1_500_000
 """Hops of tokens that one rollout follows at most, a few seconds' work; above it means alone are used, and noted."""
+
+BATCHINGS_TRIED = 8
+"""So many rollouts together may follow as many hops as one alone for all limits on iterations to be tried."""
+
+REPORTED_ROUNDS = 12
+"""Reported figures are counted over so many rounds of all requests in flight: fewer leave the last 3 % to chance."""
+
+NO_LIMITS = Batching()
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,8 @@ def expected_of(
     flow: Flow,
     concurrency: int | None,
     *,
-    max_decode_batch: int | None = None,
+    batching: Batching = NO_LIMITS,
+    rounds: int = MIN_ROUNDS,
 ) -> Expected:
     """What the placement will deliver with so many requests in flight, routed by that flow.
 
@@ -79,7 +88,9 @@ def expected_of(
             capacities.workload,
             concurrency,
             kv_capacity_tokens=kv_tokens,
-            max_decode_batch=max_decode_batch,
+            max_decode_batch=batching.max_decode_batch,
+            max_batch_tokens=batching.max_batch_tokens,
+            rounds=rounds,
         )
     return predict_means(capacities, held, flow.links, concurrency)
 
@@ -99,31 +110,26 @@ def is_followed(
 
 def best_decode_batch(
     question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool
-) -> tuple[int | None, Expected]:
-    """The limit on decoding sequences in an iteration that brings the most, and what it brings.
-
-    Without a limit the requests in flight gather in two or three groups however many stages there are, for a group that
-    waits takes in the next; the other stages idle meanwhile. With one they stay spread over the stages.
-
-    Args:
-        question: what is asked.
-        placement: node -> layer range.
-        flow: of that placement.
-        thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
-    """
-    unlimited = expected_of(question, placement, flow, question.concurrency)
+) -> tuple[Batching, Expected]:
+    """The limits on iterations that bring the most, and what they bring; none where requests are not followed."""
     held = {name: placement[name] for name in used_nodes(placement, flow)}
-    if not is_followed(question, held, flow, question.concurrency):
-        return None, unlimited
     stages = max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links))
-    is_thorough = thorough and is_followed(question, held, flow, question.concurrency, times=2 * stages)
-    groups = range(2, 2 * stages + 1) if is_thorough else (stages,)
-    sizes = sorted({math.ceil(unlimited.concurrency / number) for number in groups if number > 1})
-    tried: list[tuple[int | None, Expected]] = [(None, unlimited)]
-    tried += [
-        (size, expected_of(question, placement, flow, question.concurrency, max_decode_batch=size)) for size in sizes
-    ]
-    return max(tried, key=lambda pair: pair[1].total_tokens_per_s)
+    times = BATCHINGS_TRIED if thorough else 1
+    unlimited = expected_of(question, placement, flow, question.concurrency)
+    if not is_followed(question, held, flow, question.concurrency):
+        return NO_LIMITS, unlimited
+    return best_batching(
+        lambda batching: (
+            unlimited
+            if batching == NO_LIMITS
+            else expected_of(question, placement, flow, question.concurrency, batching=batching)
+        ),
+        in_flight=unlimited.concurrency,
+        stages=stages,
+        mix=question.capacities.mix,
+        max_batch_tokens=max(_max_batch_tokens(question.capacities, name) or 0 for name in held),
+        thorough=thorough and is_followed(question, held, flow, question.concurrency, times=times),
+    )
 
 
 def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
@@ -154,7 +160,7 @@ def assemble(
     used = used_nodes(placement, flow)
     held = {name: placement[name] for name in used}
     bound = max(bound, flow.tokens_per_s)
-    max_decode_batch, _ = best_decode_batch(question, held, flow, thorough=True)
+    batching, _ = best_decode_batch(question, held, flow, thorough=True)
     network = build_network(capacities, held, partial=question.partial)
     return Plan(
         model=capacities.model.name,
@@ -166,10 +172,11 @@ def assemble(
                 flow_tokens_per_s=flow.through(name),
                 capacity_tokens_per_s=_capacity_at(capacities, name, held[name], flow),
                 kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
-                max_batch_tokens=_max_batch_tokens(capacities, name),
+                max_batch_tokens=_max_batch_tokens(capacities, name, batching),
                 device=capacities.nodes[name].device.name,
                 region=capacities.nodes[name].region,
                 made_on=identity_of_node(capacities.nodes[name]),
+                reference_kernel_s=_reference_kernel_s(capacities, name),
             )
             for name in used
         },
@@ -177,7 +184,7 @@ def assemble(
             max_flow_tokens_per_s=flow.tokens_per_s,
             upper_bound_tokens_per_s=bound,
             gap=(bound - flow.tokens_per_s) / flow.tokens_per_s,
-            expected=_over_concurrency(question, held, flow, max_decode_batch),
+            expected=_over_concurrency(question, held, flow, batching),
             bottleneck=describe(capacities, held, network, flow),
             marginal=marginals(network, flow),
         ),
@@ -192,13 +199,13 @@ def assemble(
         cluster_digest=digest(capacities.profile),
         model_digest=capacities.model.digest,
         dtype=capacities.model.dtype,
-        max_decode_batch=max_decode_batch,
+        max_decode_batch=batching.max_decode_batch,
         provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
     )
 
 
 def _over_concurrency(
-    question: Question, held: Mapping[str, LayerRange], flow: Flow, max_decode_batch: int | None
+    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching
 ) -> tuple[Expected, ...]:
     """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold.
 
@@ -213,7 +220,7 @@ def _over_concurrency(
             break
         step *= 2
     return tuple(
-        expected_of(question, held, flow, concurrency, max_decode_batch=max_decode_batch)
+        expected_of(question, held, flow, concurrency, batching=batching, rounds=REPORTED_ROUNDS)
         for concurrency in (*steps, asked)
     )
 
@@ -239,6 +246,13 @@ def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow
     return flow.through(name) / time
 
 
-def _max_batch_tokens(capacities: Capacities, name: str) -> int | None:
+def _reference_kernel_s(capacities: Capacities, name: str) -> float | None:
     cost = capacities.nodes[name].cost
-    return cost.max_batch_tokens if cost else None
+    return cost.reference_kernel_s if cost else None
+
+
+def _max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:
+    cost = capacities.nodes[name].cost
+    if cost is None:
+        return None
+    return min(cost.max_batch_tokens, batching.max_batch_tokens or cost.max_batch_tokens)

@@ -45,6 +45,8 @@ def roll_out(
     *,
     kv_capacity_tokens: Mapping[str, int],
     max_decode_batch: int | None = None,
+    max_batch_tokens: int | None = None,
+    rounds: int = MIN_ROUNDS,
     seed: int = 0,
 ) -> Expected:
     """Expected throughput and latency in a closed loop.
@@ -57,6 +59,8 @@ def roll_out(
         concurrency: requests in flight; ``None`` for as many as the KV caches hold.
         kv_capacity_tokens: node -> KV tokens that it holds.
         max_decode_batch: decoding sequences in an iteration at most; ``None`` for no such limit.
+        max_batch_tokens: tokens in an iteration at most; ``None`` for what each node can do.
+        rounds: of all requests in flight that the window holds at least.
         seed: of the draws.
     """
     rollout = _Rollout(
@@ -66,9 +70,10 @@ def roll_out(
         workload,
         kv_capacity_tokens=kv_capacity_tokens,
         max_decode_batch=max_decode_batch,
+        max_batch_tokens=max_batch_tokens,
         seed=seed,
     )
-    return rollout.run(concurrency)
+    return rollout.run(concurrency, rounds=rounds)
 
 
 @dataclass
@@ -119,9 +124,11 @@ class _Rollout:
         *,
         kv_capacity_tokens: Mapping[str, int],
         max_decode_batch: int | None,
+        max_batch_tokens: int | None,
         seed: int,
     ) -> None:
         self._max_decode_batch = max_decode_batch
+        self._max_batch_tokens = max_batch_tokens
         self._links = LinkTable(profile)
         self._profile = profile
         self._pipelines = [pipeline for pipeline, _ in weighted]
@@ -151,7 +158,7 @@ class _Rollout:
         self._ttft_s: list[float] = []
         self._tpot_s: list[float] = []
 
-    def run(self, concurrency: int | None) -> Expected:
+    def run(self, concurrency: int | None, *, rounds: int) -> Expected:
         """Fill the cluster, let every one of the first requests finish, then count over a window."""
         self._limit = concurrency
         first: dict[str, list[_Item]] = {}
@@ -162,7 +169,7 @@ class _Rollout:
         begin = (self._now, self._tokens, self._outputs)
         nodes = {n: (v.busy_s, v.iterations, v.decoded) for n, v in self._nodes.items()}
         self._ttft_s, self._tpot_s = [], []
-        self._advance_until(len(self.finished) + max(MIN_ROUNDS * started, MIN_REQUESTS))
+        self._advance_until(len(self.finished) + max(rounds * started, MIN_REQUESTS))
         seconds = self._now - begin[0]
         total = (self._tokens - begin[1]) / seconds
         error = max(node.cost.held_out_error_median for node in self._nodes.values())
@@ -259,7 +266,7 @@ class _Rollout:
             self._begin_iteration(name, node)
 
     def _begin_iteration(self, name: str, node: _Node) -> None:
-        batch = _next_batch(node, self._max_decode_batch)
+        batch = _next_batch(node, self._max_decode_batch, self._max_batch_tokens)
         seconds = self._iteration_s(node, batch)
         node.is_busy = True
         node.busy_s += seconds
@@ -337,10 +344,10 @@ class _Rollout:
                 self._tpot_s.append((self._now - request.first_token_s) / (request.produced - 1))
 
 
-def _next_batch(node: _Node, max_decode_batch: int | None) -> list[_Item]:
+def _next_batch(node: _Node, max_decode_batch: int | None, max_batch_tokens: int | None) -> list[_Item]:
     """The server's rule: decoding sequences first, then prompts as they came, the last cut where the batch is full."""
     batch: list[_Item] = []
-    room = node.cost.max_batch_tokens
+    room = min(node.cost.max_batch_tokens, max_batch_tokens or node.cost.max_batch_tokens)
     most = room if max_decode_batch is None else min(room, max_decode_batch)
     while node.decodes and len(batch) < most:
         batch.append(node.decodes.popleft())

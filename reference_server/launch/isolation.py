@@ -79,7 +79,7 @@ def describe(spec: TestbedSpec, isolation: Isolation) -> str:
 
 def _cpu(isolation: Isolation) -> str:
     if isolation.controller is not None:
-        return f"CPU by cgroup v{isolation.controller.version} quota, iterations paced to it"
+        return f"iterations paced to their share of a core, cgroup v{isolation.controller.version} quota"
     return f"CPU EMULATED by idling in proportion, the coordinator's not limited ({isolation.no_quota})"
 
 

@@ -1,0 +1,93 @@
+"""Stand in for a slower processor: an iteration is held back until that processor would have ended it.
+
+What is held back is the iteration's result, so that whoever waits for it waits as long as for a slow node. The time is
+counted in CPU time, which other processes on the machine do not stretch, and in units of a reference kernel, because
+a shared machine itself is faster in one minute than in the next: a node of a testbed keeps its speed from its profile
+to the last request that it serves, as far as its share leaves room.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import time
+from collections import deque
+
+from profiler.reference_kernel import ReferenceKernel
+
+_EVERY_CPU_S = 0.02  # of work between two runs of the kernel, which takes about 1 % of that
+_KEPT = 16  # runs that the present speed is the mean of
+_NOMINAL_S = 1.0
+
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
+_SLICE_NS = 500_000
+
+
+class Pacer:
+    """Holds an agent's iterations back to a share of a processor.
+
+    Args:
+        share: of a processor, 0 to 1.
+
+    Attributes:
+        nominal_s: CPU seconds of the reference kernel on the processor that the share is of.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._kernel = ReferenceKernel()
+        self._runs: deque[float] = deque(maxlen=_KEPT)
+        self._sum_s, self._count = 0.0, 0
+        self._since_kernel_s = 0.0
+        self.nominal_s = self._kernel.time_s()
+        self._counted_s = time.process_time()
+
+    def measure_nominal(self) -> None:
+        """Let the share be of this processor as it is in the second to come."""
+        until, runs = time.perf_counter() + _NOMINAL_S, []
+        while time.perf_counter() < until:
+            runs.append(self._kernel.time_s())
+        self.nominal_s = sum(runs) / len(runs)
+
+    def forget(self) -> None:
+        """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
+        self._counted_s = time.process_time()
+
+    def hold(self, begin: float) -> None:
+        """Wait until the iteration that began then (``time.perf_counter``) would be done.
+
+        All CPU time since the last one counts: sending its result, and receiving, which go on beside an iteration.
+        """
+        cpu_s = time.process_time() - self._counted_s
+        self._since_kernel_s += cpu_s
+        if self._since_kernel_s > _EVERY_CPU_S:
+            self._since_kernel_s = 0.0
+            run_s = self._kernel.time_s()
+            self._runs.append(run_s)
+            self._sum_s, self._count = self._sum_s + run_s, self._count + 1
+        now_s = sum(self._runs) / len(self._runs) if self._runs else self.nominal_s
+        until = begin + cpu_s * self.nominal_s / now_s / self._share
+        self._counted_s = time.process_time()
+        time.sleep(max(0.0, until - time.perf_counter()))
+
+    def mean_kernel_s(self) -> float | None:
+        """Mean of the kernel's runs since this was last asked; ``None`` where there were none."""
+        mean = self._sum_s / self._count if self._count else None
+        self._sum_s, self._count = 0.0, 0
+        return mean
+
+
+def take_short_turns() -> bool:
+    """Ask the kernel to switch between this process and others more often; ``False`` where it does not offer that.
+
+    Nodes that share a machine's cores wait for each other to end a turn of some milliseconds whenever a message comes,
+    as nodes of a cluster do not (sched_setattr(2), Linux 6.12 and later: ``sched_runtime`` of ``SCHED_OTHER``). Threads
+    that are started afterwards inherit it.
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is None or os.name != "posix":
+        return False
+    attributes = struct.pack("IIQiIQQQII", 56, 0, 0, 0, 0, _SLICE_NS, 0, 0, 0, 0)
+    return bool(ctypes.CDLL(None).syscall(number, 0, attributes, 0) == 0)

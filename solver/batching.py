@@ -1,0 +1,68 @@
+"""How large iterations may be: chosen with the plan, for it decides whether the stages of a pipeline work at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .capacity import RequestMix
+from .plan import Expected
+
+TOKEN_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Tried as an iteration's limit, in units of what its decoding sequences bring along in prompt tokens on average."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Limits of every iteration: decoding sequences, and tokens in all; ``None`` for what the node can do."""
+
+    max_decode_batch: int | None = None
+    max_batch_tokens: int | None = None
+
+
+FollowWith = Callable[[Batching], Expected]
+
+
+def best_batching(
+    follow: FollowWith,
+    *,
+    in_flight: float,
+    stages: int,
+    mix: RequestMix,
+    max_batch_tokens: int,
+    thorough: bool,
+) -> tuple[Batching, Expected]:
+    """The limits that bring the most tokens/s, and what they bring.
+
+    Without a limit on decoding sequences the requests in flight gather in two or three groups however many stages there
+    are, for a group that waits takes in the next; the other stages idle meanwhile. With as many prompt tokens in an
+    iteration as a device can take, one stage after the other is held up by a long iteration, and groups gather behind
+    it again. Iterations that are all about as long leave no gaps (Agrawal et al., Sarathi-Serve, OSDI 2024, sec. 4).
+
+    Args:
+        follow: what is expected under such limits.
+        in_flight: requests.
+        stages: of the longest pipeline.
+        mix: of the workload.
+        max_batch_tokens: the most that was measured.
+        thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
+    """
+    tried = {Batching(): follow(Batching())}
+
+    def best() -> Batching:
+        return max(tried, key=lambda batching: tried[batching].total_tokens_per_s)
+
+    def consider(batching: Batching) -> None:
+        if batching not in tried:
+            tried[batching] = follow(batching)
+
+    per_stage = math.ceil(in_flight / max(2, stages))
+    steps = TOKEN_STEPS if thorough else TOKEN_STEPS[1::2]
+    for step in steps:
+        tokens = math.ceil(step * per_stage * (1 + mix.prompt_tokens / mix.output_tokens))
+        consider(Batching(per_stage, tokens if tokens < max_batch_tokens else None))
+    if thorough:
+        for groups in range(2, 2 * stages + 1):
+            consider(Batching(math.ceil(in_flight / groups), best().max_batch_tokens))
+    return best(), tried[best()]

@@ -1,0 +1,102 @@
+import threading
+import time
+
+import pytest
+
+from reference_server import pacing
+from reference_server.pacing import Pacer, take_short_turns
+
+
+class FakeKernel:
+    """A processor whose speed the test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1e-4
+
+    def time_s(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    fake = FakeKernel()
+    monkeypatch.setattr(pacing, "ReferenceKernel", lambda: fake)
+    return fake
+
+
+def spin(cpu_s: float) -> None:
+    until = time.process_time() + cpu_s
+    while time.process_time() < until:
+        pass
+
+
+def held_s(pacer: Pacer, cpu_s: float) -> float:
+    """Wall seconds of an iteration of so much CPU time, over its CPU time."""
+    pacer.forget()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    spin(cpu_s)
+    used = time.process_time() - begin_cpu
+    pacer.hold(begin)
+    return (time.perf_counter() - begin) / used
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_an_iteration_takes_its_cpu_time_over_the_share(kernel: FakeKernel, share: float) -> None:
+    assert kernel.now_s
+    assert held_s(Pacer(share), 0.03) == pytest.approx(1 / share, rel=0.1)
+
+
+@pytest.mark.parametrize("slower", [0.5, 2.0])
+def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(kernel: FakeKernel, slower: float) -> None:
+    pacer = Pacer(0.2)
+    kernel.now_s *= slower
+
+    assert held_s(pacer, 0.04) == pytest.approx(5 / slower, rel=0.1)
+    assert pacer.mean_kernel_s() == pytest.approx(kernel.now_s)
+    assert pacer.mean_kernel_s() is None
+
+
+def test_cpu_time_beside_iterations_counts_and_loading_does_not(kernel: FakeKernel) -> None:
+    assert kernel.now_s
+    pacer = Pacer(0.25)
+    pacer.forget()
+    spin(0.02)  # as receiving does, before the iteration begins
+
+    begin = time.perf_counter()
+    pacer.hold(begin)
+    with_receiving = time.perf_counter() - begin
+    spin(0.02)
+    pacer.forget()
+    begin = time.perf_counter()
+    pacer.hold(begin)
+    after_loading = time.perf_counter() - begin
+
+    assert with_receiving == pytest.approx(0.08, rel=0.15)
+    assert after_loading < 0.02
+
+
+def test_nominal_speed_is_the_mean_of_what_is_measured(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "_NOMINAL_S", 0.01)
+    pacer = Pacer(0.5)
+    kernel.now_s = 3e-4
+    pacer.measure_nominal()
+
+    assert pacer.nominal_s == pytest.approx(3e-4)
+
+
+def test_the_real_kernel_takes_about_as_long_each_time() -> None:
+    from profiler.reference_kernel import ReferenceKernel
+
+    times = sorted(ReferenceKernel().time_s() for _ in range(50))
+
+    assert 1e-5 < times[25] < 1e-2
+    assert times[30] < 3 * times[20]
+
+
+def test_short_turns_are_asked_for_in_a_thread_of_its_own() -> None:
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(take_short_turns()))
+    thread.start()
+    thread.join()
+
+    assert answers in ([True], [False])  # an old kernel, or another processor, offers none: it must not fail
