@@ -9,6 +9,10 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from .cost import BatchShape
+from .token_knots import TILE_TOKENS
+
+MOST_TILES = 4
+"""Tile edges that are measured: beyond, a step is a small part of the time."""
 
 Part: TypeAlias = Literal["layers", "embedding", "head"]
 
@@ -50,7 +54,12 @@ Runner: TypeAlias = Callable[[GridPoint], AbstractContextManager[Iterate]]
 
 
 def grid(
-    *, layer_counts: tuple[int, ...], max_batch_tokens: int, max_context_tokens: int, max_kv_tokens: int
+    *,
+    layer_counts: tuple[int, ...],
+    max_batch_tokens: int,
+    max_context_tokens: int,
+    max_kv_tokens: int,
+    has_tiles: bool = False,
 ) -> tuple[GridPoint, ...]:
     """Batches that tell the cost model's terms apart, and mixed ones, some kept out of the fit.
 
@@ -59,11 +68,15 @@ def grid(
         max_batch_tokens: largest batch.
         max_context_tokens: longest context.
         max_kv_tokens: batches that need more KV slots are left out.
+        has_tiles: decode at both sides of each tile edge too, where the time of a GPU may jump.
     """
     short, long = max(1, max_context_tokens // 16), max_context_tokens
     middle = max_context_tokens // 4
     full = max_batch_tokens
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= full]
+    if has_tiles:
+        edges = (TILE_TOKENS // 2, *range(TILE_TOKENS, MOST_TILES * TILE_TOKENS + 1, TILE_TOKENS))
+        sizes = sorted({*sizes, *(size for edge in edges for size in (edge, edge + 1) if size <= full)})
     fitted: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = []
     fitted += [((), (short,) * size) for size in sizes]
     fitted += [((), (long,) * size) for size in sizes if size in (1, 16, 64)]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.compute import GridPoint, grid, layer_counts_to_measure
+from profiler.token_knots import tile_knots
 
 FULL = {"layer_counts": (4, 8), "max_batch_tokens": 128, "max_context_tokens": 512}
 
@@ -48,6 +49,16 @@ def test_grid_covers_each_quantity_in_the_fit_and_mixes_out_of_it() -> None:
     assert any(past for point in fitted for past, _ in point.prefills), "a chunk that reads what is cached"
     assert max(past for point in fitted for past in point.decodes) == 512
     assert {1, 128} <= {len(point.decodes) for point in fitted}
+
+
+def test_tile_edges_are_measured_at_both_sides_and_resolved_by_the_fit() -> None:
+    sizes = {"layer_counts": (4,), "max_batch_tokens": 256, "max_context_tokens": 512, "max_kv_tokens": 200_000}
+    plain, tiled = (grid(**sizes, has_tiles=has_tiles) for has_tiles in (False, True))  # type: ignore[arg-type]
+
+    assert set(plain) < set(tiled)
+    tokens = [point.num_tokens for point in tiled if not point.held_out and point.part == "layers"]
+    assert {32, 33, 64, 65, 128, 129, 192, 193} <= set(tile_knots(tokens)) <= set(map(float, range(1, 258)))
+    assert 64 not in tile_knots([p.num_tokens for p in plain if not p.held_out])
 
 
 def test_a_node_with_little_room_for_kv_is_measured_on_less() -> None:
