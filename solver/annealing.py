@@ -17,7 +17,7 @@ from .plan import LayerRange
 
 Placement = dict[str, LayerRange]
 
-MOVES_PER_NODE = 400
+MOVES_PER_NODE = 1000
 """Of one cooling; then it starts again, hot, from where it is."""
 
 HOTTEST = 0.02
@@ -29,7 +29,7 @@ AIM = 1.015
 LAYERS_WEIGH = 4.0
 """What the mean over layers of what they fall short weighs against the max-flow's."""
 
-NOISE = 0.3
+NOISE = 0.1
 """Of the flow: in the choice of a new place for a node, so that it is not always the same."""
 
 

@@ -139,6 +139,8 @@ def worthwhile_blocks(
             blocks |= {block: None for block, _ in _cheapest_blocks(shop, region, flow, limit, prices)}
         for dearer in kinds:
             # Blocks for when a kind has run out: whole numbers of blocks never use up every kind at once.
+            if not may_go_on():
+                break
             nearly = {kind: price * (DEARER if kind == dearer else 1.0) for kind, price in prices.items()}
             blocks |= {block: None for block, _ in _cheapest_blocks(shop, region, flow, np.inf, nearly)}
     return list(blocks)

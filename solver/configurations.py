@@ -57,11 +57,14 @@ class Configurations:
         self._workers = Workers(capacities, partial=partial, names=fluid)
         self._columns: list[Picks] = []
 
-    def excludes(self, flow: float, *, cells: int = STAGES[-1][0]) -> bool:
+    def excludes(
+        self, flow: float, *, cells: int = STAGES[-1][0], may_go_on: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Whether it is proven that no placement carries ``flow`` tokens/s; more ``cells`` exclude more."""
         if not self._pieces:
             return False
-        return _is_excluded(self._pieces, self._workers.work(flow), self._num_layers, flow, cells, self._columns)
+        work = self._workers.work(flow)
+        return _is_excluded(self._pieces, work, self._num_layers, flow, cells, self._columns, may_go_on)
 
     def bound(self, *, low: float, high: float, may_go_on: Callable[[], bool] = lambda: True) -> float:
         """The least flow, up to the width of the bisection, that is excluded; ``high`` if none is.
@@ -75,7 +78,7 @@ class Configurations:
             below = max(low, high * 1e-3)
             while high > below * (1 + width) and may_go_on():
                 flow = (below + high) / 2
-                if self.excludes(flow, cells=cells):
+                if self.excludes(flow, cells=cells, may_go_on=may_go_on):
                     high = flow
                 else:
                     below = flow
@@ -100,7 +103,13 @@ def _pieces(capacities: Capacities, *, partial: bool) -> tuple[list[_Pieces], li
 
 
 def _is_excluded(
-    pieces: list[_Pieces], work: float, num_layers: int, flow: float, cells: int, columns: list[Picks]
+    pieces: list[_Pieces],
+    work: float,
+    num_layers: int,
+    flow: float,
+    cells: int,
+    columns: list[Picks],
+    may_go_on: Callable[[], bool],
 ) -> bool:
     """Whether prices prove that no placement carries ``flow``.
 
@@ -111,6 +120,7 @@ def _is_excluded(
         flow: tokens/s asked about.
         cells: of the knapsack.
         columns: configurations known; new ones are added.
+        may_go_on: asked before each step; where not, nothing is proven.
     """
     weights = [cells_up(group.tokens_per_s, flow, cells) * (group.tokens_per_s > 0) for group in pieces]
     prices = [np.minimum(group.tokens_per_s, flow) / flow for group in pieces]
@@ -120,6 +130,8 @@ def _is_excluded(
         if sum(int(weights[group][option]) for group, option in column) >= cells:
             program.add(column, 0.0)
     for step in range(MOST_COLUMNS):
+        if not may_go_on():
+            return False
         solved = cheapest([Group(g.count, w, p) for g, w, p in zip(pieces, weights, prices, strict=True)], cells)
         totals = solved.cost + work_price * flow * (cells - np.arange(cells + 1)) / cells
         weight = int(np.argmin(totals)) if work > 0 else cells

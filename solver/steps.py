@@ -26,7 +26,7 @@ MOST_FOR_BOUND = 0.15
 MOST_ANNEALED = 150
 """Nodes. Above this a max-flow takes too long to ask for tens of thousands."""
 
-COOLINGS = 6
+COOLINGS = 10
 
 MOST_AT_ONCE = 8_000
 """Variables of the node-by-node program up to which it ends so soon that it comes before annealing."""
@@ -59,7 +59,8 @@ def run_search(search: Search) -> str:
         return "interrupted"
     if search.left() <= 0:
         return "time limit"
-    return "optimal" if search.is_proven() else "search done"
+    is_optimal = search.best_score * (1 + PROVEN) >= search.bound  # what is expected never exceeds the max-flow
+    return "optimal" if is_optimal else "search done"
 
 
 def _try_baselines(search: Search) -> None:
