@@ -67,6 +67,7 @@ def judge_case(
         base,
         outcome=outcome,
         statement=statement + ("" if len(measured) == repeats else f"; {len(measured)} of {repeats} repeats"),
+        causes=_median_verdict(measured).causes,
         bound_tokens_per_s=first.bound_tokens_per_s,
         expected_tokens_per_s=first.expected_tokens_per_s,
         expected_interval=first.expected_interval,
@@ -197,6 +198,11 @@ def _latency_bias(latencies: Sequence[Latency]) -> LatencyBias:
         p99_s=statistics.median(one.p99_s for one in latencies),
         p50_bias=relative(p50_s, predicted_s),
     )
+
+
+def _median_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """The one with the median ratio; of an even number the lower one."""
+    return sorted(verdicts, key=lambda verdict: verdict.ratio_to_expected or 0.0)[(len(verdicts) - 1) // 2]
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -70,7 +70,8 @@ class CaseResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One case. Tokens/s are prompt and output tokens alike; ``measured`` is the median of the repeats.
 
     ``measured_interval`` is the 95 % interval of the repeats' mean, ``expected_interval`` the plan's own. ``spread`` is
-    the largest ratio less the smallest. ``reasons`` say why a repeat is missing.
+    the largest ratio less the smallest. ``reasons`` say why a repeat is missing, ``causes`` where the repeat with the
+    median ratio points.
     """
 
     name: str
@@ -82,6 +83,7 @@ class CaseResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     asked_repeats: int
     num_repeats: int
     reasons: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
     bound_tokens_per_s: float | None = None
     expected_tokens_per_s: float | None = None
     expected_interval: Interval | None = None

@@ -66,6 +66,7 @@ class _SuiteRun:
         self._plans: dict[str, Plan] = {}  # case -> its plan
         self._verdicts: dict[str, list[Verdict]] = {case.name: [] for case in suite.cases}
         self._failures: dict[str, list[str]] = {case.name: [] for case in suite.cases}
+        self._begun: set[tuple[str, int]] = set()  # case, repeat
         self._bed_of: dict[str, str] = {}  # testbed -> how it was run
         self._band = Band(min_ratio=options.tolerance.min_ratio, max_ratio=options.tolerance.max_ratio)
         self._is_interrupted = False
@@ -94,6 +95,7 @@ class _SuiteRun:
                         self._repeat(case, repeat)
         except (_StoppedError, KeyboardInterrupt):
             self._is_interrupted = True
+            self._add_kept()
         return self._judge()
 
     def _prepare(self) -> None:
@@ -122,7 +124,7 @@ class _SuiteRun:
 
     def _profile(self, testbed: SuiteTestbed, clusters: dict[str, ClusterProfile]) -> str:
         step = self._steps.profile(testbed)
-        cluster = self._steps.kept_cluster(testbed)
+        cluster = self._steps.kept_cluster(testbed) if self._options.resume else None
         if cluster is None:
             self._layout.cluster(testbed).unlink(missing_ok=True)
             save_bytes(self._layout.testbed(testbed), testbed.text.encode())
@@ -137,7 +139,7 @@ class _SuiteRun:
 
     def _plan(self, case: SuiteCase, cluster: ClusterProfile) -> None:
         step = self._steps.solve(case)
-        plan = self._steps.kept_plan(case, cluster)
+        plan = self._steps.kept_plan(case, cluster) if self._options.resume else None
         if plan is None:
             self._layout.plan(case).unlink(missing_ok=True)
             save_bytes(self._layout.lengths(case), lengths_csv(case.workload))
@@ -154,9 +156,10 @@ class _SuiteRun:
         if plan is None:
             self._progress.skip("bench")
             return
+        self._begun.add((case.name, repeat))
         step = self._steps.bench(case, plan, repeat)
         title = f"{step.title}, repeat {repeat} of {self._options.repeats}"
-        log = self._steps.kept_run(case, plan, repeat)
+        log = self._steps.kept_run(case, plan, repeat) if self._options.resume else None
         if log is None:
             path = self._layout.run(case, repeat)
             path.unlink(missing_ok=True)
@@ -165,11 +168,27 @@ class _SuiteRun:
             finally:
                 self._note_run(case, path)
             if problem:
-                self._failures[case.name].append(f"repeat {repeat}: {problem}")
+                self._failures[case.name].append(problem)
         else:
             self._verdicts[case.name].append(validate(log, self._band))
             self._progress.skip("bench", title)
         self._judge()
+
+    def _add_kept(self) -> None:
+        """Runs of an earlier time that were not come to: they count in the table of what there is."""
+        if not self._options.resume:
+            return
+        for case in self._suite.cases:
+            cluster = self._steps.kept_cluster(case.testbed)
+            plan = cluster and self._steps.kept_plan(case, cluster)
+            for repeat in range(1, self._options.repeats + 1):
+                if (
+                    (case.name, repeat) not in self._begun
+                    and plan
+                    and (log := self._steps.kept_run(case, plan, repeat))
+                ):
+                    self._plans[case.name] = plan
+                    self._verdicts[case.name].append(validate(log, self._band))
 
     def _note_run(self, case: SuiteCase, path: Path) -> None:
         if path.exists():

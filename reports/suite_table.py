@@ -21,6 +21,7 @@ _STYLE: dict[CaseOutcome, str] = {
     "not measured": "bold yellow",
 }
 _NOTABLE_POINTS = 0.005  # of share: a link that is nearer to its plan is not listed
+_MAX_CAUSES = 3  # of a case; the largest stand first
 _CASES = ("case", ">bound", ">expected", ">measured", ">ratio", ">TPOT", ">TTFT", "=verdict")
 _NODES = ("", ">layers", ">busy %", ">off", ">batch", ">off", ">iteration ms", ">off")
 _LINKS = ("", ">planned", ">measured", ">off", ">payload")
@@ -37,7 +38,7 @@ def suite_table(result: SuiteResult) -> RenderableType:
             "total tokens/s; ratio, TPOT and TTFT (p50): measured / expected",
             parts.table(*_CASES, rows=[_styled(case) for case in result.cases]),
         ),
-        parts.facts("WHY", [f"{case.name}: {case.statement}" for case in result.cases if case.outcome != "ok"]),
+        parts.facts("WHY", _why(result)),
         _block("NODES", "predicted / measured; off: measured / predicted - 1", _NODES, _node_rows(result)),
         _block("LINKS", "share of the tokens, where it is not as planned", _LINKS, _link_rows(result)),
         _block("LATENCY", "of requests; the plan predicts the median", _LATENCIES, _latency_rows(result)),
@@ -58,7 +59,7 @@ def suite_markdown(result: SuiteResult) -> str:
             f"### helixbench validate: {count} of {len(result.cases)} cases ok",
             markdown.escape(f"{result.suite}: {_about(result)}"),
             markdown.table(_plain(_CASES), [_case_row(case) for case in result.cases]),
-            markdown.bullets(f"{case.name}: {case.statement}" for case in result.cases if case.outcome != "ok"),
+            markdown.bullets(_why(result)),
             *(
                 markdown.folded(title, markdown.table(columns, _lines(columns, rows)))
                 for title, columns, rows in sections
@@ -74,6 +75,14 @@ def _about(result: SuiteResult) -> str:
         f"median of {result.repeats} repeats, ratio within [{tolerance.min_ratio:g}, {tolerance.max_ratio:g}], "
         f"TPOT within {tolerance.tpot:.0%}{'; interrupted' if result.is_interrupted else ''}"
     )
+
+
+def _why(result: SuiteResult) -> Iterator[str]:
+    """Of each case that is not ok: how far off it was, and what points to the cause."""
+    for case in result.cases:
+        if case.outcome != "ok":
+            yield f"{case.name}: {case.statement}"
+            yield from (f"{case.name}: {cause}" for cause in case.causes[:_MAX_CAUSES])
 
 
 def _case_row(case: CaseResult) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def test_a_repeat_that_fails_is_missing_and_the_rest_is_judged(tmp_path: Path) -
 
     two, full = result.cases
     assert (two.num_repeats, full.num_repeats) == (2, 3)
-    assert two.reasons == ("repeat 1: two-chat: serve and load, repeat 1 of 3: exit 3: helixbench: it broke",)
+    assert two.reasons == ("two-chat: serve and load, repeat 1 of 3: exit 3: helixbench: it broke",)
     assert two.ratio is not None
 
 
@@ -139,6 +139,15 @@ def test_an_interrupt_ends_the_suite_with_what_there_is(tmp_path: Path) -> None:
     assert len(stand_in.calls) == 8
     assert [case.num_repeats for case in result.cases] == [1, 1]
     assert load_record(tmp_path / "results" / "suite.json", SuiteResult).is_interrupted
+
+
+def test_an_interrupt_while_resuming_loses_no_earlier_run(tmp_path: Path) -> None:
+    first = run(tmp_path, StandIn(), repeats=2)
+    (tmp_path / "results" / "cases" / "full" / "run-1.json").unlink()
+    result = run(tmp_path, StandIn(exits={0: INTERRUPTED}), repeats=2, resume=True)
+
+    assert [case.num_repeats for case in result.cases] == [2, 1]
+    assert sorted(result.cases[0].ratios) == sorted(first.cases[0].ratios)
 
 
 def test_a_testbed_larger_than_this_machine_is_refused_before_anything_runs(tmp_path: Path) -> None:

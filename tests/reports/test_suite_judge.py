@@ -89,8 +89,10 @@ def test_a_nodes_bias_is_measured_over_predicted_less_one() -> None:
     use = run.nodes["big"]
     slow = replace(run, nodes={**run.nodes, "big": replace(use, busy_s=1.25 * use.busy_s)})
 
-    big = next(node for node in judged([validate(slow)] * 3).nodes if node.name == "big")
+    case = judged([validate(slow)] * 3)
 
+    big = next(node for node in case.nodes if node.name == "big")
+    assert any("big: an iteration is 2" in cause and "slower than its profile" in cause for cause in case.causes)
     assert big.busy_bias == pytest.approx(0.25)
     assert big.batch_bias == pytest.approx(0.0, abs=0.01)
     assert big.measured_iteration_s == pytest.approx(1.25 * use.busy_s / use.iterations)
