@@ -59,7 +59,7 @@ def _numbers_are_finite_and_positive(run: RunLog) -> str:
     for name, node in run.nodes.items():
         for field in node.__struct_fields__:
             value = getattr(node, field)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 return f"nodes.{name}.{field} is {value}"
     for link in run.links:
         if min(link.payload_bytes, link.messages, link.tokens) < 0:
@@ -113,7 +113,8 @@ def _is_within(run: RunLog, time_s: float) -> bool:
 
 def _never_above_concurrency(run: RunLog) -> str:
     # An end before an arrival at the same instant: a closed loop starts the next request where one finishes.
-    events = sorted(event for r in run.requests for event in ((r.arrival_s, 1), (r.finish_s, -1)))
+    begins = (r.arrival_s if r.admitted_s is None else r.admitted_s for r in run.requests)
+    events = sorted([*((begin, 1) for begin in begins), *((r.finish_s, -1) for r in run.requests)])
     in_flight = most = 0
     for _, change in events:
         in_flight += change

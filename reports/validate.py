@@ -66,11 +66,19 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
 
 
 def expected_at(run: RunLog) -> Expected | None:
-    """The plan's promise at exactly the run's concurrency; ``None`` where it makes none."""
-    for entry in run.plan.predicted.expected:
+    """The plan's promise for exactly the run's load; ``None`` where it makes none, as for arrivals at a rate.
+
+    That is its entry at the run's concurrency; where all requests were there from the start, also the one that it makes
+    for as many in flight as the KV caches hold.
+    """
+    promises = run.plan.predicted.expected
+    if run.arrivals not in ("closed loop", "offline"):
+        return None
+    for entry in promises:
         if entry.concurrency == run.concurrency:
             return entry
-    return None
+    is_full = run.arrivals == "offline" and run.plan.assumptions.concurrency is None
+    return promises[-1] if is_full and promises else None
 
 
 def measured_interval(run: RunLog) -> Interval | None:
@@ -90,7 +98,9 @@ def _why_not_measured(run: RunLog, expected: Expected | None, checks: tuple[Chec
         reasons.append("no request finished inside the window: run longer, or with shorter outputs")
     if run.prompt_tokens + run.output_tokens == 0:
         reasons.append("no token was counted inside the window")
-    if expected is None:
+    if expected is None and run.arrivals not in ("closed loop", "offline"):
+        reasons.append(f"requests came at a rate ({run.arrivals}), for which a plan promises nothing")
+    elif expected is None:
         known = ", ".join(str(entry.concurrency) for entry in run.plan.predicted.expected) or "none"
         reasons.append(
             f"no prediction at this concurrency ({run.concurrency}); the plan predicts {known}: "
@@ -123,7 +133,8 @@ def _statement(
     missing: tuple[str, ...],
 ) -> str:
     if outcome == "could not measure" or to_expected is None or to_bound is None:
-        return "Could not measure: " + ("; ".join(missing) or "the plan promises no flow") + "."
+        what = "Could not measure (a simulated run): " if run.simulated else "Could not measure: "
+        return what + ("; ".join(missing) or "the plan promises no flow") + "."
     verb = "simulated" if run.simulated else "measured"
     held = f"{verb} {run.total_tokens_per_s:,.4g} tokens/s = {to_expected:.3f} x expected, {to_bound:.3f} x bound"
     within = f"{band.min_ratio:g} .. {band.max_ratio:g}"
