@@ -18,10 +18,14 @@ VERSION = "5.0.0"
 
 
 def run_samples(run: RunLog) -> dict[str, tuple[float, ...]]:
-    """Benchmark name -> seconds: latencies by request; throughput as seconds per token, by parts of the window."""
+    """Benchmark name -> seconds: latencies by request; throughput as seconds per token, by parts of the window.
+
+    Those of a simulated run have names of their own, so that no series mixes the two.
+    """
     per_token = tuple(1 / rate for rate in batches_of(run).get("total_tokens_per_s", ()) if rate > 0)
     samples = {"ttft": tuple(ttfts(run)), "tpot": tuple(tpots(run)), "seconds_per_token": per_token}
-    return {name: values for name, values in samples.items() if values}
+    prefix = "simulated " if run.simulated else ""
+    return {f"{prefix}{name}": values for name, values in samples.items() if values}
 
 
 def regression_samples(regression: Regression) -> dict[str, tuple[float, ...]]:

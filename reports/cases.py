@@ -40,7 +40,8 @@ def calibration_cases(verdict: Verdict) -> tuple[Case, ...]:
     return (
         Case(
             suite="calibration",
-            name=f"measured against expected at concurrency {verdict.concurrency}",
+            name=f"{'simulated' if verdict.is_simulated else 'measured'} against expected "
+            f"at concurrency {verdict.concurrency}",
             status=status,
             message=verdict.statement,
             details=(*verdict.causes, *((verdict.testbed,) if verdict.testbed else ()), *verdict.notes),

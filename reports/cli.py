@@ -55,6 +55,7 @@ def report_command(
 def compare_command(
     base: Annotated[Path, typer.Argument(show_default=False)],
     new: Annotated[Path, typer.Argument(show_default=False)],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write one self-contained page")] = None,
     markdown: MarkdownFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -65,8 +66,14 @@ def compare_command(
     from .compare import compare
     from .terminal_comparison import comparison_summary
 
-    found = compare(loading.load_any(base), loading.load_any(new), base_name=str(base), new_name=str(new))
+    records = loading.load_any(base), loading.load_any(new)
+    found = compare(*records, base_name=str(base), new_name=str(new))
     show(comparison_summary(found), to_stderr=as_json)
+    if html is not None:
+        from .html_comparison import comparison_page
+
+        save_bytes(html, comparison_page(found, *records).encode())
+        note(f"wrote {html}")
     if markdown is not None:
         from .markdown import comparison_markdown, fit
 

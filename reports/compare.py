@@ -83,6 +83,8 @@ def _comparison(kind: Kind, base: str, new: str, notes: Iterable[str], changes: 
 
 def _run_notes(base: RunLog, new: RunLog) -> list[str]:
     notes = ["one run each: intervals hold the noise inside a run, not that between runs"]
+    if base.simulated and new.simulated:
+        notes.append("both runs are simulated: no hardware ran")
     if base.plan != new.plan:
         notes.append("two plans were run")
     for name in ("concurrency", "routing", "testbed", "simulated"):

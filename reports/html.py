@@ -27,6 +27,7 @@ from .validate import validate
 
 # The table under a chart says what the chart shows; intervals are put together to keep it short.
 MAX_TIMELINE_ROWS = 48
+MAX_NODE_ROWS = 24
 
 
 def html_page(record: ClusterProfile | Plan | RunLog) -> str:
@@ -39,7 +40,7 @@ def html_page(record: ClusterProfile | Plan | RunLog) -> str:
 def run_page(run: RunLog) -> str:
     """Measured against predicted."""
     verdict = validate(run)
-    return _render(
+    return render(
         "run.html.j2",
         title=f"{run.plan.model}: {verdict.outcome}",
         run=run,
@@ -48,6 +49,7 @@ def run_page(run: RunLog) -> str:
         picture=flow_picture(run.plan, about=run.device_names, regions=run.regions),
         devices=run.device_names,
         timeline=_timeline_rows(run),
+        node_timeline=_node_rows(run),
         throughput=_throughput_in_words(run),
         provenance=run.provenance,
         records={"record": run, "verdict": verdict},
@@ -56,12 +58,12 @@ def run_page(run: RunLog) -> str:
 
 def plan_page(plan: Plan) -> str:
     """Placement, flows and promises."""
-    return _render(
+    return render(
         "plan.html.j2",
         title=f"{plan.model}: plan",
         plan=plan,
-        picture=flow_picture(plan),
-        devices={},
+        picture=flow_picture(plan, about=devices_of(plan), regions=regions_of(plan)),
+        devices=devices_of(plan),
         provenance=plan.provenance,
         records={"record": plan},
     )
@@ -69,13 +71,23 @@ def plan_page(plan: Plan) -> str:
 
 def profile_page(profile: ClusterProfile) -> str:
     """Nodes and links as measured."""
-    return _render(
+    return render(
         "profile.html.j2",
         title=f"{profile.model.name}: cluster",
         profile=profile,
         provenance=profile.provenance,
         records={"record": profile},
     )
+
+
+def devices_of(plan: Plan) -> dict[str, str]:
+    """Node -> device, where the plan says it."""
+    return {name: use.device for name, use in plan.nodes.items() if use.device}
+
+
+def regions_of(plan: Plan) -> dict[str, str]:
+    """Node -> region, where the plan says it."""
+    return {name: use.region for name, use in plan.nodes.items() if use.region}
 
 
 def script_json(record: msgspec.Struct) -> Markup:
@@ -86,7 +98,8 @@ def script_json(record: msgspec.Struct) -> Markup:
     return Markup(text)
 
 
-def _render(template: str, **context: object) -> str:
+def render(template: str, **context: object) -> str:
+    """The page of that template, with all that it needs inside."""
     environment = Environment(
         loader=PackageLoader("reports", "templates"),
         autoescape=True,
@@ -152,6 +165,32 @@ def _timeline_rows(run: RunLog) -> list[Mapping[str, float | bool]]:
                 "in_window": run.window.start_s <= start and end <= run.window.end_s,
             }
         )
+    return rows
+
+
+def _node_rows(run: RunLog) -> list[Mapping[str, str | float | None]]:
+    """Each node's series in at most ``MAX_NODE_ROWS`` rows."""
+    rows: list[Mapping[str, str | float | None]] = []
+    for name, points in run.node_timeline.items():
+        step = -(-len(points) // MAX_NODE_ROWS) or 1
+        capacity = run.nodes[name].kv_capacity_tokens if name in run.nodes else 0
+        start_s = 0.0
+        for i in range(0, len(points), step):
+            part = points[i : i + step]
+            batches = [point.batch_tokens for point in part if point.batch_tokens is not None]
+            last = part[-1]
+            rows.append(
+                {
+                    "node": name,
+                    "start_s": start_s,
+                    "end_s": last.end_s,
+                    "batch_tokens": statistics.fmean(batches) if batches else None,
+                    "kv_tokens": last.kv_tokens,
+                    "kv_use": last.kv_tokens / capacity if capacity else None,
+                    "busy": statistics.fmean(point.busy for point in part),
+                }
+            )
+            start_s = last.end_s
     return rows
 
 

@@ -35,7 +35,8 @@ def run_markdown(run: RunLog, verdict: Verdict) -> list[str]:
     nodes = sorted(verdict.nodes, key=_worst, reverse=True)
     links = sorted(verdict.links, key=lambda link: -abs(link.realised_share - link.planned_share))
     return [
-        f"### helixbench: {verdict.outcome}",
+        f"### helixbench: {verdict.outcome}" + (" (simulated)" if verdict.is_simulated else ""),
+        "**No hardware ran: every number is simulated from the profile.**" if verdict.is_simulated else "",
         escape(verdict.statement),
         table(
             ("total tokens/s", ">value", "95 % interval", f">measured {TIMES}"),
@@ -47,7 +48,12 @@ def run_markdown(run: RunLog, verdict: Verdict) -> list[str]:
                     interval(verdict.expected_interval),
                     ratio(verdict.ratio_to_expected),
                 ),
-                ("**measured**", number(verdict.measured_tokens_per_s), interval(verdict.measured_interval), ""),
+                (
+                    f"**{'simulated' if verdict.is_simulated else 'measured'}**",
+                    number(verdict.measured_tokens_per_s),
+                    interval(verdict.measured_interval),
+                    "",
+                ),
             ],
         ),
         bullets(verdict.causes),

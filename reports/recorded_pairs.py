@@ -65,6 +65,9 @@ def load_runs(path: Path) -> list[RunLog]:
 
 def _notes(base: list[RunLog], new: list[RunLog]) -> list[str]:
     notes = []
+    sides = [side for side, runs in (("BASE", base), ("NEW", new)) if any(run.simulated for run in runs)]
+    if sides:
+        notes.append(f"{' and '.join(sides)}: simulated, no hardware ran")
     last_base, first_new = base[-1].provenance.created, new[0].provenance.created
     last_new, first_base = new[-1].provenance.created, base[0].provenance.created
     if last_base < first_new or last_new < first_base:

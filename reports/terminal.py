@@ -99,9 +99,11 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> RenderableType:
     verdict = verdict or validate(run)
     plan = run.plan
     about = f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes"
+    mark = [Text("  simulated: no hardware ran, every number comes from the profile", style="bold yellow")]
     load = f"{run.concurrency} requests in flight, routing {run.routing}, window {run.window.seconds:.3g} s"
     return Group(
         Text.assemble(("SIMULATED RUN" if run.simulated else "RUN", "bold"), "  ", about),
+        *(mark if run.simulated else []),
         Text(f"  {load}"),
         parts.placement(plan.placement, plan.num_layers, run.device_names),
         parts.flows(plan),
@@ -122,18 +124,19 @@ def _verdict_block(verdict: Verdict) -> RenderableType:
 
 
 def _result_block(verdict: Verdict) -> RenderableType:
+    verb = "simulated" if verdict.is_simulated else "measured"
     unknown = "" if verdict.expected_tokens_per_s is not None else "no prediction at this concurrency"
     rows = [
         ("bound", verdict.bound_tokens_per_s, (f"any plan: at most {number(verdict.upper_bound_tokens_per_s)}",)),
         ("expected", verdict.expected_tokens_per_s, (interval(verdict.expected_interval) or unknown,)),
-        ("measured", verdict.measured_tokens_per_s, (interval(verdict.measured_interval),)),
+        (verb, verdict.measured_tokens_per_s, (interval(verdict.measured_interval),)),
     ]
     against = f"{ratio(verdict.ratio_to_expected)} {TIMES} expected, {ratio(verdict.ratio_to_bound)} {TIMES} bound"
     return parts.block(
         "RESULT",
         "total tokens/s, with 95 % intervals",
         parts.scale_bars(rows, "", width=2 * parts.BAR),
-        Text(f"measured is {against}", style="bold"),
+        Text(f"{verb} is {against}", style="bold"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -12,8 +13,8 @@ from .compare import Change, Comparison, Judgement
 from .figures import interval, number, ratio
 from .regression import Answer, Pair, Regression
 
-# What matters most is listed first.
-_ORDER: dict[Judgement, int] = {"worse": 0, "better": 1, "changed": 2, "within noise": 3, "unchanged": 4}
+# What matters most is listed first; what was judged comes before what has no known noise.
+_ORDER: dict[Judgement, int] = {"worse": 0, "better": 1, "within noise": 2, "changed": 3, "unchanged": 4}
 _STYLE: dict[Judgement, str] = {"worse": "bold red", "better": "bold green", "changed": "bold"}
 _ANSWER_STYLE: dict[Answer, str] = {
     "FASTER": "bold green",
@@ -28,17 +29,10 @@ def comparison_summary(comparison: Comparison) -> RenderableType:
     """What changed, worst first; what did not change is counted."""
     changes = changes_in_order(comparison)
     same = len(comparison.changes) - len(changes)
-    rows = [
-        (
-            Text(change.judgement, style=_STYLE.get(change.judgement, "")),
-            change.name,
-            change.base,
-            change.new,
-            ratio(change.ratio) if change.ratio is not None else "",
-            interval(change.interval) if change.interval and change.interval.low != change.interval.high else "",
-        )
-        for change in changes
-    ]
+    rows: list[tuple[RenderableType, ...]] = []
+    for judgement, group in itertools.groupby(changes, key=lambda change: change.judgement):
+        rows.append((Text(judgement, style=_STYLE.get(judgement, "italic")), "", "", "", ""))
+        rows += [_row(change) for change in group]
     about = f"two {comparison.kind}s: base {comparison.base}, new {comparison.new}"
     return Group(
         Text.assemble(("COMPARISON", "bold"), "  ", about),
@@ -46,11 +40,22 @@ def comparison_summary(comparison: Comparison) -> RenderableType:
         parts.block(
             "CHANGES",
             "new / base with 95 % intervals",
-            parts.table("=", "", "base", "new", ">ratio", "=interval", rows=rows),
+            parts.table("", "base", "new", ">ratio", "=interval", rows=rows),
         )
         if rows
         else Text("\n  nothing changed"),
         *([Text(f"  {same} more did not change")] if same and rows else []),
+    )
+
+
+def _row(change: Change) -> tuple[str, ...]:
+    span = change.interval
+    return (
+        f"  {change.name}",
+        change.base,
+        change.new,
+        ratio(change.ratio) if change.ratio is not None else "",
+        interval(span) if span and span.low != span.high else "",
     )
 
 

@@ -1,7 +1,8 @@
-"""Pictures of the reports: ``python docs/screenshots/make.py RUN [--plan PLAN] [--cluster CLUSTER]``.
+"""Pictures of the reports: ``python docs/screenshots/make.py RUN [--plan PLAN] [--cluster CLUSTER] [--base BASE]``.
 
 Opens the real pages and the real terminal output in Chromium (``apt-get install chromium``, ``pip install playwright``)
-and writes PNG files beside this script: the terminal summaries, and the page on a desktop, on a phone and in the dark.
+and writes PNG files beside this script: the terminal summaries, and the page on a desktop, on a phone and in the dark;
+with ``--base`` also the comparison of that run with RUN.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from rich.console import Console, RenderableType
 from profiler.cluster_profile import ClusterProfile
 from profiler.records import load_record
 from reference_server.run_log import RunLog
+from reports.compare import compare
 from reports.html import html_page
+from reports.html_comparison import comparison_page
 from reports.terminal import plan_summary, profile_summary, run_summary
+from reports.terminal_comparison import comparison_summary
 from solver.plan import Plan
 
 HERE = Path(__file__).parent
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--plan", type=Path)
     parser.add_argument("--cluster", type=Path)
+    parser.add_argument("--base", type=Path)
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
     run = load_record(arguments.run, RunLog)
@@ -41,28 +46,37 @@ def main() -> None:
         summaries["terminal-profile"] = profile_summary(cluster)
     if arguments.plan:
         summaries["terminal-plan"] = plan_summary(load_record(arguments.plan, Plan), cluster)
+    comparison = ""
+    if arguments.base:
+        base = load_record(arguments.base, RunLog)
+        found = compare(base, run, base_name=str(arguments.base), new_name=str(arguments.run))
+        summaries["terminal-comparison"] = comparison_summary(found)
+        comparison = comparison_page(found, base, run)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = Path(folder) / "report.html"
         page.write_text(html_page(run), encoding="utf-8")
-        photograph_page(browser, page, arguments.out)
+        photograph_page(browser, page, arguments.out, "report")
+        if comparison:
+            page.write_text(comparison, encoding="utf-8")
+            photograph_page(browser, page, arguments.out, "comparison")
         for name, summary in summaries.items():
             photograph_terminal(browser, summary, arguments.out / f"{name}.png")
         browser.close()
 
 
-def photograph_page(browser: Browser, page_file: Path, out: Path) -> None:
+def photograph_page(browser: Browser, page_file: Path, out: Path, stem: str) -> None:
     """Desktop and dark, the whole page each; what a phone shows in three screens."""
     for name, viewport, scheme in (
-        ("report-desktop", DESKTOP, "light"),
-        ("report-dark", DESKTOP, "dark"),
-        ("report-phone", PHONE, "light"),
+        ("desktop", DESKTOP, "light"),
+        ("dark", DESKTOP, "dark"),
+        ("phone", PHONE, "light"),
     ):
         context = browser.new_context(viewport=viewport, color_scheme=scheme)
         page = context.new_page()
         page.goto(page_file.as_uri())
         page.wait_for_timeout(300)
-        page.screenshot(path=out / f"{name}.png", full_page=viewport is DESKTOP)
+        page.screenshot(path=out / f"{stem}-{name}.png", full_page=viewport is DESKTOP)
         context.close()
 
 

@@ -7,6 +7,7 @@
   };
   const record = read("record");
   const verdict = read("verdict");
+  const base = read("base"), fresh = read("new"); // the two records of a comparison
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const charts = [];
 
@@ -50,16 +51,19 @@
             const path = new Path2D();
             path.moveTo(bbox.left, y);
             path.lineTo(bbox.left + bbox.width, y);
-            drawn(name, color(stroke), path, bbox.left + bbox.width - scaled(4), y + scaled(below ? 13 : -5), "right");
+            drawn(name, color(stroke), path, bbox.left + bbox.width + scaled(5), y + scaled(below ? 9 : 3), "left");
           }
-          uprights.forEach(({ value, name, stroke }, row) => {
+          // The left one is named at the top left of it, the right one at the bottom right: no curve of shares goes there.
+          [...uprights].sort((a, b) => a.value - b.value).forEach(({ value, name, stroke }, i) => {
             const x = u.valToPos(value, "x", true);
             const path = new Path2D();
             path.moveTo(x, bbox.top);
             path.lineTo(x, bbox.top + bbox.height);
-            const is_left = x > bbox.left + bbox.width / 2;
-            drawn(name, color(stroke), path, x + scaled(is_left ? -5 : 5), bbox.top + scaled(14 + 15 * row),
-              is_left ? "right" : "left");
+            const is_right = i > 0 || x < bbox.left + scaled(90);
+            const y = is_right ? bbox.top + bbox.height - scaled(8) : bbox.top + scaled(14);
+            const room = bbox.left + bbox.width - x;
+            if (is_right && room < u.ctx.measureText(name).width + scaled(8)) drawn(name, color(stroke), path, x - scaled(5), y, "right");
+            else drawn(name, color(stroke), path, x + scaled(is_right ? 5 : -5), y, is_right ? "left" : "right");
           });
           ctx.restore();
         },
@@ -90,25 +94,30 @@
     const expected = verdict.expected_tokens_per_s;
     const top = Math.max(bound, ...total) * 1.12;
     const lines = [{ value: bound, name: "bound", stroke: "ink" }];
-    if (expected != null) lines.push({ value: expected, name: "expected", stroke: "soft", below: true });
+    if (expected != null) lines.push({ value: expected, name: "expected", stroke: "soft", below: bound - expected < top * 0.06 });
     return {
       options: {
         scales: { x: { time: false, range: [0, ends.at(-1)] }, y: { range: [0, top] } },
         axes: [axis("seconds since the run began", 34), axis("tokens/s")],
         series: [{ label: "until, s" }, line("total tokens/s", "line0"), line("output tokens/s", "line1", { width: 1.5 })],
+        padding: [null, 62, null, null], // the lines' names stand beside the plot
         plugins: [marks({ lines, shade: [record.window.start_s, record.window.end_s] })],
       },
       data: [ends, total, rate((count) => count[2])],
     };
   }
 
-  function latency(kind) {
-    const { start_s: start, end_s: end } = record.window;
-    const inside = record.requests.filter((r) => start <= r.finish_s && r.finish_s < end);
-    const values = inside
-      .filter((r) => kind === "ttft" || r.output_tokens > 1)
+  // Sorted seconds of the requests that finished in the window.
+  function latenciesOf(run, kind) {
+    const { start_s: start, end_s: end } = run.window;
+    return run.requests
+      .filter((r) => start <= r.finish_s && r.finish_s < end && (kind === "ttft" || r.output_tokens > 1))
       .map((r) => (kind === "ttft" ? r.first_token_s - r.arrival_s : (r.finish_s - r.first_token_s) / (r.output_tokens - 1)))
       .sort((a, b) => a - b);
+  }
+
+  function latency(kind) {
+    const values = latenciesOf(record, kind);
     const promised = verdict.latencies.find((l) => l.kind === kind);
     const uprights = [{ value: promised.mean_s, name: "mean", stroke: "ink" }];
     if (promised.predicted_mean_s != null) uprights.push({ value: promised.predicted_mean_s, name: "predicted mean", stroke: "line1" });
@@ -145,13 +154,53 @@
     };
   }
 
+  // Two runs over each other, each since its own window began.
+  function bothThroughput() {
+    const tables = [base, fresh].map(({ timeline, window }) => {
+      const starts = [0, ...timeline.map((count) => count[0])];
+      const inside = timeline.map((count, i) => [starts[i], ...count]).filter(([start, end]) => start >= window.start_s && end <= window.end_s);
+      return [inside.map(([, end]) => end - window.start_s), inside.map(([start, end, prompts, outputs]) => (prompts + outputs) / (end - start))];
+    });
+    return {
+      options: {
+        scales: { x: { time: false }, y: { range: (_, low, high) => [0, high * 1.12] } },
+        axes: [axis("seconds since the window began", 34), axis("tokens/s")],
+        series: [{ label: "until, s" }, line("base", "line1", { width: 1.5, spanGaps: true }), line("new", "line0", { spanGaps: true })],
+      },
+      data: uPlot.join(tables),
+    };
+  }
+
+  function bothLatencies(kind) {
+    const tables = [base, fresh].map((run) => {
+      const values = latenciesOf(run, kind);
+      return [[0, ...values], [0, ...values.map((_, i) => ((i + 1) * 100) / values.length)]];
+    });
+    const far = Math.max(...tables.map(([values]) => values.at(-1))) * 1.05;
+    return {
+      options: {
+        scales: { x: { time: false, range: [0, far || 1] }, y: { range: [0, 100] } },
+        axes: [axis("seconds", 34), axis("% of requests")],
+        series: [{ label: "seconds", value: (_, v) => (v == null ? "" : v.toPrecision(3)) },
+          ...[["base", "line1"], ["new", "line0"]].map(([name, stroke]) => line(name, stroke, { paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true }))],
+      },
+      data: uPlot.join(tables),
+    };
+  }
+
   function drawAll() {
     for (const { chart } of charts.splice(0)) chart.destroy();
+    if (base && base.requests) {
+      draw("both-throughput-chart", bothThroughput);
+      draw("both-ttft-chart", () => bothLatencies("ttft"));
+      draw("both-tpot-chart", () => bothLatencies("tpot"));
+    }
     if (!verdict) return;
     if (record.timeline.length) draw("throughput-chart", throughput);
     draw("ttft-chart", () => latency("ttft"));
     draw("tpot-chart", () => latency("tpot"));
     draw("batch-chart", () => series((point) => point[1], "decode tokens"));
+    draw("busy-chart", () => series((point) => 100 * point[3], "% of time", 100));
     draw("kv-chart", () => series((point, name) => (100 * point[2]) / (record.nodes[name].kv_capacity_tokens || 1), "% of KV cache"));
   }
 

@@ -12,9 +12,11 @@ import pytest
 
 from profiler.cluster_profile import ClusterProfile
 from reference_server.run_log import NodePoint, RunLog
+from reports.compare import Record, compare
 from reports.html import html_page
+from reports.html_comparison import comparison_page
 from reports.validate import validate
-from solver.plan import Plan
+from solver.plan import LayerRange, Plan
 
 from .report_examples import example_plan, example_profile, example_run
 
@@ -24,13 +26,22 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
-SERIES = {"mid": tuple(NodePoint(float(i + 1), 8.0, 100 * i, 0.5) for i in range(48))}
+SERIES = {"mid": tuple(NodePoint(float(i + 1), 8.0 if i % 5 else None, 100 * i, 0.5) for i in range(48))}
 RUN = msgspec.structs.replace(example_run(), node_timeline=SERIES)
 PAGES: dict[str, RunLog | Plan | ClusterProfile] = {
     "run": RUN,
     "plan": example_plan(),
     "cluster": example_profile(),
     "run that could not be measured": msgspec.structs.replace(RUN, requests=(), timeline=(), concurrency=3),
+}
+MOVED = msgspec.structs.replace(
+    example_plan(), placement={**example_plan().placement, "small": LayerRange(0, 6), "big": LayerRange(6, 10)}
+)
+PAIRS: dict[str, tuple[Record, Record]] = {
+    "two runs": (RUN, example_run(seed=1, speed=0.7)),
+    "two plans": (example_plan(), MOVED),
+    "two clusters": (example_profile(), msgspec.structs.replace(example_profile(), links=())),
+    "run and empty run": (RUN, msgspec.structs.replace(RUN, requests=(), timeline=(), concurrency=3)),
 }
 
 
@@ -46,7 +57,7 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser, tmp_path: Path, name: str, *, width: int = 1180, scheme: str = "light") -> Page:
     """The page, after checking that it said nothing on the console and asked for nothing but itself."""
     file = tmp_path / "report.html"
-    file.write_text(html_page(PAGES[name]), encoding="utf-8")
+    file.write_text(page_of(name), encoding="utf-8")
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
@@ -60,7 +71,14 @@ def open_page(browser: Browser, tmp_path: Path, name: str, *, width: int = 1180,
     return page
 
 
-@pytest.mark.parametrize("name", PAGES)
+def page_of(name: str) -> str:
+    if name in PAGES:
+        return html_page(PAGES[name])
+    base, new = PAIRS[name]
+    return comparison_page(compare(base, new, base_name="base.json", new_name="new.json"), base, new)
+
+
+@pytest.mark.parametrize("name", [*PAGES, *PAIRS])
 def test_a_page_opens_without_a_word_on_the_console(name: str, browser: Browser, tmp_path: Path) -> None:
     page = open_page(browser, tmp_path, name)
 
@@ -86,7 +104,7 @@ def test_every_chart_is_drawn_and_has_words(browser: Browser, tmp_path: Path) ->
     page = open_page(browser, tmp_path, "run")
 
     charts = page.locator(".chart")
-    assert charts.count() == 5
+    assert charts.count() == 6
     for i in range(charts.count()):
         assert charts.nth(i).locator("canvas").count() == 1
         assert len(charts.nth(i).get_attribute("aria-label") or "") > 30
@@ -104,11 +122,36 @@ def test_a_table_sorts_by_its_numbers_both_ways(browser: Browser, tmp_path: Path
     page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_never_scrolls_the_whole_page_sideways(scheme: str, browser: Browser, tmp_path: Path) -> None:
-    page = open_page(browser, tmp_path, "run", width=390, scheme=scheme)
+@pytest.mark.parametrize("name", ["run", *PAIRS])
+def test_a_phone_never_scrolls_the_whole_page_sideways(name: str, browser: Browser, tmp_path: Path) -> None:
+    page = open_page(browser, tmp_path, name, width=390)
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+def test_a_comparison_shows_its_numbers_and_draws_both_runs(browser: Browser, tmp_path: Path) -> None:
+    page = open_page(browser, tmp_path, "two runs")
+    found = compare(*PAIRS["two runs"])
+
+    assert page.locator("#change-table tbody tr").count() == sum(c.judgement != "unchanged" for c in found.changes)
+    for change in found.changes:
+        row = page.locator(f"#change-table tbody tr[data-name='{change.name}']")
+        if change.judgement != "unchanged" and change.ratio is not None:
+            assert float(row.locator("td.num[data-value]").get_attribute("data-value") or "nan") == change.ratio
+            assert change.base in row.inner_text()
+    assert page.locator(".chart canvas").count() == 3
+    assert "worse" in page.locator("#outcome").inner_text()
+    record = page.evaluate("JSON.parse(document.getElementById('record').textContent)")
+    assert msgspec.convert(record, type(found)).changes == found.changes
+    page.close()
+
+
+def test_a_comparison_of_plans_draws_both_placements(browser: Browser, tmp_path: Path) -> None:
+    page = open_page(browser, tmp_path, "two plans")
+
+    assert page.locator("#placements-table tr[data-node=small]").inner_text().split("\t")[1:4:2] == ["[0,8)", "[0,6)"]
+    assert page.locator("svg.flow").count() == 2
     page.close()
 
 

@@ -231,6 +231,16 @@ def test_a_project_with_its_own_reports_package_is_left_alone(tmp_path: Path) ->
     assert "--cluster-profile" not in run_pytest(tmp_path, "--help").stdout
 
 
+def test_a_project_with_a_reports_package_can_ask_for_the_plugin_by_the_command(
+    tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "__init__.py").touch()
+    write_test(tmp_path, "def test_plan(plan): assert plan.num_layers == 16")
+
+    assert "1 passed" in run_pytest(tmp_path, *PLUGIN, *files).stdout
+
+
 @pytest.mark.parametrize("is_module", [False, True])
 def test_a_project_with_a_folder_of_reports_can_ask_for_the_plugin(
     is_module: bool, tmp_path: Path, files: tuple[str, ...]
@@ -271,7 +281,7 @@ def test_device_time_is_between_events_behind_a_head_start(monkeypatch: pytest.M
 
     cuda = SimpleNamespace(Event=Event, device=Device, _sleep=lambda _cycles: log.append("spin"))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    timer = device_timer("cuda:0")
+    timer = device_timer("cuda:0")  # against stand-ins of CUDA's events: their order and number, not their precision
 
     durations = []
     for _ in range(2):
@@ -281,6 +291,57 @@ def test_device_time_is_between_events_behind_a_head_start(monkeypatch: pytest.M
 
     assert durations == [1.0, 1.0]
     assert log == ["spin", "record 1", "work", "record 2", "wait 2", "spin", "record 3", "work", "record 4", "wait 4"]
+
+
+# A device whose work takes 3 ms of its own time and none of the host's; there is no CUDA device in these tests.
+FAKE_CUDA = """
+    import sys, types
+
+    class Device:
+        now_ms = 0.0
+        def __init__(self, name):
+            assert name == "cuda:0"
+        def __enter__(self): pass
+        def __exit__(self, *_): pass
+
+    class Event:
+        def __init__(self, enable_timing): pass
+        def record(self): self.at_ms = Device.now_ms
+        def synchronize(self): pass
+        def elapsed_time(self, end): return end.at_ms - self.at_ms
+
+    def spin(cycles):
+        Device.now_ms += 10.0
+
+    torch = types.ModuleType("torch")
+    torch.cuda = types.SimpleNamespace(Event=Event, device=Device, _sleep=spin)
+    sys.modules["torch"] = torch
+
+    def work():
+        Device.now_ms += 3.0
+        return "done"
+"""
+
+
+def test_a_stage_on_a_device_is_timed_by_events_with_pytest_benchmarks_statistics(tmp_path: Path) -> None:
+    write_test(
+        tmp_path,
+        textwrap.dedent(FAKE_CUDA)
+        + textwrap.dedent("""
+        @pytest.mark.gate(max_median_s=0.0031)
+        def test_stage(stage_benchmark):
+            assert stage_benchmark(work, device="cuda:0", rounds=5, warmup_rounds=2) == "done"
+        """),
+    )
+
+    done = run_pytest(tmp_path, *PLUGIN, "--benchmark-json", "b.json")
+
+    assert done.returncode == 0, done.stdout
+    benchmark = json.loads((tmp_path / "b.json").read_text())["benchmarks"][0]
+    assert benchmark["extra_info"] == {"device": "cuda:0"}
+    assert benchmark["stats"]["rounds"] == 5
+    # Neither the launch, which takes no time here, nor the head start of 10 ms is in it.
+    assert [benchmark["stats"][name] for name in ("min", "median", "max")] == pytest.approx([0.003] * 3)
 
 
 def test_the_record_of_a_session_names_its_schema() -> None:

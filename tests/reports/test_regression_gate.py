@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.errors import InputError, MeasurementError
-from reports.calibrate import Calibration, calibrate, share_interval
+from reports.calibrate import Calibration, calibrate, share_interval, summarise
 from reports.paired_commands import load_command, read_metric, run_once, split_command
 from reports.regression import Pair, Question, Regression, Side, exit_code_of, judge, run_gate
 
@@ -236,6 +236,16 @@ def test_the_built_in_load_does_more_work_with_a_handicap() -> None:
         fastest_s.append(min(json.loads(done.stdout)["iterations_s"]))
 
     assert fastest_s[1] > 2 * fastest_s[0]
+
+
+def test_the_threshold_on_the_first_pair_is_pytest_benchmarks_own() -> None:
+    utils = pytest.importorskip("pytest_benchmark.utils")
+    rule = utils.PercentageRegressionCheck("median", 5.0)
+    question = Question(metric="median_s", is_higher_better=False)
+
+    for new in (0.9, 1.0, 1.04, 1.0499, 1.0501, 1.2):
+        summary = summarise(question, [judge(question, [Pair(1.0, new), *([Pair(1.0, 1.0)] * 5)])], handicap=0)
+        assert bool(summary.single_pair_share) == bool(rule.fails({"median": new}, {"median": 1.0})), new
 
 
 def test_a_handicap_goes_with_the_built_in_load_only(command: Command) -> None:

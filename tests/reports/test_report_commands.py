@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def test_gate_json_is_the_verdict(command: Command, save: Save) -> None:
 WHOLE = encode_record(RUN)
 # what was done to the file -> (its bytes, the exit code, what the message says)
 BAD_FILES: dict[str, tuple[bytes, int, str]] = {
+    "above the bound": (encode_record(example_run(speed=1.3)), 1, "No run can be: an error in the model or the units"),
+    "tokens counted twice": (run_bytes(RUN, prompt_tokens=2 * RUN.prompt_tokens), 3, "contradicts itself"),
+    "window left out": (WHOLE.replace(b'"window"', b'"windows"', 1), 2, "window"),
+    "infinite time": (WHOLE.replace(b'"busy_s": ', b'"busy_s": 1e999, "x": ', 1), 2, "run.json"),
     "empty": (b"", 3, "empty, so nothing was measured"),
     "truncated": (WHOLE[: len(WHOLE) // 2], 2, "not a complete JSON file"),
     "NaN": (WHOLE.replace(b'"busy_s": ', b'"busy_s": NaN, "x": ', 1), 2, "not a complete JSON file"),
@@ -74,12 +79,17 @@ BAD_FILES: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_gate_never_passes_bad_input(name: str, command: Command, save: Save) -> None:
+def test_gate_never_passes_bad_input(name: str, command: Command, save: Save, tmp_path: Path) -> None:
     content, exit_code, message = BAD_FILES[name]
 
-    result = command("gate", save(content, "run.json"))
+    junit = tmp_path / "junit.xml"
+
+    result = command("gate", save(content, "run.json"), "--junit", junit)
 
     assert result.exit_code == exit_code, result
+    if junit.exists():
+        counted = ET.parse(junit).getroot().attrib
+        assert int(counted["failures"]) + int(counted["errors"]) >= 1
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 
