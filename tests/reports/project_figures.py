@@ -34,6 +34,8 @@ BASELINE = Path(__file__).with_name("project_figures.json")
 SEEDS = range(12)
 # Of an optimal flow: HiGHS' own tolerances, whatever its version.
 FLOW_TOLERANCE = 1e-4
+# HiGHS stops at a gap of 1e-6; the flow network computes the plan's flow a little differently.
+OPTIMAL_GAP = 2e-6
 # Of HiGHS' nodes and simplex iterations. Versions 1.9 to 1.15 stay within a third of each other on
 # these programs; a weaker formulation costs many times as much (docs/solver.md).
 EFFORT_TOLERANCE = 0.5
@@ -49,20 +51,19 @@ def project_figures() -> Figures:
 
 
 def _flows_and_plans() -> Iterator[tuple[str, Figure]]:
-    num_problems, gap = 0, 0.0
+    num_problems, num_open = 0, 0
     for name, profile, seconds in _clusters():
         answer = solve_placement(profile, WORKLOAD, objective="max-flow", time_limit_s=seconds)
         flow = 0.0
         if isinstance(answer, Plan):
             flow = answer.predicted.max_flow_tokens_per_s
             num_problems += len(list(problems_of(profile, answer)))
-            if answer.solver.status == "optimal":
-                gap = max(gap, answer.predicted.gap)
+            num_open += answer.solver.status == "optimal" and answer.predicted.gap > OPTIMAL_GAP
         # The eight L4 are the one cluster whose optimum is not proven: there more is better.
         better = "higher" if "published8" in name else "equal"
         yield f"flow of {name}, tokens/s", Figure(value=flow, better=better, tolerance=FLOW_TOLERANCE)
     yield "problems that the checker finds in these plans", Figure(value=num_problems, better="equal")
-    yield "largest gap that is called optimal", Figure(value=round(gap, 6), better="lower")
+    yield f"plans called optimal with a gap above {OPTIMAL_GAP:g}", Figure(value=num_open, better="equal")
 
 
 def _clusters() -> Iterator[tuple[str, ClusterProfile, float]]:

@@ -53,6 +53,13 @@ def test_runs_of_two_plans_say_so() -> None:
     assert "concurrency differs: 16 and 8" in notes
 
 
+def test_a_looser_bound_is_no_better_plan() -> None:
+    plan = example_plan()
+    looser = replace(plan, predicted=replace(plan.predicted, upper_bound_tokens_per_s=500.0))
+
+    assert changes(compare(plan, looser))["upper_bound_tokens_per_s"].judgement == "changed"
+
+
 def test_a_moved_node_is_named() -> None:
     plan = example_plan()
     moved = replace(plan, placement={**plan.placement, "small": LayerRange(0, 6)})
