@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TextIO
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .plan import Infeasible
     from .workload import Workload
 
@@ -70,7 +72,7 @@ def solve(
     from .live import shown_progress
     from .marginal import one_more_in_words
     from .plan import Infeasible
-    from .request import PlanRequest, answer, answer_what_if, with_one_more
+    from .request import PlanRequest, answer, answer_what_if, asks_for_one_more, with_one_more
     from .summary import summary_lines
     from .whatif import difference_lines, parse_pin, with_nodes, without_nodes
 
@@ -99,21 +101,19 @@ def solve(
         _end_infeasible(plan, as_json=as_json)
     save_record(output, plan)
     where = sys.stderr if as_json else sys.stdout
-    if not as_json:
-        print("\n".join(summary_lines(plan)), file=where, flush=True)
+    _print(summary_lines(plan), file=where)
     if compare:
-        print("\n".join(comparison_lines(request, plan)), file=where, flush=True)
+        _print(comparison_lines(request, plan), file=where)
     if isinstance(before, Infeasible):
-        print(f"the cluster as it is has no plan: {before.reason}", file=where)
+        _print([f"the cluster as it is has no plan: {before.reason}"], file=where)
     elif before is not None:
-        lines = difference_lines(request.profile, before, plan)
-        print("\n".join(["against the cluster as it is:", *lines]), file=where, flush=True)
+        _print(["against the cluster as it is:", *difference_lines(request.profile, before, plan)], file=where)
     seconds = ONE_MORE_SHARE * time_limit_s if one_more_s is None else one_more_s
-    if method == "auto" and seconds > 0 and plan.solver.status != "interrupted":
+    if asks_for_one_more(request, plan) and seconds > 0:
         with shown_progress() as on_progress:
             plan = with_one_more(request, plan, seconds=seconds, on_progress=on_progress)
         save_record(output, plan)
-        print("\n".join(one_more_in_words(plan.predicted.one_more, objective)), file=where)
+        _print(one_more_in_words(plan.predicted.one_more, objective), file=where)
     if as_json:
         sys.stdout.write(encode_record(plan).decode())
     print(f"plan written to {output}", file=sys.stderr)
@@ -135,6 +135,12 @@ def make(
     made = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, num_layers=layers, seed=seed)
     save_record(output, made)
     print(f"cluster written to {output}", file=sys.stderr)
+
+
+def _print(lines: Iterable[str], *, file: TextIO) -> None:
+    """Each line as it comes: a comparison takes its time."""
+    for line in lines:
+        print(line, file=file, flush=True)
 
 
 def _end_infeasible(found: Infeasible, *, as_json: bool) -> NoReturn:

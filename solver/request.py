@@ -59,7 +59,7 @@ class PlanRequest:
             raise InputError("--max-tpot-s, --max-ttft-s, --min-tokens-per-s: need more than 0")
         if self.min_tokens_per_s is not None and self.has_latency_limit:
             raise InputError("--min-tokens-per-s and a latency limit ask for two different plans; give one")
-        if self.objective == "max-flow" and (self.has_latency_limit or self.min_tokens_per_s is not None):
+        if self.objective == "max-flow" and self.has_target:
             raise InputError(
                 "latency and throughput targets are about what is expected; leave out --objective max-flow"
             )
@@ -71,6 +71,11 @@ class PlanRequest:
     def has_latency_limit(self) -> bool:
         """Whether a latency is limited."""
         return self.max_tpot_s is not None or self.max_ttft_s is not None
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a latency is limited or a throughput is wanted."""
+        return self.has_latency_limit or self.min_tokens_per_s is not None
 
 
 def answer(
@@ -117,6 +122,8 @@ def answer_what_if(
     before = answer(dataclasses.replace(request, profile=as_it_is, pins=pins), on_progress)
     if isinstance(before, Infeasible):
         return before, answer(request, on_progress)
+    if before.solver.status == "interrupted":
+        request = dataclasses.replace(request, time_limit_s=AFTER_INTERRUPT_S)
     kept = {node.name for node in request.profile.nodes}
     start = {name: held for name, held in before.placement.items() if name in kept}
     after = answer(request, on_progress, start=start)
@@ -144,6 +151,11 @@ def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
 
 def _max_flow(plan: Plan) -> float:
     return plan.predicted.max_flow_tokens_per_s
+
+
+def asks_for_one_more(request: PlanRequest, plan: Plan) -> bool:
+    """Whether one more node is a question: of a whole search for the most, not of a baseline or a target."""
+    return request.method == "auto" and not request.has_target and plan.solver.status != "interrupted"
 
 
 def with_one_more(request: PlanRequest, plan: Plan, *, seconds: float, on_progress: OnProgress | None = None) -> Plan:

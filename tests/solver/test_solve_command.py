@@ -17,6 +17,8 @@ from solver import Plan
 
 from .clusters import demo_cluster, model, random_cluster, table_node
 
+SHORT = ("--time-limit-s", "2", "--one-more-s", "0")
+
 
 @pytest.fixture
 def app() -> typer.Typer:
@@ -38,9 +40,7 @@ def cluster(tmp_path: Path) -> Path:
 
 def test_solve_writes_a_plan_and_prints_a_summary(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    result = CliRunner().invoke(
-        app, ["solve", str(cluster), "--concurrency", "8", "--one-more-s", "0", "-o", str(plan)]
-    )
+    result = CliRunner().invoke(app, ["solve", str(cluster), "--concurrency", "8", *SHORT, "-o", str(plan)])
     assert result.exit_code == 0, result.output
     assert "max-flow" in result.stdout
     assert "fixed 512 in, 128 out" in result.stdout

@@ -1,0 +1,129 @@
+"""Progress of a search: a live line on a terminal, plain lines elsewhere; Ctrl-C and the first plan."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from profiler.records import load_record, save_record
+from solver import Plan, problems_of, solve_placement
+from solver.generate import make_cluster
+from solver.live import LiveLine, Printed
+from solver.progress import Progress
+
+from .clusters import WORKLOAD
+
+SOLVE = (sys.executable, "-m", "helixbench", "solve")
+PLAIN = re.compile(r"^ *\d+\.\d s  max-flow (none yet|[\d.]+)  bound [\d.]+ tokens/s(  gap [\d.]+%)?  \S.*$")
+
+
+def test_the_live_line_goes_on_counting_between_two_moments() -> None:
+    now = [10.0]
+    line = LiveLine(lambda: now[0])
+    assert "starting" in line.text()
+    line.say(Progress(1.0, 50.0, 60.0, "neighbours"))
+    now[0] = 14.5
+    assert line.text().strip() == "4.5 s  max-flow 50.0  bound 60.0 tokens/s  gap 20.00%  neighbours"
+
+
+def test_plain_lines_say_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = Printed()
+    for seconds in (0.1, 0.2):
+        printed.say(Progress(seconds, None, 60.0, "program"))
+    printed.say(Progress(0.3, 50.0, 60.0, "program"))
+    assert capsys.readouterr().err.splitlines() == [
+        "   0.1 s  max-flow none yet  bound 60.0 tokens/s  program",
+        "   0.3 s  max-flow 50.0  bound 60.0 tokens/s  gap 20.00%  program",
+    ]
+
+
+def test_without_a_terminal_every_line_is_plain(tmp_path: Path) -> None:
+    save_record(tmp_path / "c.json", make_cluster(num_nodes=12, num_types=3, num_regions=1, seed=2))
+    limits = ["--objective", "max-flow", "--time-limit-s", "1", "--one-more-s", "0"]
+    done = subprocess.run([*SOLVE, "c.json", *limits], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert last == "plan written to plan.json"
+    assert lines
+    assert all(PLAIN.match(line) for line in lines), lines
+
+
+def test_on_a_terminal_the_line_is_live(tmp_path: Path) -> None:
+    save_record(tmp_path / "c.json", make_cluster(num_nodes=24, num_types=3, num_regions=3, seed=2))
+    ours, theirs = pty.openpty()
+    limits = ["--objective", "max-flow", "--time-limit-s", "2", "--one-more-s", "0"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [*SOLVE, "c.json", *limits], cwd=tmp_path, stderr=theirs, stdout=subprocess.DEVNULL, env=environment
+    )
+    os.close(theirs)
+    drawn = _read_all(ours)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", drawn)  # without colours and cursor movements
+    assert process.wait(timeout=60) == 0, shown
+    assert "\x1b[2K" in drawn, "the line is erased to be drawn again"
+    moments = re.findall(r"([\d.]+) s  max-flow ([\d.]+)  bound ([\d.]+) tokens/s  gap ([\d.]+)%", shown)
+    assert len({seconds for seconds, *_ in moments}) >= 3, shown
+
+
+def _read_all(descriptor: int) -> str:
+    shown = b""
+    while True:
+        try:
+            part = os.read(descriptor, 4096)
+        except OSError:  # what Linux answers when the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(descriptor)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("objective", ["max-flow", "throughput"])
+def test_ctrl_c_ends_the_search_and_writes_the_best_plan_so_far(tmp_path: Path, objective: str) -> None:
+    profile = make_cluster(num_nodes=42, num_types=7, num_regions=3, seed=9)
+    save_record(tmp_path / "c.json", profile)
+    process = subprocess.Popen(
+        [*SOLVE, "c.json", "--objective", objective, "--time-limit-s", "200"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "gap" in line:  # there is a plan
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    plan = load_record(tmp_path / "plan.json", Plan)
+    assert plan.solver.status == "interrupted"
+    assert plan.solver.seconds < 100
+    assert not list(problems_of(profile, plan))
+
+
+def test_a_first_plan_for_50_nodes_takes_less_than_two_seconds_of_cpu() -> None:
+    """Of CPU, which other work on the machine does not draw out; it takes a few tenths."""
+    profile = make_cluster(num_nodes=50, num_types=6, num_regions=3, seed=4)
+    first: list[float] = []
+
+    def stop_at_the_first_plan(moment: Progress) -> None:
+        if moment.incumbent_tokens_per_s is not None:
+            first.append(time.process_time() - began)
+            raise KeyboardInterrupt
+
+    began = time.process_time()
+    plan = solve_placement(profile, WORKLOAD, on_progress=stop_at_the_first_plan)
+    assert isinstance(plan, Plan)
+    assert plan.solver.status == "interrupted"
+    assert first[0] < 2
