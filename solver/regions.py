@@ -26,6 +26,9 @@ Placement = dict[str, LayerRange]
 NEARLY = 0.98
 """Of a set's own bound: a chain that carries so much is not worth a program."""
 
+MOST_CONFIGURED = 60
+"""Nodes of a set up to which single layers bound its flow well below its nodes' work."""
+
 MOST_PARTED = 4
 """Regions of which every set is planned; with more, only single ones and all in a row."""
 
@@ -41,13 +44,14 @@ def regional_placements(capacities: Capacities, limits: milp.Limits) -> Iterator
     sizes = range(1, len(regions) + 1) if len(regions) <= MOST_PARTED else (1, len(regions))
     sets = [chosen for size in sizes for chosen in itertools.combinations(regions, size)]
     began = time.perf_counter()
+    table = LinkTable(capacities.profile)  # a million links in the largest clusters: once for all sets
     planned: dict[tuple[str, ...], tuple[float, Placement]] = {}
     for number, chosen in enumerate(sets):
         left = limits.time_s - (time.perf_counter() - began)
         if left <= 0:
             break
         slice_s = left / (len(sets) - number)
-        outcome = _plan_set(capacities, chosen, _for_seconds(limits, slice_s))
+        outcome = _plan_set(capacities, table, chosen, _for_seconds(limits, slice_s))
         if outcome is not None:
             planned[chosen] = outcome
             yield outcome[1]
@@ -80,7 +84,9 @@ def _partings(
                 yield [chosen, *parting]
 
 
-def _plan_set(capacities: Capacities, regions: tuple[str, ...], limits: milp.Limits) -> tuple[float, Placement] | None:
+def _plan_set(
+    capacities: Capacities, table: LinkTable, regions: tuple[str, ...], limits: milp.Limits
+) -> tuple[float, Placement] | None:
     """Largest flow through the regions in a row, and its placement; ``None`` where the time brought none."""
     profile = capacities.profile
     nodes = tuple(node for node in profile.nodes if node.region in regions)
@@ -91,19 +97,21 @@ def _plan_set(capacities: Capacities, regions: tuple[str, ...], limits: milp.Lim
     if sum(mine.max_layers(name) for name in names) < mine.model.num_layers:
         return None
     deadline = time.perf_counter() + limits.time_s / 4
-    clip = Configurations(mine, partial=False).bound(
-        low=0.0, high=work_bound(mine, partial=False), may_go_on=lambda: time.perf_counter() < deadline
-    )
+    clip = work_bound(mine, partial=False)
+    if len(names) <= MOST_CONFIGURED:
+        clip = Configurations(mine, partial=False).bound(
+            low=0.0, high=clip, may_go_on=lambda: time.perf_counter() < deadline
+        )
     windows = _windows(mine, regions, clip)
     if windows is None:
         return None
-    crossings = _crossings(capacities, regions, windows)
+    crossings = _crossings(capacities, table, regions, windows)
     chain = widest_chain(
         mine,
         regions,
         bound=clip,
         link_tokens_per_s=[crossing.tokens_per_s for crossing in crossings],
-        seconds=limits.time_s / 2,
+        seconds=limits.time_s * (0.5 if len(regions) > 1 else 0.7),
     )
     if chain is not None and chain[0] >= NEARLY * clip:
         return chain
@@ -146,8 +154,9 @@ def _windows(capacities: Capacities, regions: tuple[str, ...], flow: float) -> d
     return windows if reached == num_layers else None
 
 
-def _crossings(capacities: Capacities, regions: tuple[str, ...], windows: dict[str, LayerRange]) -> list[milp.Crossing]:
-    table = LinkTable(capacities.profile)
+def _crossings(
+    capacities: Capacities, table: LinkTable, regions: tuple[str, ...], windows: dict[str, LayerRange]
+) -> list[milp.Crossing]:
     by_region: dict[str, list[str]] = {}
     for name, node in capacities.nodes.items():
         by_region.setdefault(node.region, []).append(name)

@@ -105,7 +105,8 @@ def solve_published(search: Search) -> str:
 
 def _try_regions(search: Search) -> None:
     """Regions by themselves, and in a row where that is worth the slow links between them."""
-    share_s = 0.4 * search.left()
+    is_large = len(search.question.capacities.nodes) > MOST_ANNEALED
+    share_s = (0.7 if is_large else 0.4) * search.left()
     limits = milp.Limits(time_s=share_s, threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.01)
     for placement in regional_placements(search.question.capacities, limits):
         search.offer(placement, "regions")
