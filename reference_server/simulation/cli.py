@@ -14,6 +14,8 @@ import typer
 
 from profiler.errors import InputError
 
+from .study_cli import study
+
 if TYPE_CHECKING:
     from .arrivals import Arrivals
     from .simulator import SimulationResult
@@ -25,6 +27,7 @@ DEFAULT_WARMUP_S = 60.0
 def mount(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("simulate")(simulate)
+    app.command("study")(study)
 
 
 def simulate(
@@ -110,7 +113,7 @@ def simulate(
                 profile,
                 config,
                 on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
-                is_interrupted=_interrupt_flag(),
+                is_interrupted=interrupt_flag(),
             )
         except NodeDiedError as error:
             if error.result is not None:
@@ -144,7 +147,7 @@ def _lines(result: SimulationResult, output: Path, *, seconds: float) -> list[st
     return lines
 
 
-def _interrupt_flag() -> Callable[[], bool]:
+def interrupt_flag() -> Callable[[], bool]:
     """Whether Ctrl-C came: the first ends the window, the second ends everything."""
     came = False
 

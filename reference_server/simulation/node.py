@@ -90,7 +90,7 @@ class SimulatedNode:
         self._is_last = is_last
         self._is_running = False
         self._is_woken = False  # something is scheduled at this very moment to begin an iteration
-        self._running_since_s = 0.0
+        self._running_since_s = self._ended_s = 0.0
 
     @property
     def open_requests(self) -> int:
@@ -152,7 +152,7 @@ class SimulatedNode:
             self._kernel.at(now_s + math.ceil(wait_s / _POLL_S) * _POLL_S, ITERATION_BEGIN, self._begin)
             return
         groups = self._by_entry(self._batcher.next_batch())
-        seconds = self._timer.seconds(groups) * self.slowdown
+        seconds = self._timer.seconds(groups, idle_s=now_s - self._ended_s) * self.slowdown
         self._is_running = True
         self._running_since_s = now_s
         self._kernel.at(now_s + seconds, ITERATION_END, self._end, groups)
@@ -172,7 +172,7 @@ class SimulatedNode:
     def _end(self, groups: list[tuple[int, list[Chunk]]]) -> None:
         now_s = self._kernel.now_s
         seconds = now_s - self._running_since_s
-        self._is_running = False
+        self._is_running, self._ended_s = False, now_s
         going: dict[str | None, list[WorkItem]] = {}
         sizes: dict[str | None, int] = {}
         decodes = prefills = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiler.cluster_profile import Node
-from profiler.cost import StageCost
+from profiler.cost import IDLE_S, StageCost
 from solver.capacity import Capacities
 from solver.expected import admitted_requests, table_round_s
 from solver.plan import LayerRange
@@ -112,11 +112,15 @@ class StageTimer:
         self._is_last = held.end == num_layers
         self._tokens_s: dict[int, float] = {}  # tokens of a batch -> their part of a layer's time
 
-    def seconds(self, entries: Iterable[tuple[int, Sequence[Chunk]]]) -> float:
-        """Seconds of an iteration over those chunks, grouped by entry layer, the groups in order of their layers."""
+    def seconds(self, entries: Iterable[tuple[int, Sequence[Chunk]]], *, idle_s: float = 0.0) -> float:
+        """Seconds of an iteration over those chunks, grouped by entry layer, the groups in order of their layers.
+
+        ``idle_s`` is how long the node has stood idle before.
+        """
         cost = self._cost
         tokens = decodes = context = chunks = sampled = 0
-        pairs = seconds = 0.0
+        after_idle = min(1.0, idle_s / IDLE_S)
+        pairs, seconds = 0.0, after_idle * cost.step_idle_s
         begin, layer_s = self._end, 0.0
         for entry, group in entries:
             seconds += max(0, entry - begin) * layer_s
@@ -145,6 +149,7 @@ class StageTimer:
                 + context * cost.layer_decode_context_s
                 + chunks * cost.layer_prefill_chunk_s
                 + pairs * cost.layer_prefill_pair_s
+                + after_idle * cost.layer_idle_s
             )
         seconds += (self._end - begin) * layer_s
         seconds += cost.step_s + (decodes + chunks) * cost.step_item_s + tokens * cost.step_token_s

@@ -99,9 +99,9 @@ def two_in_a_row() -> tuple[ClusterProfile, Plan]:
     return profile, plan_of(profile, {"a": (0, 5), "b": (5, 8)}, [(["a", "b"], 100.0)])
 
 
-def four_nodes() -> tuple[ClusterProfile, Plan]:
+def four_nodes(*, memory_bytes: float = 1e9) -> tuple[ClusterProfile, Plan]:
     """Several pipelines, one of which enters a range late."""
-    profile = cluster({"a": 2.0, "b": 1.0, "c": 0.7, "d": 1.5})
+    profile = cluster({"a": 2.0, "b": 1.0, "c": 0.7, "d": 1.5}, memory_bytes=memory_bytes)
     placement = {"a": (0, 4), "b": (2, 8), "c": (0, 2), "d": (3, 8)}
     return profile, plan_of(profile, placement, [(["a", "b"], 2.0), (["c", "b"], 1.0), (["a", "d"], 1.0)])
 

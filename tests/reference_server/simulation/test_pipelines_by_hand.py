@@ -98,7 +98,8 @@ def with_batches_of(profile: ClusterProfile, max_batch_tokens: int) -> ClusterPr
     nodes = []
     for node in profile.nodes:
         assert node.cost is not None
-        cost = msgspec.structs.replace(node.cost, max_batch_tokens=max_batch_tokens)
+        stage = msgspec.structs.replace(node.cost.stage, step_idle_s=2e-3, layer_idle_s=1e-4)
+        cost = msgspec.structs.replace(node.cost, stage=stage, max_batch_tokens=max_batch_tokens)
         nodes.append(msgspec.structs.replace(node, cost=cost))
     return msgspec.structs.replace(profile, nodes=tuple(nodes))
 

@@ -1,0 +1,199 @@
+"""A study: placements x routings x workloads x seeds, each simulated, in one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import msgspec
+
+from profiler.cluster_profile import ClusterProfile
+from profiler.errors import InputError, MeasurementError
+from profiler.records import load_record
+from solver import Infeasible, solve_placement
+from solver.plan import Plan
+from solver.workload import Workload
+
+from ..run_log import RunLog
+from .arrivals import TracedRequest
+from .simulator import SimulationConfig, simulate
+from .study_spec import PlacementSpec, StudySpec, WorkloadSpec, cluster_of, workload_of
+
+
+class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, or why there is none (``problem``). ``busiest`` is the node busy for the largest share of the window.
+
+    ``kv_peak`` is the largest share of its KV cache that any node used.
+    """
+
+    cluster: str
+    workload: str
+    placement: str
+    routing: str
+    seed: int
+    total_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    ttft_p50_s: float | None = None
+    ttft_p99_s: float | None = None
+    tpot_p50_s: float | None = None
+    tpot_p99_s: float | None = None
+    requests: int | None = None
+    peak_in_flight: int | None = None
+    max_flow_tokens_per_s: float | None = None
+    expected_tokens_per_s: float | None = None
+    busiest: str = ""
+    busiest_share: float | None = None
+    mean_busy: float | None = None
+    kv_peak: float | None = None
+    problem: str = ""
+
+
+class StudyResult(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="schema", tag="helixbench.study/1"
+):
+    """All rows of a study, in the order of its file. Everything in it is simulated."""
+
+    title: str
+    rows: tuple[StudyRow, ...]
+    simulated: bool = True
+
+
+def run_study(
+    spec: StudySpec,
+    folder: Path,
+    *,
+    on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> StudyResult:
+    """Simulate every combination; what is done when it is interrupted is kept.
+
+    Args:
+        spec: the study.
+        folder: where its paths begin.
+        on_progress: told (done, total) runs.
+        is_interrupted: asked between runs and in them.
+
+    Raises:
+        InputError: a file or method that the study names is not there.
+    """
+    total = len(spec.cluster) * len(spec.workload) * len(spec.placement) * len(spec.routings) * len(spec.seeds)
+    rows: list[StudyRow] = []
+    for row in _rows(spec, folder, is_interrupted):
+        rows.append(row)
+        on_progress(len(rows), total)
+        if is_interrupted():
+            break
+    return StudyResult(title=spec.title, rows=tuple(rows))
+
+
+def _rows(spec: StudySpec, folder: Path, is_interrupted: Callable[[], bool]) -> Iterator[StudyRow]:
+    for on in spec.cluster:
+        profile = cluster_of(on, folder)
+        for load in spec.workload:
+            workload, trace = workload_of(load, folder)
+            for placement in spec.placement:
+                plan = _plan(placement, profile, workload, load, spec, folder)
+                for routing in spec.routings:
+                    for seed in spec.seeds:
+                        row = StudyRow(
+                            cluster=on.name, workload=load.name, placement=placement.name, routing=routing, seed=seed
+                        )
+                        if isinstance(plan, Infeasible):
+                            yield msgspec.structs.replace(row, problem=plan.reason)
+                            continue
+                        config = _config(spec, load, workload, trace, row)
+                        try:
+                            result = simulate(plan, profile, config, is_interrupted=is_interrupted)
+                        except MeasurementError as error:
+                            yield msgspec.structs.replace(row, problem=str(error))
+                            continue
+                        yield _filled(row, result.run)
+
+
+def _plan(
+    placement: PlacementSpec,
+    profile: ClusterProfile,
+    workload: Workload,
+    load: WorkloadSpec,
+    spec: StudySpec,
+    folder: Path,
+) -> Plan | Infeasible:
+    if placement.plan:
+        return load_record(folder / placement.plan, Plan)
+    is_closed = load.arrivals().kind == "closed loop"
+    return solve_placement(
+        profile,
+        workload,
+        concurrency=load.concurrency if is_closed else None,
+        objective=cast(Literal["throughput", "max-flow"], placement.objective),
+        method=placement.method,
+        time_limit_s=spec.solve_s,
+    )
+
+
+def _config(
+    spec: StudySpec, load: WorkloadSpec, workload: Workload, trace: tuple[TracedRequest, ...], row: StudyRow
+) -> SimulationConfig:
+    return SimulationConfig(
+        workload=workload,
+        arrivals=load.arrivals(),
+        trace=trace,
+        routing=row.routing,  # type: ignore[arg-type]
+        seed=row.seed,
+        concurrency=load.concurrency,
+        duration_s=spec.duration_s,
+        warmup_s=spec.warmup_s,
+        kv_share=spec.kv_share,
+    )
+
+
+def _filled(row: StudyRow, run: RunLog) -> StudyRow:
+    ttft, tpot = run.latency_percentiles("ttft", (50, 99)), run.latency_percentiles("tpot", (50, 99))
+    busy = {name: use.busy_s / run.window.seconds for name, use in sorted(run.nodes.items())}
+    busiest = max(busy, key=lambda name: busy[name])
+    expected = run.plan.predicted.expected
+    return msgspec.structs.replace(
+        row,
+        total_tokens_per_s=run.total_tokens_per_s,
+        output_tokens_per_s=run.output_tokens_per_s,
+        ttft_p50_s=ttft[0] if ttft else None,
+        ttft_p99_s=ttft[1] if ttft else None,
+        tpot_p50_s=tpot[0] if tpot else None,
+        tpot_p99_s=tpot[1] if tpot else None,
+        requests=len(run.requests_in_window()),
+        peak_in_flight=run.concurrency,
+        max_flow_tokens_per_s=run.plan.predicted.max_flow_tokens_per_s,
+        expected_tokens_per_s=expected[-1].total_tokens_per_s if expected else None,
+        busiest=busiest,
+        busiest_share=busy[busiest],
+        mean_busy=sum(busy.values()) / len(busy),
+        kv_peak=max(use.kv_peak_tokens / use.kv_capacity_tokens for use in run.nodes.values()),
+        problem=run.cut_short,
+    )
+
+
+def csv_of(rows: Sequence[StudyRow]) -> str:
+    """The rows as CSV, one column a field; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*StudyRow.__struct_fields__, "source"])
+    for row in rows:
+        writer.writerow([*("" if value is None else value for value in msgspec.structs.astuple(row)), "simulated"])
+    return text.getvalue()
+
+
+def require_methods(spec: StudySpec) -> None:
+    """Refuse a method that the solver does not have, before anything is simulated.
+
+    Raises:
+        InputError: such a method.
+    """
+    from solver.baselines import METHODS
+
+    for placement in spec.placement:
+        if placement.method and placement.method not in ("auto", *METHODS):
+            known = ", ".join(("auto", *METHODS))
+            raise InputError(f"placement {placement.name}: method {placement.method!r} is none of {known}")

@@ -1,0 +1,159 @@
+"""The file of a study: which clusters, placements, routings, workloads and seeds are simulated against each other."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from profiler.cluster_profile import ClusterProfile
+from profiler.errors import InputError
+from profiler.import_tables import with_imported_costs
+from profiler.records import load_record
+from solver.generate import make_cluster
+from solver.workload import Workload, fixed_workload, trace_workload
+
+from ..run_log import Routing
+from .arrivals import Arrivals, TracedRequest, read_trace
+
+
+class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A cluster from the generator of ``helixbench cluster make``."""
+
+    nodes: int
+    types: int = 3
+    regions: int = 1
+    seed: int = 0
+
+
+class ClusterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A cluster: a ``file``, or ``make`` one. ``tables`` is a folder of timing tables that replace capacity tables."""
+
+    name: str
+    file: str = ""
+    make: Made | None = None
+    tables: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.file) == (self.make is not None):
+            raise ValueError(f"cluster {self.name}: need exactly one of `file` and `make`")
+
+
+class PlacementSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A placement: a solver's ``method`` with its ``objective``, or the ``plan`` in a file."""
+
+    name: str
+    method: str = ""
+    objective: str = "throughput"
+    plan: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.method) == bool(self.plan):
+            raise ValueError(f"placement {self.name}: need exactly one of `method` and `plan`")
+        if self.objective not in ("throughput", "max-flow"):
+            raise ValueError(f"placement {self.name}: objective is throughput or max-flow, got {self.objective!r}")
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Lengths (a ``trace``, or two numbers) and arrivals: ``offline``, ``rate``, ``replay``, or a closed loop."""
+
+    name: str
+    trace: str = ""
+    max_prompt_tokens: int | None = None
+    max_output_tokens: int | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    offline: bool = False
+    replay: bool = False
+    rate: float | None = None
+    burstiness: float = 1.0
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.trace) == (self.prompt_tokens is not None and self.output_tokens is not None):
+            raise ValueError(f"workload {self.name}: need either `trace`, or `prompt_tokens` and `output_tokens`")
+        ways = (self.offline, self.replay, self.rate is not None)
+        if sum(ways) > 1 or (not any(ways) and self.concurrency is None):
+            raise ValueError(f"workload {self.name}: need one of `offline`, `rate`, `replay`, or `concurrency` alone")
+        if self.replay and not self.trace:
+            raise ValueError(f"workload {self.name}: `replay` needs a `trace`")
+
+    def arrivals(self) -> Arrivals:
+        """When requests come."""
+        if self.rate is not None:
+            kind = "poisson" if self.burstiness == 1 else "gamma"
+            return Arrivals(kind=kind, rate_per_s=self.rate, burstiness=self.burstiness)  # type: ignore[arg-type]
+        return Arrivals(kind="offline" if self.offline else "replay" if self.replay else "closed loop")
+
+
+class StudySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything with everything: each cluster, placement, routing, workload and seed gives one run."""
+
+    title: str
+    cluster: tuple[ClusterSpec, ...]
+    placement: tuple[PlacementSpec, ...]
+    workload: tuple[WorkloadSpec, ...]
+    routings: tuple[Routing, ...] = ("iwrr",)
+    seeds: tuple[int, ...] = (0,)
+    duration_s: float = 600.0
+    warmup_s: float = 60.0
+    kv_share: float = 1.0
+    solve_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        for field in ("cluster", "placement", "workload", "routings", "seeds"):
+            if not getattr(self, field):
+                raise ValueError(f"{field}: need at least one")
+        if self.duration_s <= 0 or self.warmup_s < 0 or self.solve_s <= 0 or not 0 < self.kv_share <= 1:
+            raise ValueError("duration_s, solve_s: need > 0; warmup_s >= 0; kv_share in (0, 1]")
+
+
+def load_study(path: Path) -> StudySpec:
+    """The study of a TOML file.
+
+    Raises:
+        InputError: not such a file, an unknown field or a value out of range.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), StudySpec)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from error
+
+
+def cluster_of(spec: ClusterSpec, folder: Path) -> ClusterProfile:
+    """The cluster, its paths read from ``folder``."""
+    if spec.make is not None:
+        made = spec.make
+        profile = make_cluster(num_nodes=made.nodes, num_types=made.types, num_regions=made.regions, seed=made.seed)
+    else:
+        profile = load_record(folder / spec.file, ClusterProfile)
+    return with_imported_costs(profile, folder / spec.tables) if spec.tables else profile
+
+
+def workload_of(spec: WorkloadSpec, folder: Path) -> tuple[Workload, tuple[TracedRequest, ...]]:
+    """The lengths, and where arrivals are replayed the requests of the trace.
+
+    Raises:
+        InputError: the trace cannot be read, or nothing is left of it.
+    """
+    if not spec.trace:
+        assert spec.prompt_tokens is not None
+        assert spec.output_tokens is not None
+        return fixed_workload(prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens), ()
+    path = folder / spec.trace
+    whole = trace_workload(path)
+    lengths = tuple(pair for pair in whole.lengths if _is_within(spec, *pair))
+    if not lengths:
+        raise InputError(f"{path}: no request within max_prompt_tokens and max_output_tokens of {spec.name}")
+    traced = tuple(r for r in read_trace(path) if _is_within(spec, r.prompt_tokens, r.output_tokens))
+    return Workload(source=whole.source, lengths=lengths), traced if spec.replay else ()
+
+
+def _is_within(spec: WorkloadSpec, prompt_tokens: int, output_tokens: int) -> bool:
+    prompt_fits = spec.max_prompt_tokens is None or prompt_tokens <= spec.max_prompt_tokens
+    return prompt_fits and (spec.max_output_tokens is None or output_tokens <= spec.max_output_tokens)

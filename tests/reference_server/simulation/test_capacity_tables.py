@@ -1,0 +1,61 @@
+"""Nodes of which only a capacity table is known: the linear model keeps what the table says."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiler.cost import BatchShape
+from reference_server.simulation import SimulationConfig, simulate
+from reference_server.simulation.stage_time import TABLE_NOTE, table_timing
+from solver import Plan, solve_placement
+from solver.capacity import Capacities
+from solver.expected import table_round_s
+from solver.generate import make_cluster
+from solver.plan import LayerRange
+from solver.workload import fixed_workload
+
+from .cases import OFFLINE
+
+WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
+
+
+@pytest.fixture(scope="module")
+def capacities() -> Capacities:
+    return Capacities(make_cluster(num_nodes=12, num_types=4, num_regions=1, seed=3), WORKLOAD)
+
+
+def test_a_full_iteration_carries_what_the_table_says_and_none_carries_more(capacities: Capacities) -> None:
+    for node in capacities.profile.nodes:
+        for layers in range(1, node.max_layers + 1):
+            held = LayerRange(0, layers)
+            timing = table_timing(capacities, node.name, held)
+            rates = [
+                tokens
+                / timing.cost.time_s(num_layers=n, batch=BatchShape(decode_tokens=tokens), first=True, last=False)
+                for tokens in (1, timing.max_batch_tokens / 2, timing.max_batch_tokens)
+                for n in (1, layers)  # a table holds for every entry
+            ]
+            assert max(rates) <= capacities.tokens_per_s(node.name, held) * (1 + 1e-9)
+            assert max(rates) == pytest.approx(
+                capacities.tokens_per_s(node.name, held), rel=1 / timing.max_batch_tokens
+            )
+
+
+def test_a_full_iteration_takes_as_long_as_the_solver_says(capacities: Capacities) -> None:
+    name = capacities.profile.nodes[0].name
+    held = LayerRange(0, 2)
+    timing = table_timing(capacities, name, held)
+    full = BatchShape(decode_tokens=timing.cost.max_tokens)
+    seconds = timing.cost.time_s(num_layers=2, batch=full, first=True, last=False)
+    assert seconds == pytest.approx(table_round_s(capacities, name, held))
+
+
+def test_a_simulated_run_stays_below_the_bound_and_says_what_it_assumed() -> None:
+    profile = make_cluster(num_nodes=10, num_types=2, num_regions=1, seed=1)
+    plan = solve_placement(profile, WORKLOAD, method="petals")
+    assert isinstance(plan, Plan)
+    config = SimulationConfig(workload=WORKLOAD, arrivals=OFFLINE, duration_s=200.0, warmup_s=300.0)
+    result = simulate(plan, profile, config)
+    assert result.run.total_tokens_per_s <= plan.predicted.max_flow_tokens_per_s * 1.02
+    assert TABLE_NOTE in result.remarks
+    assert TABLE_NOTE in result.run.testbed

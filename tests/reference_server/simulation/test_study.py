@@ -1,0 +1,132 @@
+"""Studies: every combination once, in one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import helixbench
+from profiler.errors import InputError
+from profiler.records import save_record
+from reference_server.simulation.study_spec import load_study
+
+from .cases import four_nodes
+
+STUDY = """
+title = "four nodes"
+routings = ["iwrr", "random"]
+seeds = [0, 1]
+duration_s = 2.0
+warmup_s = 0.5
+solve_s = 2.0
+
+[[cluster]]
+name = "four"
+file = "cluster.json"
+
+[[placement]]
+name = "petals"
+method = "petals"
+
+[[placement]]
+name = "by hand"
+plan = "plan.json"
+
+[[workload]]
+name = "offline"
+prompt_tokens = 40
+output_tokens = 12
+offline = true
+
+[[workload]]
+name = "trickle"
+trace = "trace.csv"
+max_prompt_tokens = 50
+rate = 5.0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    profile, plan = four_nodes(memory_bytes=8e6)  # little room: few requests in flight, so little to follow
+    save_record(tmp_path / "cluster.json", profile)
+    save_record(tmp_path / "plan.json", plan)
+    (tmp_path / "trace.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,20,3\n2023-11-16 18:15:47.5,99,3\n"
+    )
+    (tmp_path / "study.toml").write_text(STUDY)
+    return tmp_path
+
+
+def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path) -> None:
+    done = CliRunner().invoke(
+        helixbench.app, ["study", str(folder / "study.toml"), "-o", str(folder / "out")], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert "SIMULATED: no hardware ran" in done.output
+
+    rows = json.loads((folder / "out" / "study.json").read_text())["rows"]
+    keys = {(r["workload"], r["placement"], r["routing"], r["seed"]) for r in rows}
+    assert len(keys) == len(rows) == 2 * 2 * 2 * 2
+    assert all(r["total_tokens_per_s"] > 0 and not r["problem"] for r in rows)
+    trickles = [r for r in rows if r["workload"] == "trickle" and r["placement"] == "by hand"]
+    assert {r["peak_in_flight"] for r in trickles} <= {1, 2, 3}
+
+    table = list(csv.DictReader(io.StringIO((folder / "out" / "study.csv").read_text())))
+    assert [float(r["total_tokens_per_s"]) for r in table] == [r["total_tokens_per_s"] for r in rows]
+    assert {r["source"] for r in table} == {"simulated"}
+
+    picture = ET.fromstring((folder / "out" / "study.svg").read_text())
+    bars = [e for e in picture.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == "11"]
+    assert len(bars) == 2 * 2 * 2
+    assert "simulated" in (folder / "out" / "study.svg").read_text()
+
+
+def test_seeds_of_a_study_differ_and_repeat(folder: Path) -> None:
+    outputs = []
+    for name in ("one", "two"):
+        CliRunner().invoke(helixbench.app, ["study", str(folder / "study.toml"), "-o", str(folder / name)])
+        outputs.append((folder / name / "study.json").read_bytes())
+    assert outputs[0] == outputs[1]
+    rows = [r for r in json.loads(outputs[0])["rows"] if r["workload"] == "trickle" and r["routing"] == "random"]
+    assert rows[0]["ttft_p50_s"] != rows[1]["ttft_p50_s"]
+
+
+def test_a_placement_without_a_plan_is_a_row_that_says_why(folder: Path) -> None:
+    text = STUDY.replace('method = "petals"', 'method = "separate"').replace(
+        'file = "cluster.json"', "make = { nodes = 3 }"
+    )
+    text = text.split('[[placement]]\nname = "by hand"')[0] + "[[workload]]" + text.split("[[workload]]")[1]
+    (folder / "study.toml").write_text(text)
+    done = CliRunner().invoke(helixbench.app, ["study", str(folder / "study.toml"), "--json"], catch_exceptions=False)
+    rows = json.loads(done.stdout[: done.stdout.rindex("}") + 1])["rows"]
+    assert all(r["total_tokens_per_s"] is None and "layers" in r["problem"] for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('method = "petals"', 'method = "petal"', "method 'petal' is none of auto, petals"),
+        ("offline = true", "", "need one of `offline`, `rate`, `replay`"),
+        ('file = "cluster.json"', "", "need exactly one of `file` and `make`"),
+        ("max_prompt_tokens = 50", "max_prompt_tokens = 5", "no request within"),
+        ('"random"]', '"astrology"]', "routings"),
+        ("seeds = [0, 1]", "seeds = []", "seeds: need at least one"),
+        ("title", "titel", "titel"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(folder: Path, before: str, after: str, says: str) -> None:
+    (folder / "study.toml").write_text(STUDY.replace(before, after, 1))
+    with pytest.raises(InputError, match=says):
+        CliRunner().invoke(helixbench.app, ["study", str(folder / "study.toml")], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_committed_studies_are_valid(path: Path) -> None:
+    assert load_study(path).title
