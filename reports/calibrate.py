@@ -45,11 +45,15 @@ def calibrate(
     handicap: float = 0.0,
     on_trial: Callable[[int, Regression], None] = lambda _i, _regression: None,
 ) -> Calibration:
-    """Run the whole gate ``trials`` times."""
-    results = []
-    for i in range(trials):
-        results.append(run_gate(question, measure))
-        on_trial(i, results[-1])
+    """Run the whole gate ``trials`` times; Ctrl-C ends it after the last whole trial, if there is one."""
+    results: list[Regression] = []
+    try:
+        for i in range(trials):
+            results.append(run_gate(question, measure))
+            on_trial(i, results[-1])
+    except KeyboardInterrupt:
+        if not results:
+            raise
     return summarise(question, results, handicap=handicap)
 
 

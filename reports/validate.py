@@ -182,7 +182,7 @@ def _node_residual(run: RunLog, name: str, expected: Expected | None, entered: i
         measured_busy=use.busy_s / run.window.seconds,
         predicted_batch_tokens=batch,
         measured_batch_tokens=_ratio(use.decode_tokens, use.iterations),
-        predicted_iteration_s=_predicted_iteration_s(expected, planned, busy, batch),
+        predicted_iteration_s=_predicted_iteration_s(run, expected, planned, busy, batch),
         measured_iteration_s=_ratio(use.busy_s, use.iterations),
         kv_peak_tokens=use.kv_peak_tokens,
         kv_capacity_tokens=use.kv_capacity_tokens,
@@ -194,12 +194,17 @@ def _node_tokens(use: NodeUse) -> int:
 
 
 def _predicted_iteration_s(
-    expected: Expected | None, share: float | None, busy: float | None, batch: float | None
+    run: RunLog, expected: Expected | None, share: float | None, busy: float | None, batch: float | None
 ) -> float | None:
-    """Busy time over iterations: a node decodes its share of the output tokens, ``batch`` of them an iteration."""
+    """Busy time over iterations: a node decodes its share of the output tokens, ``batch`` of them an iteration.
+
+    A request's first output token is its prompt's, and decoded nowhere.
+    """
     if expected is None or share is None or busy is None or batch is None:
         return None
-    return _ratio(busy * batch, share * expected.output_tokens_per_s)
+    mean_output = run.plan.assumptions.workload.mean_output_tokens
+    decoded_per_s = expected.output_tokens_per_s * (mean_output - 1) / mean_output
+    return _ratio(busy * batch, share * decoded_per_s)
 
 
 def _link_residuals(run: RunLog) -> tuple[LinkResidual, ...]:

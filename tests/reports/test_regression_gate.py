@@ -238,6 +238,22 @@ def test_the_built_in_load_does_more_work_with_a_handicap() -> None:
     assert fastest_s[1] > 2 * fastest_s[0]
 
 
+def test_an_interrupted_calibration_counts_the_trials_that_were_whole() -> None:
+    values = iter([1.0] * 12 + [1.0] * 5)  # two trials of three pairs, and not all of a third
+
+    def measure(_side: Side) -> float:
+        try:
+            return next(values)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    question = Question(metric="median_s", is_higher_better=False, rounds=3)
+
+    assert calibrate(question, measure, trials=60).num_trials == 2
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(question, measure, trials=60)
+
+
 def test_the_threshold_on_the_first_pair_is_pytest_benchmarks_own() -> None:
     utils = pytest.importorskip("pytest_benchmark.utils")
     rule = utils.PercentageRegressionCheck("median", 5.0)
