@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from .cost import BatchShape
+from .cost import IDLE_S, BatchShape
 from .token_knots import TILE_TOKENS
 
 MOST_TILES = 4
@@ -18,12 +18,16 @@ Part: TypeAlias = Literal["layers", "embedding", "head"]
 
 
 class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One batch to time. ``prefills`` are (past, new tokens), ``decodes`` the tokens cached before each new one."""
+    """One batch to time. ``prefills`` are (past, new tokens), ``decodes`` the tokens cached before each new one.
+
+    Before each iteration the node stands idle for ``idle_s``, which is not timed.
+    """
 
     part: Part
     num_layers: int
     prefills: tuple[tuple[int, int], ...] = ()
     decodes: tuple[int, ...] = ()
+    idle_s: float = 0.0
     held_out: bool = False
 
     @property
@@ -46,8 +50,12 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
             decode_tokens=len(self.decodes),
             decode_context_tokens=sum(past + 1 for past in self.decodes),
             sampled_tokens=len(self.prefills) + len(self.decodes),
+            after_idle=min(1.0, self.idle_s / IDLE_S),
         )
 
+
+IDLE_POINTS = ((False, IDLE_S, (1, 6, 24)), (True, IDLE_S, (12,)))
+"""(held out, idle seconds, decoding sequences): what standing idle before an iteration adds to it."""
 
 Iterate: TypeAlias = Callable[[], None]  # runs one iteration
 Runner: TypeAlias = Callable[[GridPoint], AbstractContextManager[Iterate]]
@@ -97,6 +105,14 @@ def grid(
             points += [
                 GridPoint(part="layers", num_layers=num_layers, prefills=p, decodes=d, held_out=held_out)
                 for p, d in batches
+            ]
+    for num_layers in layer_counts:
+        for held_out, idle_s, counts in IDLE_POINTS:
+            points += [
+                GridPoint(
+                    part="layers", num_layers=num_layers, decodes=(short,) * size, idle_s=idle_s, held_out=held_out
+                )
+                for size in counts
             ]
     for part in ("embedding", "head"):
         points += [GridPoint(part=part, num_layers=0, decodes=(0,) * size) for size in _up_to(full, (1, 8, 64))]

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+IDLE_S = 0.02
+"""A node that has waited so long begins an iteration with caches that others have used, on a processor that slept."""
+
 
 class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one iteration holds, in the quantities that its time depends on.
@@ -23,6 +26,7 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         decode_tokens: decoding sequences, one token each.
         decode_context_tokens: cached tokens read by them, summed over the sequences.
         sampled_tokens: sequences that leave with a new token: the decoding ones and the chunks that end a prompt.
+        after_idle: 1 where the node stood idle before for ``IDLE_S`` or more, proportionally less where for less.
 
     Means over many iterations are allowed, so the counts are floats.
     """
@@ -33,6 +37,7 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_tokens: float = 0.0
     decode_context_tokens: float = 0.0
     sampled_tokens: float = 0.0
+    after_idle: float = 0.0
 
     @property
     def tokens(self) -> float:
@@ -71,6 +76,8 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     head_item_s: float
     max_tokens: float
     max_context_tokens: float
+    step_idle_s: float = 0.0
+    layer_idle_s: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.token_knots) != len(self.layer_token_s) or not self.token_knots or self.token_knots[0] != 1:
@@ -97,6 +104,8 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 self.embed_token_s,
                 self.head_s,
                 self.head_item_s,
+                self.step_idle_s,
+                self.layer_idle_s,
             ]
         )
 
@@ -108,6 +117,7 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         seconds = num_layers * self.layer_time_s(batch)
         if num_layers > 0:
             seconds += self.step_s + batch.items * self.step_item_s + batch.tokens * self.step_token_s
+            seconds += batch.after_idle * self.step_idle_s
         if first:
             seconds += self.embed_s + batch.tokens * self.embed_token_s
         if last:
@@ -123,6 +133,7 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             + batch.decode_context_tokens * self.layer_decode_context_s
             + batch.prefill_chunks * self.layer_prefill_chunk_s
             + batch.prefill_pairs * self.layer_prefill_pair_s
+            + batch.after_idle * self.layer_idle_s
         )
 
     def layer_tokens_s(self, tokens: float) -> float:
@@ -164,5 +175,7 @@ def feature_row(
             tokens * first,
             float(last),
             batch.sampled_tokens * last,
+            is_step * batch.after_idle,
+            num_layers * batch.after_idle,
         ]
     )

@@ -83,9 +83,10 @@ def _stage_cost(
     values = [float(value) for value in coefficients]
     segments = len(knots)
     step_s, step_item_s, step_token_s, layer_s = values[:_FIRST_SEGMENT]
-    decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item = values[
+    decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, *idle = values[
         _FIRST_SEGMENT + segments :
     ]
+    step_idle, layer_idle = idle
     contexts = [s.batch.decode_context_tokens / s.batch.decode_tokens for s in fitted if s.batch.decode_tokens]
     return StageCost(
         step_s=step_s,
@@ -104,4 +105,6 @@ def _stage_cost(
         head_item_s=head_item,
         max_tokens=float(max_batch_tokens),
         max_context_tokens=max(contexts, default=0.0),
+        step_idle_s=step_idle,
+        layer_idle_s=layer_idle,
     )

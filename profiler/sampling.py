@@ -72,6 +72,7 @@ class Sampler:
         seed: of the shuffling.
         taken: blocks of an earlier, interrupted run, which count.
         clock: monotonic seconds.
+        sleep: stands idle for so many seconds.
         timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
         on_block: told (blocks done, blocks expected) after each.
@@ -86,12 +87,14 @@ class Sampler:
         seed: int,
         taken: Sequence[Block] = (),
         clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
         timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
         on_block: Callable[[int, int], None] = lambda _done, _expected: None,
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
         self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
+        self._sleep = sleep
         self._on_block, self._on_round = on_block, on_round
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
@@ -216,11 +219,15 @@ class Sampler:
             if self._timer is not None:
                 iterate = _timed_by(self._timer, iterate)
                 self._timer.take_total_s()
-            begin, iterations = self._clock(), 0
-            while iterations < MIN_BLOCK_ITERATIONS or self._clock() - begin < MIN_BLOCK_S:
+            total_s, iterations = 0.0, 0
+            while iterations < MIN_BLOCK_ITERATIONS or total_s < MIN_BLOCK_S:
+                if point.idle_s:
+                    self._sleep(point.idle_s)
+                begin = self._clock()
                 iterate()
+                total_s += self._clock() - begin
                 iterations += 1
-            mean_s = (self._clock() - begin) / iterations
+            mean_s = total_s / iterations
             device_mean_s = None if self._timer is None else self._timer.take_total_s() / iterations
         return Block(point=point, mean_s=mean_s, device_mean_s=device_mean_s)
 

@@ -14,12 +14,13 @@ import platform
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 
 from profiler.reference_kernel import ReferenceKernel
 
 _EVERY_CPU_S = 0.02  # of work between two runs of the kernel, which takes about 1 % of that
 _KEPT = 16  # runs that the present speed is the mean of
-_NOMINAL_S = 1.0
+_NOMINAL_S = 3.0
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
 _SLICE_NS = 500_000
@@ -44,12 +45,13 @@ class Pacer:
         self.nominal_s = self._kernel.time_s()
         self._counted_s = time.process_time()
 
-    def measure_nominal(self) -> None:
-        """Let the share be of this processor as it is in the second to come."""
-        until, runs = time.perf_counter() + _NOMINAL_S, []
-        while time.perf_counter() < until:
-            runs.append(self._kernel.time_s())
-        self.nominal_s = sum(runs) / len(runs)
+    def measure_nominal(self, iterate: Callable[[], None]) -> None:
+        """Let the share be of this processor as it is in the next seconds, between iterations."""
+        self.mean_kernel_s()
+        until = time.perf_counter() + _NOMINAL_S
+        while time.perf_counter() < until or not self._count:
+            iterate()
+        self.nominal_s = self.mean_kernel_s() or self.nominal_s
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""

@@ -76,9 +76,11 @@ def profile(
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
+        first = next(p for p in ready.points if p.part == "layers")
+        sampler.warm_up(first)
         if agent.pacer is not None:
-            agent.pacer.measure_nominal()
-        sampler.warm_up(next(p for p in ready.points if p.part == "layers"))
+            with ready.ring.run(first) as iterate:
+                agent.pacer.measure_nominal(iterate)
         stack = time_stack(agent.runtime.stage)
 
         def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
@@ -188,10 +190,10 @@ class _Ring:
         hidden = torch.randn((point.num_tokens, stage.hidden_size), generator=generator).to(stage.dtype)
         if point.part == "embedding":
             ids = torch.randint(stage.vocab_size, (point.num_tokens,), generator=generator)
-            yield lambda: _wait_for(self._first.embed(ids))
+            yield self._paced(lambda: _wait_for(self._first.embed(ids)))
         elif point.part == "head":
             on_device = hidden.to(stage.device)
-            yield lambda: _wait_for(self._last.head(on_device).argmax(dim=-1))
+            yield self._paced(lambda: _wait_for(self._last.head(on_device).argmax(dim=-1)))
         else:
             requests = self._open(point)
             self._agent.send_to_peer(_RING, self._work(point, requests), tensor_bytes(hidden))
@@ -208,6 +210,20 @@ class _Ring:
         """
         with self.run(point) as iterate:
             return workspace_bytes(iterate, device=self._agent.torch_device)
+
+    def _paced(self, iterate: Iterate) -> Iterate:
+        """As slow as the node is to be: an iteration of the agent's loop is that by itself."""
+        pacer = self._agent.pacer
+        if pacer is None:
+            return iterate
+
+        def paced() -> None:
+            begin = time.perf_counter()
+            iterate()
+            pacer.hold(begin)
+
+        pacer.forget()
+        return paced
 
     def _turn(self) -> None:
         if not self._agent.turn(_TURN_TIMEOUT_MS):

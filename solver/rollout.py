@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from profiler.cluster_profile import COORDINATOR, ClusterProfile, MeasuredCost
-from profiler.cost import BatchShape
+from profiler.cost import IDLE_S, BatchShape
 
 from .network import LinkTable
 from .plan import Expected, LayerRange, LinkFlow
@@ -107,6 +107,7 @@ class _Node:
     decodes: deque[_Item] = field(default_factory=deque)
     prefills: deque[_Item] = field(default_factory=deque)
     is_busy: bool = False
+    ended_s: float = 0.0  # when the last iteration ended
     busy_s: float = 0.0
     iterations: int = 0
     decoded: int = 0
@@ -267,7 +268,7 @@ class _Rollout:
 
     def _begin_iteration(self, name: str, node: _Node) -> None:
         batch = _next_batch(node, self._max_decode_batch, self._max_batch_tokens)
-        seconds = self._iteration_s(node, batch)
+        seconds = self._iteration_s(node, batch, after_idle=min(1.0, (self._now - node.ended_s) / IDLE_S))
         node.is_busy = True
         node.busy_s += seconds
         node.iterations += 1
@@ -276,7 +277,7 @@ class _Rollout:
 
     def _end_iteration(self, name: str, batch: list[_Item]) -> None:
         node = self._nodes[name]
-        node.is_busy = False
+        node.is_busy, node.ended_s = False, self._now
         going: dict[str, list[_Item]] = {}
         for item in batch:
             hops = self._pipelines[item.request.pipeline]
@@ -294,13 +295,13 @@ class _Rollout:
             self._at(node.wait_until_s, f"wait at {name}", [])
         self._begin_if_idle(name)
 
-    def _iteration_s(self, node: _Node, batch: list[_Item]) -> float:
+    def _iteration_s(self, node: _Node, batch: list[_Item], *, after_idle: float = 0.0) -> float:
         """Seconds of one iteration; items that enter late run fewer layers: each entry's time counts by its share."""
         by_entry: dict[int, list[_Item]] = {}
         for item in batch:
             entry = self._pipelines[item.request.pipeline][item.hop][1]
             by_entry.setdefault(entry, []).append(item)
-        shape = _shape(batch)
+        shape = _shape(batch, after_idle=after_idle)
         return sum(
             sum(item.num_tokens for item in items)
             / shape.tokens
@@ -365,7 +366,7 @@ def _next_batch(node: _Node, max_decode_batch: int | None, max_batch_tokens: int
     return batch
 
 
-def _shape(batch: list[_Item]) -> BatchShape:
+def _shape(batch: list[_Item], *, after_idle: float) -> BatchShape:
     prefills = [item for item in batch if not item.is_decode]
     decodes = len(batch) - len(prefills)
     return BatchShape(
@@ -375,6 +376,7 @@ def _shape(batch: list[_Item]) -> BatchShape:
         decode_tokens=decodes,
         decode_context_tokens=sum(item.past + 1 for item in batch if item.is_decode),
         sampled_tokens=sum(1 for item in batch if item.sample),
+        after_idle=after_idle,
     )
 
 

@@ -79,7 +79,13 @@ def test_nominal_speed_is_the_mean_of_what_is_measured(kernel: FakeKernel, monke
     monkeypatch.setattr(pacing, "_NOMINAL_S", 0.01)
     pacer = Pacer(0.5)
     kernel.now_s = 3e-4
-    pacer.measure_nominal()
+    begin = time.perf_counter()
+
+    def iterate() -> None:
+        spin(0.03)
+        pacer.hold(begin)
+
+    pacer.measure_nominal(iterate)
 
     assert pacer.nominal_s == pytest.approx(3e-4)
 
