@@ -60,7 +60,10 @@ def simulate(
     routing: Annotated[
         Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"], typer.Option(help="How pipelines are chosen.")
     ] = "iwrr",
-    kv_share: Annotated[float, typer.Option(help="How much of each KV cache admission fills, 0 to 1.")] = 1.0,
+    kv_share: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--kv-share", help="How much of each KV cache admission fills. Default: 1, with a table 0.8."),
+    ] = None,
     events: Annotated[Optional[Path], typer.Option(help="TOML or JSON: what goes wrong, and when.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Of lengths, arrival times and random routings.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
@@ -85,7 +88,7 @@ def simulate(
         raise InputError("--replay: needs --trace, whose arrival times it takes")
     if replay and trace_scale != 1:
         raise InputError("--replay: takes the trace's lengths as they are; leave out --trace-scale")
-    if not 0 < kv_share <= 1:
+    if kv_share is not None and not 0 < kv_share <= 1:
         raise InputError(f"--kv-share {kv_share}: need more than 0 and at most 1")
     if (warmup_s is not None and warmup_s < 0) or (duration_s is not None and duration_s <= 0):
         raise InputError("--warmup-s, --duration-s: need at least 0, and more than 0 seconds")

@@ -16,6 +16,7 @@ from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.errors import InputError, MeasurementError
 from profiler.records import Provenance, digest
 from solver.capacity import Capacities
+from solver.expected import TABLE_KV_SHARE
 from solver.plan import Plan
 from solver.routes import pipelines
 from solver.workload import Workload
@@ -46,7 +47,8 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``concurrency`` is the number of requests of a closed loop, and the most that are let in of other arrivals. The
     window begins at ``warmup_s``, in a closed loop not before as many requests have ended as are in flight. It lasts
     ``duration_s``, or ends when ``num_requests`` have: in a closed loop so many inside the window, else all that come.
-    ``kv_share`` is how much of each KV cache admission fills.
+    ``kv_share`` is how much of each KV cache admission fills; ``None`` for all of it, and for what ``solver.expected``
+    takes (80 %) where a node has only a capacity table, since what the table means rests on that.
     """
 
     workload: Workload
@@ -58,7 +60,7 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int | None = None
     duration_s: float | None = 600.0
     warmup_s: float = 60.0
-    kv_share: float = 1.0
+    kv_share: float | None = None
     events: tuple[Event, ...] = ()
 
 
@@ -122,11 +124,11 @@ class _Simulation:
         self._bytes_per_token: dict[tuple[str, str], float] = {}
         capacities = Capacities(profile, config.workload)
         self._nodes = {name: self._make_node(name, capacities) for name in sorted(plan.placement)}
-        self._capacity = {name: int(node.kv_capacity_tokens * config.kv_share) for name, node in self._nodes.items()}
+        admitted = {name: int(node.kv_capacity_tokens * self._kv_share(name)) for name, node in self._nodes.items()}
         is_closed = config.arrivals.kind == "closed loop"
         coordinator = Coordinator(
             self._router,
-            kv_capacity_tokens=self._capacity,
+            kv_capacity_tokens=admitted,
             max_concurrency=None if is_closed else config.concurrency,
         )
         self._require_servable(coordinator)
@@ -234,6 +236,11 @@ class _Simulation:
             send=self._send,
             on_iteration=on_iteration,
         )
+
+    def _kv_share(self, name: str) -> float:
+        if self._config.kv_share is not None:
+            return self._config.kv_share
+        return 1.0 if self._profile.node(name).cost is not None else TABLE_KV_SHARE
 
     def _send(self, src: str, dst: str, tokens: int, message: Any) -> None:
         ends = (src, dst)
@@ -360,7 +367,7 @@ class _Simulation:
 
 
 def _description(config: SimulationConfig, remarks: list[str]) -> str:
-    share = "" if config.kv_share == 1 else f", admission fills {config.kv_share:.0%} of the KV caches"
+    share = "" if config.kv_share is None else f", admission fills {config.kv_share:.0%} of the KV caches"
     return "; ".join([f"simulated: {config.arrivals}{share}", *remarks])
 
 

@@ -98,15 +98,17 @@ class StudySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seeds: tuple[int, ...] = (0,)
     duration_s: float = 600.0
     warmup_s: float = 60.0
-    kv_share: float = 1.0
+    kv_share: float | None = None
     solve_s: float = 20.0
 
     def __post_init__(self) -> None:
         for field in ("cluster", "placement", "workload", "routings", "seeds"):
             if not getattr(self, field):
                 raise ValueError(f"{field}: need at least one")
-        if self.duration_s <= 0 or self.warmup_s < 0 or self.solve_s <= 0 or not 0 < self.kv_share <= 1:
-            raise ValueError("duration_s, solve_s: need > 0; warmup_s >= 0; kv_share in (0, 1]")
+        if self.duration_s <= 0 or self.warmup_s < 0 or self.solve_s <= 0:
+            raise ValueError("duration_s, solve_s: need > 0; warmup_s >= 0")
+        if self.kv_share is not None and not 0 < self.kv_share <= 1:
+            raise ValueError(f"kv_share: need more than 0 and at most 1, got {self.kv_share}")
 
 
 def load_study(path: Path) -> StudySpec:
