@@ -32,8 +32,8 @@ MAX_FOLLOWED_HOPS = 1_500_000
 BATCHINGS_TRIED = 8
 """So many rollouts together may follow as many hops as one alone for all limits on iterations to be tried."""
 
-REPORTED_ROUNDS = 12
-"""Reported figures are counted over so many rounds of all requests in flight: fewer leave the last 3 % to chance."""
+REPORTED_REQUESTS = 288
+"""Reported figures are counted over so many requests or more: with fewer the last 3 % are left to chance."""
 
 NO_LIMITS = Batching()
 
@@ -220,7 +220,14 @@ def _over_concurrency(
             break
         step *= 2
     return tuple(
-        expected_of(question, held, flow, concurrency, batching=batching, rounds=REPORTED_ROUNDS)
+        expected_of(
+            question,
+            held,
+            flow,
+            concurrency,
+            batching=batching,
+            rounds=max(MIN_ROUNDS, REPORTED_REQUESTS // (concurrency or REPORTED_REQUESTS)),
+        )
         for concurrency in (*steps, asked)
     )
 

@@ -98,7 +98,7 @@ def _run(*arguments: str):  # type: ignore[no-untyped-def]
 def test_targets_and_comparison_by_command(tmp_path: Path) -> None:
     cluster, plan = tmp_path / "c.json", tmp_path / "p.json"
     save_record(cluster, demo_cluster())
-    common = ["solve", str(cluster), "--concurrency", "8", "--time-limit-s", "2", "-o", str(plan)]
+    common = ["solve", str(cluster), "--concurrency", "8", "--time-limit-s", "1", "-o", str(plan)]
     common += ["--prompt-tokens", "64", "--output-tokens", "32", "--one-more-s", "0"]
     result = _run(*common, "--compare")
     assert result.exit_code == 0, result.output
