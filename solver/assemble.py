@@ -108,7 +108,7 @@ def is_followed(
     return times * requests * mix.output_tokens * hops <= MAX_FOLLOWED_HOPS
 
 
-def best_decode_batch(
+def best_limits(
     question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool
 ) -> tuple[Batching, Expected]:
     """The limits on iterations that bring the most, and what they bring; none where requests are not followed."""
@@ -160,7 +160,7 @@ def assemble(
     used = used_nodes(placement, flow)
     held = {name: placement[name] for name in used}
     bound = max(bound, flow.tokens_per_s)
-    batching, _ = best_decode_batch(question, held, flow, thorough=True)
+    batching, _ = best_limits(question, held, flow, thorough=True)
     network = build_network(capacities, held, partial=question.partial)
     return Plan(
         model=capacities.model.name,

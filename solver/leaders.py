@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .assemble import best_decode_batch, carrying, is_followed, used_nodes
+from .assemble import best_limits, carrying, is_followed, used_nodes
 from .incumbent import Search
 from .plan import LayerRange
 
@@ -23,7 +23,7 @@ def roll_out_leaders(search: Search) -> None:
         held = {name: placement[name] for name in used_nodes(placement, carried)}
         if not is_followed(question, held, carried, question.concurrency):
             continue
-        _, expected = best_decode_batch(question, held, carried, thorough=False)
+        _, expected = best_limits(question, held, carried, thorough=False)
         rolled.append((expected.total_tokens_per_s, flow, placement))
     if rolled:
         search.take(*max(rolled, key=lambda item: item[0]))
