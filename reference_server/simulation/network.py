@@ -3,6 +3,8 @@
 Bytes flow through all three at once (cut-through), so an empty network adds bytes over the slowest of the three, and
 the link's latency. Where messages meet, each of the three serves them in the order in which they come to it: what a
 card carries at once is never more than its rate, and a message that waits for a slow link keeps no card from others.
+A message is there when the last of the three has let its last byte through, so what one node sends to another arrives
+in the order in which it was sent, as over a TCP connection.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ class _Channel:
         self.rate = rate
         self.free_s = 0.0
 
-    def take(self, at_s: float, size: float) -> float:
-        """When a message that comes at ``at_s`` begins to pass."""
+    def take(self, at_s: float, size: float) -> tuple[float, float]:
+        """When a message that comes at ``at_s`` begins to pass, and when it has passed."""
         if self.rate is None:
-            return at_s
+            return at_s, at_s
         begin_s = max(at_s, self.free_s)
         self.free_s = begin_s + size / self.rate
-        return begin_s
+        return begin_s, self.free_s
 
 
 class _Way:
@@ -45,11 +47,6 @@ class _Way:
     def __init__(self, card_out: _Channel, link: _Channel, card_in: _Channel, latency_s: float) -> None:
         self.card_out, self.link, self.card_in = card_out, link, card_in
         self.latency_s = latency_s
-
-    def passing_s(self, size: float) -> float:
-        """Seconds that the message's bytes take where nothing else is on the way."""
-        rates = (self.card_out.rate, self.link.rate, self.card_in.rate)
-        return size / min(rate for rate in rates if rate is not None)
 
 
 class Network:
@@ -76,11 +73,14 @@ class Network:
             InputError: the two are not connected.
         """
         way = self._ways.get((src, dst)) or self._open(src, dst)
-        at_s = way.link.take(way.card_out.take(self._kernel.now_s, size), size) + way.latency_s
+        out_begin_s, out_end_s = way.card_out.take(self._kernel.now_s, size)
+        link_begin_s, link_end_s = way.link.take(out_begin_s, size)
+        there_s = max(out_end_s, link_end_s) + way.latency_s
         if way.card_in.rate is None:
-            self._kernel.at(at_s + way.passing_s(size), ARRIVAL, deliver, message)
+            self._kernel.at(there_s, ARRIVAL, deliver, message)
         else:  # who comes to the receiver's card first is known only then
-            self._kernel.at(at_s, WIRE, self._reach_card, (way, size, deliver, message))
+            reaching = (way.card_in, size, there_s, deliver, message)
+            self._kernel.at(link_begin_s + way.latency_s, WIRE, self._reach_card, reaching)
 
     def scale(self, src: str, dst: str, factor: float) -> None:
         """The link carries ``factor`` times its bandwidth of the profile; what was sent before is not affected."""
@@ -89,10 +89,10 @@ class Network:
         assert bandwidth is not None
         way.link.rate = bandwidth * factor
 
-    def _reach_card(self, arriving: tuple[_Way, float, Deliver, Any]) -> None:
-        way, size, deliver, message = arriving
-        at_s = way.card_in.take(self._kernel.now_s, size)
-        self._kernel.at(at_s + way.passing_s(size), ARRIVAL, deliver, message)
+    def _reach_card(self, reaching: tuple[_Channel, float, float, Deliver, Any]) -> None:
+        card_in, size, there_s, deliver, message = reaching
+        _, in_end_s = card_in.take(self._kernel.now_s, size)
+        self._kernel.at(max(there_s, in_end_s), ARRIVAL, deliver, message)
 
     def _open(self, src: str, dst: str) -> _Way:
         bandwidth, latency_s = self._links.bandwidth(src, dst), self._links.latency_s(src, dst)
