@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -39,23 +38,22 @@ class DemoConfig(msgspec.Struct, frozen=True, kw_only=True):
 def run_demo(config: DemoConfig) -> int:
     """Run every step, stop at the first that fails with its exit code; files that are finished stay."""
     began_s = time.perf_counter()
-    with resources.as_file(resources.files("reference_server") / "launch" / "demo.toml") as own_testbed:
-        steps = plan_steps(config, testbed=config.testbed or own_testbed)
-        for i, step in enumerate(steps, start=1):
-            exit_code = _run_step(step, f"[{i}/{len(steps) + 1}] {step.title}", is_json=config.is_json)
-            if exit_code != 0:
-                _say_what_is_kept(config, steps[: i - 1], exit_code, stopped_in=step.title)
-                return exit_code
+    steps = plan_steps(config)
+    for i, step in enumerate(steps, start=1):
+        exit_code = _run_step(step, f"[{i}/{len(steps) + 1}] {step.title}", is_json=config.is_json)
+        if exit_code != 0:
+            _say_what_is_kept(config, steps[: i - 1], exit_code, stopped_in=step.title)
+            return exit_code
     _say(f"[{len(steps) + 1}/{len(steps) + 1}] Report: measured against predicted")
     return _report(config, elapsed_s=time.perf_counter() - began_s)
 
 
-def plan_steps(config: DemoConfig, *, testbed: Path) -> tuple[Step, ...]:
-    """The commands of the chain, in order."""
+def plan_steps(config: DemoConfig) -> tuple[Step, ...]:
+    """The commands of the chain, in order. They are kept in the records: no path in them that the user did not give."""
     out = config.out
     model = config.model or str(out / "model")
     load = ("--prompt-tokens", str(PROMPT_TOKENS), "--output-tokens", str(OUTPUT_TOKENS))
-    place = ("--model", model, "--testbed", str(testbed))
+    place = ("--model", model, *(() if config.testbed is None else ("--testbed", str(config.testbed))))
     cluster, plan, run = (str(out / name) for name in ("cluster.json", "plan.json", "run.json"))
     concurrency = ("--concurrency", str(CONCURRENCY))
     make = Step(

@@ -21,6 +21,9 @@ def validate_command(
     only: Annotated[list[str] | None, typer.Option(metavar="CASE", help="run only this case; may be repeated")] = None,
     model: Annotated[str | None, typer.Option(help="directory or hub id, instead of the suite's own model")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="keep what is in the folder and still holds")] = False,
+    allow_stale: Annotated[
+        bool, typer.Option("--allow-stale", help="also where a kept profile is of another device, version or model")
+    ] = False,
     min_ratio: Annotated[float, typer.Option(help="least measured / expected total tokens/s")] = 0.95,
     max_ratio: Annotated[float, typer.Option(help="largest measured / expected total tokens/s")] = 1.05,
     tpot_tolerance: Annotated[float, typer.Option(help="how far off TPOT p50 may be, as a share")] = 0.10,
@@ -47,7 +50,9 @@ def validate_command(
         raise InputError(f"--min-ratio, --max-ratio, --tpot-tolerance: {error}") from error
     result = run_suite(
         load_suite(suite, only=tuple(only or ())),
-        SuiteOptions(out=out, repeats=repeats, tolerance=tolerance, resume=resume, model=model),
+        SuiteOptions(
+            out=out, repeats=repeats, tolerance=tolerance, resume=resume, model=model, allow_stale=allow_stale
+        ),
     )
     show(suite_table(result), to_stderr=as_json)
     if markdown is not None:

@@ -12,7 +12,7 @@ from .causes import relative
 from .gate import COULD_NOT_MEASURE, FAIL, PASS
 from .intervals import mean_interval
 from .suite_result import CaseOutcome, CaseResult, LatencyBias, LinkBias, NodeBias, Tolerance
-from .verdict import Band, Latency, LinkResidual, NodeResidual, Verdict
+from .verdict import STALE_NOTE, Band, Latency, LinkResidual, NodeResidual, Verdict
 
 INCONCLUSIVE = 4
 ItemT = TypeVar("ItemT")
@@ -68,6 +68,7 @@ def judge_case(
         outcome=outcome,
         statement=statement + ("" if len(measured) == repeats else f"; {len(measured)} of {repeats} repeats"),
         causes=_median_verdict(measured).causes,
+        stale=_stale(measured),
         bound_tokens_per_s=first.bound_tokens_per_s,
         expected_tokens_per_s=first.expected_tokens_per_s,
         expected_interval=first.expected_interval,
@@ -198,6 +199,11 @@ def _latency_bias(latencies: Sequence[Latency]) -> LatencyBias:
         p99_s=statistics.median(one.p99_s for one in latencies),
         p50_bias=relative(p50_s, predicted_s),
     )
+
+
+def _stale(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
+    notes = (note for verdict in verdicts for note in verdict.notes if note.startswith(STALE_NOTE))
+    return tuple(dict.fromkeys(notes))
 
 
 def _median_verdict(verdicts: Sequence[Verdict]) -> Verdict:

@@ -71,7 +71,7 @@ class CaseResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``measured_interval`` is the 95 % interval of the repeats' mean, ``expected_interval`` the plan's own. ``spread`` is
     the largest ratio less the smallest. ``reasons`` say why a repeat is missing, ``causes`` where the repeat with the
-    median ratio points.
+    median ratio points, ``stale`` how the profile's device, versions or model differ from what a repeat was served on.
     """
 
     name: str
@@ -84,6 +84,7 @@ class CaseResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     num_repeats: int
     reasons: tuple[str, ...] = ()
     causes: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
     bound_tokens_per_s: float | None = None
     expected_tokens_per_s: float | None = None
     expected_interval: Interval | None = None

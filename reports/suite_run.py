@@ -27,13 +27,14 @@ _TAIL = 300
 
 
 class SuiteOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for beside the suite. ``model`` replaces the suite's own."""
+    """What the user asked for beside the suite. ``model`` replaces the suite's own; ``allow_stale`` as of ``bench``."""
 
     out: Path
     repeats: int
     tolerance: Tolerance
     resume: bool = False
     model: str | None = None
+    allow_stale: bool = False
 
 
 class _StoppedError(Exception):
@@ -62,7 +63,7 @@ class _SuiteRun:
         self._suite, self._options, self._run = suite, options, run
         self._layout = Layout(options.out.resolve())
         model = options.model or suite.model.path or str(self._layout.model)
-        self._steps = Steps(suite=suite, layout=self._layout, model=model)
+        self._steps = Steps(suite=suite, layout=self._layout, model=model, allow_stale=options.allow_stale)
         self._plans: dict[str, Plan] = {}  # case -> its plan
         self._verdicts: dict[str, list[Verdict]] = {case.name: [] for case in suite.cases}
         self._failures: dict[str, list[str]] = {case.name: [] for case in suite.cases}

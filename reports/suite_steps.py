@@ -21,6 +21,7 @@ from .steps import Step
 from .suite import KV_FULL, Suite, SuiteCase, SuiteTestbed
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+ALLOW_STALE = "--allow-stale"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -64,11 +65,15 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
-    """Makes the command lines of one suite. ``model`` is a directory or hub id."""
+    """Makes the command lines of one suite. ``model`` is a directory or hub id.
+
+    A record keeps the command that made it, so paths below the working directory are relative to it.
+    """
 
     suite: Suite
     layout: Layout
     model: str
+    allow_stale: bool = False
 
     def make_model(self) -> Step | None:
         """The step that makes the suite's own model; ``None`` where another one is served."""
@@ -77,39 +82,39 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
         choice = self.suite.model
         return Step(
             title="make the model",
-            arguments=("model", "make", self.model, "--preset", choice.preset, "--seed", str(choice.seed)),
+            arguments=("model", "make", self._model, "--preset", choice.preset, "--seed", str(choice.seed)),
             makes=self.model,
         )
 
     def profile(self, testbed: SuiteTestbed) -> Step:
         """The step that measures a testbed."""
-        cluster, limits = str(self.layout.cluster(testbed)), self.suite.profile
+        cluster, limits = self.layout.cluster(testbed), self.suite.profile
         return Step(
             title=f"{testbed.name}: profile",
             arguments=(
-                *("profile", *self._place(testbed), "-o", cluster),
+                *("profile", *self._place(testbed), "-o", _shown(cluster)),
                 *("--budget-s", f"{limits.budget_s:g}", "--max-batch-tokens", str(limits.max_batch_tokens)),
                 *("--max-context-tokens", str(limits.max_context_tokens)),
             ),
-            makes=cluster,
+            makes=str(cluster),
         )
 
     def solve(self, case: SuiteCase) -> Step:
         """The step that plans a case; with KV caches full, the plan says how many requests that is."""
-        plan = str(self.layout.plan(case))
+        plan = self.layout.plan(case)
         in_flight = () if case.concurrency == KV_FULL else ("--concurrency", str(case.concurrency))
         return Step(
             title=f"{case.name}: solve",
             arguments=(
-                *("solve", str(self.layout.cluster(case.testbed)), *self._lengths(case), *in_flight),
-                *("--time-limit-s", f"{self.suite.solve_time_limit_s:g}", "-o", plan),
+                *("solve", _shown(self.layout.cluster(case.testbed)), *self._lengths(case), *in_flight),
+                *("--time-limit-s", f"{self.suite.solve_time_limit_s:g}", "-o", _shown(plan)),
             ),
-            makes=plan,
+            makes=str(plan),
         )
 
     def bench(self, case: SuiteCase, plan: Plan, repeat: int) -> Step:
         """The step that serves a plan once; prompts and their order differ from repeat to repeat."""
-        run = str(self.layout.run(case, repeat))
+        run = self.layout.run(case, repeat)
         in_flight = plan.predicted.expected[-1].concurrency if case.concurrency == KV_FULL else case.concurrency
         window = (
             ("--duration-s", f"{case.duration_s:g}") if case.requests is None else ("--requests", str(case.requests))
@@ -117,20 +122,24 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
         return Step(
             title=f"{case.name}: serve and load",
             arguments=(
-                *("bench", str(self.layout.plan(case)), *self._place(case.testbed), "--concurrency", str(in_flight)),
-                *(*window, "--seed", str(repeat), "-o", run),
+                *("bench", _shown(self.layout.plan(case)), *self._place(case.testbed), "--concurrency", str(in_flight)),
+                *(*window, "--seed", str(repeat), "-o", _shown(run), *((ALLOW_STALE,) if self.allow_stale else ())),
             ),
-            makes=run,
+            makes=str(run),
         )
 
     def _place(self, testbed: SuiteTestbed) -> tuple[str, ...]:
         file = testbed.file or self.layout.testbed(testbed)
-        return "--model", self.model, "--testbed", str(file.resolve())
+        return "--model", self._model, "--testbed", _shown(file)
+
+    @property
+    def _model(self) -> str:
+        return _shown(self.layout.model) if self.model == str(self.layout.model) else self.model
 
     def _lengths(self, case: SuiteCase) -> tuple[str, ...]:
         lengths = case.workload.lengths
         if len(set(lengths)) > 1:
-            return "--trace", str(self.layout.lengths(case))
+            return "--trace", _shown(self.layout.lengths(case))
         return "--prompt-tokens", str(lengths[0][0]), "--output-tokens", str(lengths[0][1])
 
     def kept_cluster(self, testbed: SuiteTestbed) -> ClusterProfile | None:
@@ -153,9 +162,9 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
         return plan if plan.assumptions.workload.lengths == case.workload.lengths else None
 
     def kept_run(self, case: SuiteCase, plan: Plan, repeat: int) -> RunLog | None:
-        """The run that lies there, where it is a whole one of this plan and these options."""
+        """The run that lies there, where it is a whole one of this plan and these options, and not stale."""
         run = _load(self.layout.run(case, repeat), RunLog)
-        if run is None or run.cut_short or digest(run.plan) != digest(plan):
+        if run is None or run.cut_short or digest(run.plan) != digest(plan) or (run.stale and not self.allow_stale):
             return None
         return run if _is_made_by(run.provenance.command, self.bench(case, plan, repeat)) else None
 
@@ -177,4 +186,17 @@ def _load(path: Path, kind: type[RecordT]) -> RecordT | None:
 
 
 def _is_made_by(command: str, step: Step) -> bool:
-    return shlex.split(command)[1:] == list(step.arguments)
+    """Whether these are the step's arguments, as they may have been given in another working directory."""
+    made, wanted = ([one for one in line if one != ALLOW_STALE] for line in (shlex.split(command)[1:], step.arguments))
+    return len(made) == len(wanted) and all(map(_is_same, made, wanted))
+
+
+def _is_same(made: str, wanted: str) -> bool:
+    """Equal, or paths one of which ends in the other; that a file is another one, its digest in the records says."""
+    shorter, longer = sorted((Path(made).parts, Path(wanted).parts), key=len)
+    return made == wanted or bool(shorter and longer[-len(shorter) :] == shorter)
+
+
+def _shown(path: Path) -> str:
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

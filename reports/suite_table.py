@@ -78,8 +78,9 @@ def _about(result: SuiteResult) -> str:
 
 
 def _why(result: SuiteResult) -> Iterator[str]:
-    """Of each case that is not ok: how far off it was, and what points to the cause."""
+    """Of each case that is not ok: how far off it was, and what points to the cause; of all, a stale profile."""
     for case in result.cases:
+        yield from (f"{case.name}: {note}" for note in case.stale)
         if case.outcome != "ok":
             yield f"{case.name}: {case.statement}"
             yield from (f"{case.name}: {cause}" for cause in case.causes[:_MAX_CAUSES])

@@ -13,7 +13,7 @@ from .causes import likely_causes
 from .integrity import check_run
 from .intervals import mean_interval
 from .metrics import batches_of
-from .verdict import Band, Check, Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict
+from .verdict import STALE_NOTE, Band, Check, Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict
 
 PERCENTS = (50.0, 90.0, 99.0)
 
@@ -58,7 +58,7 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
         checks=checks,
         is_simulated=run.simulated,
         testbed=run.testbed,
-        notes=(*(f"stale profile: {line}" for line in run.stale), *run.plan.assumptions.notes),
+        notes=(*(f"{STALE_NOTE}{line}" for line in run.stale), *run.plan.assumptions.notes),
         plan_digest=digest(run.plan),
         run_digest=digest(run),
         provenance=run.provenance,

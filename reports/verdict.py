@@ -88,6 +88,10 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     message: str
 
 
+STALE_NOTE = "stale profile: "
+"""What a note begins with that says how the profile differs from what was served on."""
+
+
 class Verdict(
     msgspec.Struct,
     frozen=True,

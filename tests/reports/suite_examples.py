@@ -55,11 +55,15 @@ def write_suite(folder: Path, text: str = SUITE) -> Path:
 class StandIn:
     """Runs command lines as ``run_child`` does, and notes them; every run log is one of ``example_run``.
 
-    ``speeds`` are of the runs, in turn; ``exits`` maps the number of a call, from 0, to the exit code it ends with.
+    ``speeds`` are of the runs, in turn; ``exits`` maps the number of a call, from 0, to the exit code it ends with;
+    ``stale`` is what the runs say of their profile.
     """
 
-    def __init__(self, *, speeds: Sequence[float] = (1.0,), exits: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, *, speeds: Sequence[float] = (1.0,), exits: dict[int, int] | None = None, stale: tuple[str, ...] = ()
+    ) -> None:
         self.calls: list[tuple[str, ...]] = []
+        self._stale = stale
         self._speeds, self._exits, self._runs = speeds, exits or {}, 0
 
     @property
@@ -75,7 +79,7 @@ class StandIn:
             return self._exits[number]
         speed = self._speeds[self._runs % len(self._speeds)]
         self._runs += arguments[0] == "bench"
-        make_record(list(arguments), speed=speed, seed=self._runs)
+        make_record(list(arguments), speed=speed, seed=self._runs, stale=self._stale)
         return 0
 
 
@@ -85,7 +89,7 @@ def made_by(call: Sequence[str]) -> str:
     return "/".join(Path(made).parts[-2:])
 
 
-def make_record(arguments: list[str], *, speed: float, seed: int) -> None:
+def make_record(arguments: list[str], *, speed: float, seed: int, stale: tuple[str, ...] = ()) -> None:
     """What the command would write, as far as ``validate`` reads it."""
     command = shlex.join(["helixbench.py", *arguments])
     if arguments[0] == "model":
@@ -101,6 +105,9 @@ def make_record(arguments: list[str], *, speed: float, seed: int) -> None:
     else:
         plan = load_record(Path(arguments[1]), Plan)
         made = replace(
-            example_run(speed=speed, seed=seed), plan=plan, provenance=Provenance(inputs={"plan": digest(plan)})
+            example_run(speed=speed, seed=seed),
+            plan=plan,
+            stale=stale,
+            provenance=Provenance(inputs={"plan": digest(plan)}),
         )
     save_record(out, replace(made, provenance=replace(made.provenance, command=command)))

@@ -72,9 +72,9 @@ def start_demo(tmp_path: Path, *arguments: str, **environment: str) -> subproces
 
 
 def test_the_chain_is_the_commands_that_a_user_would_type() -> None:
-    config = DemoConfig(model=None, testbed=None, out=Path("o"), is_json=False)
+    config = DemoConfig(model=None, testbed=Path("t.toml"), out=Path("o"), is_json=False)
 
-    commands = [" ".join(step.arguments) for step in plan_steps(config, testbed=Path("t.toml"))]
+    commands = [" ".join(step.arguments) for step in plan_steps(config)]
 
     assert commands == [
         "model make o/model --preset tiny --seed 0",
@@ -85,10 +85,13 @@ def test_the_chain_is_the_commands_that_a_user_would_type() -> None:
     ]
 
 
-def test_a_given_model_is_not_made() -> None:
+def test_a_given_model_is_not_made_and_the_own_testbed_is_the_commands_default() -> None:
     config = DemoConfig(model="some/model", testbed=None, out=Path("o"), is_json=False)
 
-    assert plan_steps(config, testbed=Path("t.toml"))[0].arguments[:3] == ("profile", "--model", "some/model")
+    steps = plan_steps(config)
+
+    assert steps[0].arguments == ("profile", "--model", "some/model", "-o", "o/cluster.json")
+    assert not [argument for step in steps for argument in step.arguments if Path(argument).is_absolute()]
 
 
 def test_the_demo_ends_in_the_report_and_its_files(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from reports.steps import INTERRUPTED
 from reports.suite_file import load_suite
 from reports.suite_result import SuiteResult, Tolerance
 from reports.suite_run import SuiteOptions, run_suite
+from reports.suite_table import suite_markdown
 
 from .conftest import Command
 from .suite_examples import TESTBED, StandIn, write_suite
@@ -28,9 +29,13 @@ PREPARED = ["model results/model", "profile two/cluster.json", "profile inline/c
 SOLVED = ["solve two-chat/plan.json", "solve full/plan.json"]
 
 
-def run(tmp_path: Path, stand_in: StandIn, *, repeats: int = 2, resume: bool = False) -> SuiteResult:
+def run(
+    tmp_path: Path, stand_in: StandIn, *, repeats: int = 2, resume: bool = False, allow_stale: bool = False
+) -> SuiteResult:
     suite = load_suite(write_suite(tmp_path / "suite") if not (tmp_path / "suite").exists() else suite_file(tmp_path))
-    options = SuiteOptions(out=tmp_path / "results", repeats=repeats, tolerance=Tolerance(), resume=resume)
+    options = SuiteOptions(
+        out=tmp_path / "results", repeats=repeats, tolerance=Tolerance(), resume=resume, allow_stale=allow_stale
+    )
     return run_suite(suite, options, run=stand_in)
 
 
@@ -68,6 +73,40 @@ def test_the_steps_are_the_commands_that_a_user_would_type(tmp_path: Path) -> No
         f"bench {out}/cases/two-chat/plan.json {place} --concurrency 16 --requests 48 --seed 1 "
         f"-o {out}/cases/two-chat/run-1.json"
     )
+
+
+def test_records_name_files_as_seen_from_here_and_are_gone_on_with_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stand_in = StandIn()
+    run(tmp_path, stand_in, repeats=1)
+
+    assert stand_in.calls[1][:5] == ("profile", "--model", "results/model", "--testbed", "suite/two.toml")
+    assert not [one for call in stand_in.calls for one in call if str(tmp_path) in one]
+    monkeypatch.chdir(tmp_path / "suite")
+    again = StandIn()
+    run(tmp_path, again, repeats=1, resume=True)
+    assert again.calls == []
+
+
+def test_a_stale_profile_is_served_where_it_is_allowed_and_the_result_says_so(tmp_path: Path) -> None:
+    stand_in = StandIn()
+    run(tmp_path, stand_in, repeats=1)
+    assert "--allow-stale" not in stand_in.calls[-1]
+
+    again = StandIn(stale=("big: torch 2.10 -> 2.11",))
+    result = run(tmp_path, again, resume=True, allow_stale=True)
+    assert again.commands == ["bench two-chat/run-2.json", "bench full/run-2.json"], "the first are not stale"
+    assert again.calls[0][-1] == "--allow-stale"
+    assert [case.stale for case in result.cases] == [("stale profile: big: torch 2.10 -> 2.11",)] * 2
+    assert "two-chat: stale profile: big: torch 2.10 -> 2.11" in " ".join(suite_markdown(result).split())
+
+    allowed, refused = StandIn(), StandIn()
+    run(tmp_path, allowed, resume=True, allow_stale=True)
+    run(tmp_path, refused, resume=True)
+    assert allowed.commands == []
+    assert refused.commands == ["bench two-chat/run-2.json", "bench full/run-2.json"]
 
 
 def test_with_kv_caches_full_the_plan_says_how_many_requests_that_is(tmp_path: Path) -> None:
