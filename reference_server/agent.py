@@ -63,7 +63,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
     ``cpu_share`` below 1 stands in for a slower processor: iterations are held back to it (see ``pacing``). ``None``:
-    they are not.
+    they are not. A CUDA device cannot be slowed down.
     """
 
     listen: str
@@ -79,9 +79,18 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self.torch_device = _torch_device(config.device)
+        if config.cpu_share is not None and self.torch_device.type != "cpu":
+            # It is counted in this process's CPU time, in which a device that works beside it does not appear.
+            raise InputError(
+                f"--cpu-share {config.cpu_share:g}: only slows a node on cpu; with {config.device} leave it out"
+            )
         self.device = describe_device(config.device, memory_bytes=config.memory_bytes)
         self.transport = Transport(load_key_file(config.key))
-        self._router, self.address = self.transport.listen(config.listen)
+        try:
+            self._router, self.address = self.transport.listen(config.listen)
+        except InputError:
+            self.transport.close()
+            raise
         self._runtime: NodeRuntime | None = None
         self._peers: dict[str, zmq.Socket[bytes]] = {}  # node -> socket that work for it goes out on
         self._controller: bytes | None = None  # who loaded the stage, and gets its tokens

@@ -97,6 +97,7 @@ class _Load:
             running.output_tokens += 1
             self.counts.append((now, prompt_tokens, 1))
             if event.reason:
+                assert event.pipeline is not None, "nothing is aborted here"
                 del self._running[event.request]
                 self.finished.append(
                     RequestRecord(

@@ -234,6 +234,7 @@ def agent(
     ] = None,
 ) -> None:
     """Run the agent of one node, to be profiled and to serve."""
+    from .address import require_listen
     from .keys import make_key_file
     from .launch.units import parse_bytes
 
@@ -243,6 +244,7 @@ def agent(
         return
     if not listen or key is None:
         raise InputError("agent: need --listen HOST:PORT and --key FILE (make one with --make-key FILE)")
+    require_listen(listen)
     try:
         memory_bytes = None if not memory else float(memory) if memory.isdigit() else parse_bytes(memory)
     except ValueError as error:

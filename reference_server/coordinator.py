@@ -35,11 +35,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A request got a token (``None`` when it was aborted instead); ``reason`` is set with its last one."""
+    """A request got a token (``None`` when it was aborted instead); ``reason`` is set with its last one.
+
+    ``pipeline`` is ``None`` where it was aborted before it had one.
+    """
 
     request: int
     token: int | None
-    pipeline: int
+    pipeline: int | None
     reason: FinishReason
 
 
@@ -84,6 +87,7 @@ class Coordinator:
         self._max_concurrency = max_concurrency
         self._waiting: deque[Request] = deque()
         self._in_flight: dict[int, _InFlight] = {}  # request -> where it is
+        self._numbers: set[int] = set()  # of the requests that wait or are in flight
 
     @property
     def num_waiting(self) -> int:
@@ -103,10 +107,14 @@ class Coordinator:
         """New requests arrive; ``onto`` are actions of the same moment, to travel in the same messages.
 
         Raises:
-            ValueError: an empty prompt, no output wanted, or a request that no pipeline can hold even when empty.
+            ValueError: an empty prompt, no output wanted, a request that no pipeline can hold even when empty, or the
+                number of one that has not ended. None of them is let in then.
         """
         requests = list(requests)
         largest = self.largest_request_tokens()
+        numbers = {request.number for request in requests}
+        if len(numbers) < len(requests) or not self._numbers.isdisjoint(numbers):
+            raise ValueError("two requests that have not ended have one number; numbers must differ")
         for request in requests:
             if not request.prompt or request.max_tokens < 1:
                 raise ValueError("need a prompt and an output of at least 1 token each")
@@ -116,6 +124,7 @@ class Coordinator:
                     f"slots; the largest that a pipeline holds is {largest}"
                 )
         self._waiting.extend(requests)
+        self._numbers |= numbers
         actions = Actions({}, []) if onto is None else onto
         self._admit(actions)
         return actions
@@ -140,7 +149,8 @@ class Coordinator:
             state.is_aborted = True
         elif any(request.number == number for request in self._waiting):
             self._waiting = deque(request for request in self._waiting if request.number != number)
-            actions.events.append(TokenEvent(request=number, token=None, pipeline=-1, reason="abort"))
+            self._numbers.discard(number)
+            actions.events.append(TokenEvent(request=number, token=None, pipeline=None, reason="abort"))
         return actions
 
     def _advance(self, state: _InFlight, token: int, actions: Actions) -> None:
@@ -164,6 +174,7 @@ class Coordinator:
         hops = self._router.pipelines[state.pipeline]
         if reason:
             del self._in_flight[request.number]
+            self._numbers.discard(request.number)
             self._router.ended(state.pipeline)
             for hop in hops:
                 self._free[hop.node] += request.kv_tokens

@@ -10,6 +10,8 @@ import typer
 
 from profiler.errors import InputError
 
+from .address import require_address, require_listen
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,6 +43,8 @@ def doctor(
             raise InputError("--agent: give --key FILE with it")
         found = diagnose_agents(parse_agents(agent), key)
     else:
+        if listen:
+            require_listen(listen)
         found = diagnose_here(listen)
     if json_:
         record = msgspec.structs.replace(found, provenance=provenance_now())
@@ -62,9 +66,12 @@ def parse_agents(texts: list[str]) -> dict[str, str]:
     addresses: dict[str, str] = {}
     for text in texts:
         name, _, address = text.partition("=")
-        host, _, port = address.rpartition(":")
-        if not name or not host or not port.isdecimal():
+        if not name or ":" not in address:
             raise InputError(f"--agent {text}: need NAME=HOST:PORT")
+        try:
+            require_address(address)
+        except ValueError as error:
+            raise InputError(f"--agent {text}: {error}") from error
         if name in addresses:
             raise InputError(f"--agent {text}: {name} stands twice; names must differ")
         addresses[name] = address

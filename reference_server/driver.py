@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
-from profiler.errors import HelixbenchError, InputError
+from profiler.errors import InputError
 from profiler.model_files import ModelFiles
 from profiler.records import digest, load_record, provenance_now, save_record
 from profiler.stale import identity_of, stale_parts
@@ -22,27 +20,14 @@ from solver.plan import Plan
 from .bench import BenchConfig, BenchResult, run_bench
 from .client import Agents
 from .engine import Engine, load_plan
-from .jobs import BenchJob, ProfileJob, ServeJob, decode_job
+from .job_process import Interrupted, do_job
+from .jobs import BenchJob, Job, ProfileJob, ServeJob, decode_job
 from .keys import load_key_file
 from .launch.testbed import say_ready
 from .messages import Describe, Description
 from .profile_cluster import profile_cluster
 from .progress import Reporter
 from .run_log import RunLog
-
-
-class _Interrupted:
-    """Whether SIGINT or SIGTERM came."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal handlers are called
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
 
 
 def open_plan(
@@ -113,7 +98,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         InputError: plan, model and testbed do not belong together, or the load can never be served.
         MeasurementError: an agent failed, or the run was interrupted before anything was measured.
     """
-    interrupted = _Interrupted()
+    interrupted = Interrupted()
     plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
     with Agents(used, load_key_file(job.key_file)) as agents:
@@ -205,21 +190,16 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
 def main(arguments: list[str]) -> int:
     """Do the job in that file; returns the exit code."""
     job = decode_job(Path(arguments[0]).read_bytes())
-    try:
-        with Reporter() as reporter:
-            if isinstance(job, ProfileJob):
-                run_profile(job, reporter)
-            elif isinstance(job, BenchJob):
-                run_bench_job(job, reporter)
-            else:
-                run_serve(job, reporter)
-    except HelixbenchError as error:
-        print(f"helixbench: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("helixbench: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return do_job(lambda reporter: _run(job, reporter))
+
+
+def _run(job: Job, reporter: Reporter) -> None:
+    if isinstance(job, ProfileJob):
+        run_profile(job, reporter)
+    elif isinstance(job, BenchJob):
+        run_bench_job(job, reporter)
+    else:
+        run_serve(job, reporter)
 
 
 if __name__ == "__main__":

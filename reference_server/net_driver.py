@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
 from profiler.cluster_profile import COORDINATOR
-from profiler.errors import HelixbenchError
 from profiler.net_records import NetworkProfile
 from profiler.records import provenance_now, save_record
 
 from .client import Agents
+from .job_process import Interrupted, do_job
 from .keys import load_key_file
 from .launch.testbed import say_ready
 from .net_config import NetConfig
@@ -33,29 +31,13 @@ class NetJob(msgspec.Struct, frozen=True, kw_only=True):
     command: str
 
 
-class _Interrupted:
-    """Whether Ctrl-C or SIGTERM came: the round that runs is finished. A second one ends it at once."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self.is_set = False
-        self._reporter = reporter
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal handlers are called
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
-        self._reporter.say("interrupted: finishing what runs; what was measured is kept")
-
-
 def run_job(job: NetJob, reporter: Reporter) -> NetworkProfile:
     """Measure and save.
 
     Raises:
         InputError: an agent is not there.
     """
-    interrupted = _Interrupted(reporter)
+    interrupted = Interrupted(lambda: reporter.say("interrupted: finishing what runs; what was measured is kept"))
     key = load_key_file(Path(job.key_file))
     with Agents(job.addresses, key) as agents:
         agents.require_present()
@@ -82,16 +64,7 @@ def run_job(job: NetJob, reporter: Reporter) -> NetworkProfile:
 def main(arguments: list[str]) -> int:
     """Do the job in that file; returns the exit code."""
     job = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=NetJob)
-    try:
-        with Reporter() as reporter:
-            run_job(job, reporter)
-    except HelixbenchError as error:
-        print(f"helixbench: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("helixbench: interrupted twice; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return do_job(lambda reporter: run_job(job, reporter))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from profiler.errors import InputError
 
+from .address import require_address, require_listen
 from .keys import ClusterKey
 from .messages import MAX_FRAME_BYTES, Answer, Command, encode
 
@@ -33,8 +34,9 @@ class Transport:
         """A ROUTER bound to ``host:port`` (port 0: any), and the address that it got.
 
         Raises:
-            InputError: the address cannot be bound.
+            InputError: not an address, or it cannot be bound.
         """
+        require_listen(address)
         if self._gate is None:
             self._gate = ThreadAuthenticator(self.context)
             self._gate.start()
@@ -48,7 +50,7 @@ class Transport:
         except zmq.ZMQError as error:
             router.close()
             raise InputError(
-                f"--listen {address}: cannot be bound ({error}); need HOST:PORT of this machine"
+                f"--listen {address}: cannot be bound ({error}); need a free HOST:PORT of this machine"
             ) from error
         return router, router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
 
@@ -62,8 +64,8 @@ class Transport:
         dealer.curve_serverkey = self._key.public.encode()
         dealer.curve_publickey, dealer.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
         try:
-            dealer.connect(f"tcp://{address}")
-        except zmq.ZMQError as error:
+            dealer.connect(f"tcp://{require_address(address)}")
+        except (zmq.ZMQError, ValueError) as error:
             dealer.close()
             raise InputError(f"{address}: not an address of the form HOST:PORT ({error})") from error
         return dealer

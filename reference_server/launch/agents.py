@@ -26,7 +26,7 @@ _TAIL_LINES = 20
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is told when it is started.
 
-    ``cpu_share`` is the part of a processor that each of its iterations is to be as slow as.
+    ``cpu_share`` is the part of a processor that each of its iterations is to be as slow as; ``None`` on CUDA.
     """
 
     name: str

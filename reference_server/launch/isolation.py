@@ -70,7 +70,11 @@ def describe(spec: TestbedSpec, isolation: Isolation) -> str:
     parts = []
     if spec.local_nodes:
         parts.append(_count(len(spec.local_nodes), "node") + " on this machine")
-        parts.append(_cpu(isolation))
+        num_cuda = sum(node.device != "cpu" for node in spec.local_nodes)
+        if num_cuda:
+            parts.append(_count(num_cuda, "node") + " on CUDA, neither paced nor limited")
+        if num_cuda < len(spec.local_nodes):
+            parts.append(_cpu(isolation))
         parts.append(_network(spec, isolation))
     if spec.remote_nodes:
         parts.append(f"{_count(len(spec.remote_nodes), 'node')} at an address, as found there")

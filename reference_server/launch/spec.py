@@ -14,6 +14,7 @@ import msgspec
 from profiler.cluster_profile import COORDINATOR
 from profiler.errors import InputError
 
+from ..address import require_address
 from .cpu import available_cpus
 from .units import parse_bytes, parse_bytes_per_s
 
@@ -29,8 +30,9 @@ _CPU_TOLERANCE = 1e-6
 class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node whose agent is started on this machine.
 
-    ``cpu`` is in cores; ``memory_bytes`` is for weights, workspace and KV cache; ``bandwidth_bytes_per_s`` is its
-    network card in each direction, ``None`` where that is not limited. ``region`` is the place that shares fast links.
+    ``cpu`` is in cores, and 0 on CUDA: such a node is as fast as its device, and its process is not limited.
+    ``memory_bytes`` is for weights, workspace and KV cache; ``bandwidth_bytes_per_s`` is its network card in each
+    direction, ``None`` where that is not limited. ``region`` is the place that shares fast links.
     """
 
     name: str
@@ -219,16 +221,21 @@ class _Reader:
             return RemoteNode(
                 name=node.name, address=self._address(f"{field}.address", node.address), region=node.region
             )
-        if node.cpu is None or node.memory is None:
-            missing = "cpu" if node.cpu is None else "memory"
-            self._refuse(f"{field}.{missing}", None, f"node {node.name} needs `cpu` and `memory`, or an `address`")
         device = node.device or "cpu"
         if not _DEVICE.fullmatch(device):
             self._refuse(f"{field}.device", device, 'need "cpu" or "cuda:N"')
+        if device != "cpu" and node.cpu is not None:
+            self._refuse(f"{field}.cpu", node.cpu, f"a node on {device} is as fast as its device; take it out")
+        if device == "cpu" and node.cpu is None:
+            self._refuse(f"{field}.cpu", None, f"node {node.name} needs `cpu` and `memory`, or an `address`")
+        if node.memory is None:
+            self._refuse(
+                f"{field}.memory", None, f"node {node.name} needs the `memory` that it may use, or an `address`"
+            )
         own = self._rate(f"{field}.bandwidth", node.bandwidth)
         return LocalNode(
             name=node.name,
-            cpu=self._cpu(f"{field}.cpu", node.cpu),
+            cpu=0.0 if node.cpu is None else self._cpu(f"{field}.cpu", node.cpu),
             memory_bytes=self._quantity(f"{field}.memory", node.memory, parse_bytes),
             device=device,
             bandwidth_bytes_per_s=network if own is None else own,
@@ -271,10 +278,10 @@ class _Reader:
             self._refuse(field, text, str(error))
 
     def _address(self, field: str, address: str) -> str:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
-            self._refuse(field, address, "need host:port, like 10.0.0.7:9000")
-        return address
+        try:
+            return require_address(address)
+        except ValueError as error:
+            self._refuse(field, address, str(error))
 
     def _key_file(self, path: Path) -> Path:
         if not path.is_file():

@@ -54,7 +54,7 @@ class Testbed:
         addresses: node -> ``host:port`` of its agent, as the driver and the other agents reach it.
         key_file: the key that all agents share.
         description: one line that says what is kept apart by the kernel and what is not; belongs in every output.
-        isolated: whether each local node has a CPU quota and a network namespace of its own.
+        isolated: whether each local node has a network namespace of its own, and on CPU a quota.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class _Run:
             raise InputError(f"{self._log_dir}: cannot be made ({error.strerror}); choose another folder") from error
         agents = []
         for node in self._spec.local_nodes:
-            argv = argv_of(_agent_options(node, host=hosts[node.name], key_file=key_file, isolation=isolation))
+            argv = argv_of(_agent_options(node, host=hosts[node.name], key_file=key_file))
             with interrupts.deferred():
                 agent = LocalAgent(
                     name=node.name, log=self._log_dir / f"{node.name}.log", place=places[node.name], argv=argv
@@ -232,7 +232,8 @@ class _Run:
         addresses = {node.name: node.address for node in self._spec.remote_nodes}
         addresses |= {agent.name: agent.wait_ready(ready_timeout_s) for agent in agents}
         for node in self._spec.local_nodes:
-            self._limit_cpu(isolation, node.name, node.cpu if node.device != "cpu" else min(1.0, CEILING * node.cpu))
+            if node.device == "cpu":
+                self._limit_cpu(isolation, node.name, min(1.0, CEILING * node.cpu))
         return Testbed(
             description=describe(self._spec, isolation),
             isolated=isolation.is_full,
@@ -295,15 +296,15 @@ class _Run:
             ) from error
 
 
-def _agent_options(node: LocalNode, *, host: str, key_file: Path, isolation: Isolation) -> AgentOptions:
+def _agent_options(node: LocalNode, *, host: str, key_file: Path) -> AgentOptions:
     return AgentOptions(
         name=node.name,
         listen=f"{host}:0",
         key_file=key_file,
         memory_bytes=math.floor(node.memory_bytes),
         device=node.device,
-        # One compute thread per node: of more than one core, it uses one.
-        cpu_share=min(1.0, node.cpu) if isolation.controller is None or node.device == "cpu" else None,
+        # One compute thread per node: of more than one core, it uses one. CPU time says nothing of a CUDA device's.
+        cpu_share=min(1.0, node.cpu) if node.device == "cpu" else None,
     )
 
 

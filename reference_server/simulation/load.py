@@ -106,6 +106,7 @@ class Load:
                 prompts += running.prompt_tokens
             running.output_tokens += 1
             if event.reason:
+                assert event.pipeline is not None, "nothing is aborted here"
                 ended += 1
                 del self._running[event.request]
                 self.finished.append(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from profiler.model_files import ModelFiles
+import msgspec
+
+from profiler.model_files import FAMILIES, ModelFiles
 from reference_server.client import Agents
 from reference_server.coordinator import Request, TokenEvent
 from reference_server.engine import Engine, load_plan
@@ -20,32 +24,70 @@ from solver.plan import Plan
 MEMORY_BYTES = 500_000_000
 STEP_MS = 1_000
 END_TIMEOUT_S = 20.0
+_READY_TIMEOUT_S = 60.0
+
+
+class _Listening(msgspec.Struct):
+    listening: str
+
+
+def _forks() -> ForkServerContext:
+    """Starts processes as forks of one that has imported what an agent does: seconds of CPU, paid once.
+
+    That a command line starts an agent, too, is for the tests of testbeds and of the commands.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["reference_server.agent", *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES)]
+    )
+    return context
+
+
+def _run_agent(key_file: Path, out: Path, log: Path, memory_bytes: int) -> None:
+    from reference_server.agent import AgentConfig, run_agent
+
+    for path, descriptor in ((out, 1), (log, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
+    run_agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes))
 
 
 class AgentProcess:
-    """``python -m reference_server.agent`` on a free port of this machine; what it logs goes to a file."""
+    """An agent on a free port of this machine; what it logs goes to a file."""
 
     def __init__(self, key_file: Path, log: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
         self.log = log
-        argv = [sys.executable, "-m", "reference_server.agent", "--listen", "127.0.0.1:0", "--key", str(key_file)]
-        with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [*argv, "--memory", str(memory_bytes)], stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+        self._out = log.with_suffix(".out")
+        self.process = _forks().Process(target=_run_agent, args=(key_file, self._out, log, memory_bytes), daemon=True)
+        self.process.start()
 
     def address(self) -> str:
         """Waits until it listens."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the agent ended: {self.log.read_text()}"
-        return str(json.loads(line)["listening"])
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while True:
+            has_ended = self.process.exitcode is not None
+            text = self._out.read_text() if self._out.exists() else ""
+            if text.endswith("\n"):
+                return msgspec.json.decode(text, type=_Listening).listening
+            said = self.log.read_text() if self.log.exists() else "nothing"
+            assert not has_ended, f"the agent ended: {said}"
+            assert time.monotonic() < deadline, f"the agent does not listen: {said}"
+            time.sleep(0.01)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """As by ``kill``."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self) -> int | None:
+        """Its exit code, once it has ended."""
+        self.process.join(END_TIMEOUT_S)
+        return self.process.exitcode
 
     def end(self) -> None:
         """End it, at once."""
         self.process.kill()
-        self.process.wait(END_TIMEOUT_S)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.join(END_TIMEOUT_S)
+        self.process.close()
 
 
 class RunningAgents:
@@ -81,7 +123,8 @@ class Outcome:
             assert event.request not in self.reasons, "an event after the last one"
             if event.token is not None:
                 self.tokens.setdefault(event.request, []).append(event.token)
-            self.pipelines[event.request] = event.pipeline
+            if event.pipeline is not None:
+                self.pipelines[event.request] = event.pipeline
             if event.reason:
                 self.reasons[event.request] = event.reason
         return []

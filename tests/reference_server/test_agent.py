@@ -46,7 +46,7 @@ from reference_server.sampling import SamplingParams
 from reference_server.transport import Transport
 
 from ..conftest import GreedyOf, ModelDir
-from .running import END_TIMEOUT_S, MEMORY_BYTES, AgentProcess, RunningAgents
+from .running import MEMORY_BYTES, AgentProcess, RunningAgents
 
 ANSWER_MS = 60_000
 
@@ -202,6 +202,21 @@ def small_agent(running: RunningAgents) -> Iterator[Agent]:
         agent.close()
 
 
+def test_a_cuda_device_is_not_paced(
+    running: RunningAgents, small_agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("reference_server.agent.describe_device", lambda *_, **__: small_agent.device)
+    config = AgentConfig(listen="127.0.0.1:0", key=running.key_file, device="cuda:0")
+
+    with pytest.raises(InputError, match=r"--cpu-share 0\.4: only slows a node on cpu; with cuda:0 leave it out"):
+        Agent(msgspec.structs.replace(config, cpu_share=0.4))
+    agent = Agent(config)
+    agent.close()
+    assert agent.pacer is None
+    assert agent.torch_device == torch.device("cuda:0")
+
+
 def test_memory_that_does_not_fit_is_refused_before_weights_are_read(
     small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,10 +319,10 @@ def test_sigterm_and_shutdown_end_an_agent_with_0(running: RunningAgents, tmp_pa
     transport = Transport(running.key)
     try:
         addresses = [agent.address() for agent in agents]
-        agents[0].process.send_signal(signal.SIGTERM)
+        agents[0].send_signal(signal.SIGTERM)
         talk = Talk(transport, addresses[1])
         assert talk.ask(Shutdown()) == Done()
-        assert [agent.process.wait(END_TIMEOUT_S) for agent in agents] == [0, 0]
+        assert [agent.wait() for agent in agents] == [0, 0]
         assert "Traceback" not in "".join(agent.log.read_text() for agent in agents)
     finally:
         transport.close()

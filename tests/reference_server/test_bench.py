@@ -126,9 +126,9 @@ def test_requests_are_those_of_the_workload(running: RunningAgents, model_dir: M
 
 
 def check_counts(result: BenchResult) -> None:
-    """Nodes, links and requests agree, but for what was under way when the counters were read."""
+    """Nodes, links and requests agree, but for what was under way when the counters were read, both times."""
     total = result.prompt_tokens + result.output_tokens
-    under_way = CONCURRENCY * WORKLOAD.max_kv_tokens
+    under_way = 2 * CONCURRENCY * WORKLOAD.max_kv_tokens
     first_nodes = [result.nodes[name] for name in ("n0", "n2")]
     ran = sum(node.prefill_tokens + node.decode_tokens for node in first_nodes)
     assert ran == pytest.approx(total, abs=under_way)

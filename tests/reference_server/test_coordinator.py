@@ -202,6 +202,19 @@ def test_requests_need_a_prompt_and_an_output(prompt: int, output: int) -> None:
         make_nodes().coordinator.submit([request(0, prompt=prompt, output=output)])
 
 
+def test_a_number_that_is_in_use_is_refused_until_its_request_has_ended() -> None:
+    nodes = make_nodes(max_concurrency=1)
+    nodes.take(nodes.coordinator.submit([request(0, output=1), request(1)]))
+    for number in (0, 1, 2):  # in flight, waiting, and twice at once
+        with pytest.raises(ValueError, match="numbers must differ"):
+            nodes.coordinator.submit([request(2), request(number)])
+    assert (nodes.coordinator.num_in_flight, nodes.coordinator.num_waiting) == (1, 1)
+
+    nodes.take(nodes.coordinator.abort(1))
+    nodes.sample([(0, 9)])
+    nodes.coordinator.submit([request(0), request(1)])
+
+
 def test_an_aborted_request_that_waits_is_dropped_at_once() -> None:
     nodes = make_nodes(max_concurrency=1)
     nodes.take(nodes.coordinator.submit([request(0), request(1), request(2)]))

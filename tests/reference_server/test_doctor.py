@@ -171,6 +171,9 @@ def test_json_is_the_record(app: typer.Typer) -> None:
         (["--agent", "a:1", "--key", "k"], "need NAME=HOST:PORT"),
         (["--agent", "a=h:1", "--agent", "a=h:2", "--key", "k"], "stands twice"),
         (["--agent", "a=h:1", "--listen", "h:1"], "give one of them"),
+        (["--listen", "h:99999"], "--listen h:99999: need HOST:PORT with a port of 0 to 65535"),
+        (["--listen", "here"], "--listen here: need HOST:PORT"),
+        (["--agent", "a=h:99999", "--key", "k"], "--agent a=h:99999: need HOST:PORT with a port of 1 to 65535"),
     ],
 )
 def test_wrong_options_are_refused(app: typer.Typer, options: list[str], message: str) -> None:

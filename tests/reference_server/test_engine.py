@@ -151,14 +151,14 @@ def test_aborted_requests_end_and_free_their_slots_while_others_go_on(
 # Agents that fail
 
 
-def signal_in_the_middle(engine: Engine, requests: list[Request], agent: AgentProcess, number: int) -> None:
+def signal_in_the_middle(engine: Engine, requests: list[Request], agent: AgentProcess, number: signal.Signals) -> None:
     """Step until the first token is there, signal the agent, and step on."""
     outcome = Outcome()
     outcome.note(engine.submit(requests))
     while len(outcome.reasons) < len(requests):
         engine.step(STEP_MS, on_events=outcome.note)
         if outcome.tokens:
-            agent.process.send_signal(number)
+            agent.send_signal(number)
     raise AssertionError("the engine did not notice")
 
 

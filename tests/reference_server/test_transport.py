@@ -144,9 +144,19 @@ def test_an_oversized_frame_is_dropped_with_its_connection(key: ClusterKey, monk
         monitor.close()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "no-port:", "256.0.0.1:80", ""])
-def test_listening_at_what_is_no_address_is_one_message(key: ClusterKey, address: str) -> None:
-    with opened(key) as server, pytest.raises(InputError, match="need HOST:PORT of this machine"):
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1", "need HOST:PORT, like"),
+        ("no-port:", "need HOST:PORT, like"),
+        ("", "need HOST:PORT, like"),
+        ("127.0.0.1:-1", "need HOST:PORT, like"),
+        ("256.0.0.1:80", "cannot be bound .* need a free HOST:PORT of this machine"),
+        ("127.0.0.1:99999", "with a port of 0 to 65535"),
+    ],
+)
+def test_listening_at_what_is_no_address_is_one_message(key: ClusterKey, address: str, said: str) -> None:
+    with opened(key) as server, pytest.raises(InputError, match=f"^--listen {address}: .*{said}"):
         server.listen(address)
 
 
@@ -157,7 +167,7 @@ def test_an_address_in_use_is_one_message(key: ClusterKey) -> None:
             server.listen(address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "", "host:port"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "", "host:port", "127.0.0.1:0", "127.0.0.1:65536"])
 def test_connecting_to_what_is_no_address_is_one_message(key: ClusterKey, address: str) -> None:
     with opened(key) as member, pytest.raises(InputError, match="not an address of the form HOST:PORT"):
         member.connect(address)

@@ -12,7 +12,6 @@ cpu = 1
 memory = "1500MB"
 [[node]]
 name = "small"
-cpu = 0.25
 memory = "512MiB"
 bandwidth = "1Gbit"
 device = "cuda:0"
@@ -41,6 +40,7 @@ def test_reads_sizes_rates_and_defaults(tmp_path: Path) -> None:
     big, small = bed.local_nodes
     assert (big.cpu, big.memory_bytes, big.device) == (1.0, 1.5e9, "cpu")
     assert big.bandwidth_bytes_per_s == 400e6 / 8
+    assert small.cpu == 0, "a node on CUDA takes no share of a core"
     assert (small.memory_bytes, small.bandwidth_bytes_per_s, small.device) == (512 * 2**20, 1e9 / 8, "cuda:0")
     assert bed.links == (spec.LinkCap(between=("big", "coordinator"), bandwidth_bytes_per_s=80e3 / 8),)
     assert bed.coordinator_cpu == spec.DEFAULT_COORDINATOR_CPU
@@ -83,6 +83,8 @@ def test_demo_testbed_fits_two_cores() -> None:
         (node(cpu="nan"), "node[0].cpu is nan"),
         (node(cpu="inf"), "node[0].cpu is inf"),
         (node(cpu=""), "node[0].cpu is missing"),
+        (node(device='"cuda:0"'), "node[0].cpu is 0.5: a node on cuda:0 is as fast as its device; take it out"),
+        (node(device='"cuda:0"', cpu="", memory=""), "node[0].memory is missing"),
         (node(memory=""), "node[0].memory is missing"),
         (node(device='"gpu"'), "node[0].device is 'gpu'"),
         (node(name='"a/b"'), "node[0].name is 'a/b'"),
@@ -97,7 +99,7 @@ def test_demo_testbed_fits_two_cores() -> None:
             "link[1].between is ['coordinator', 'a']: stands twice",
         ),
         (node() + "[coordinator]\ncpu = 0\n", "coordinator.cpu is 0.0"),
-        ('[[node]]\nname = "a"\naddress = "here"\n', "node[0].address is 'here': need host:port"),
+        ('[[node]]\nname = "a"\naddress = "here"\n', "node[0].address is 'here': need HOST:PORT"),
         ('[[node]]\nname = "a"\naddress = "h:1"\n', "key is missing"),
         ('key = "no.key"\n[[node]]\nname = "a"\naddress = "h:1"\n', "no such file"),
         ('key = "no.key"\n' + node(), "take it out"),
@@ -126,7 +128,7 @@ def test_refuses_more_cpu_than_there_is(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"ask for 1\.25 cores and the coordinator for 0\.3, 1\.55 in total, but .* 1\.5"
     ):
-        load(tmp_path, GOOD, machine_cpus=1.5)
+        load(tmp_path, GOOD + node(name='"other"', cpu="0.25"), machine_cpus=1.5)
 
 
 def test_refuses_missing_file(tmp_path: Path) -> None:

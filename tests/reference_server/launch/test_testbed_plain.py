@@ -4,12 +4,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from profiler.errors import InputError, MeasurementError
 from reference_server.launch import agents, run_state
 
-from .beds import dummy_argv, left_behind, output_of, run_id_of, run_script, small_spec, start, write_key
+from .beds import dummy_argv, left_behind, needs_root, output_of, run_id_of, run_script, small_spec, start, write_key
 
 CALL = """
 import socket, sys
@@ -51,6 +52,32 @@ def test_agents_idle_in_proportion_where_the_kernel_does_not_limit_them(tmp_path
 
     assert [options.cpu_share for options in told] == [0.3, 0.3]
     assert "--cpu-share" in agents.agent_argv(told[0])
+
+
+@pytest.mark.parametrize("isolate", [False, pytest.param(True, marks=[pytest.mark.root, needs_root])])
+def test_a_node_on_cuda_is_neither_paced_nor_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolate: bool
+) -> None:
+    from reference_server.launch import testbed
+
+    on_cpu = small_spec()
+    big, small = on_cpu.local_nodes
+    mixed = msgspec.structs.replace(on_cpu, local_nodes=(msgspec.structs.replace(big, device="cuda:0", cpu=0.0), small))
+    told: dict[str, agents.AgentOptions] = {}
+    limited: list[str] = []
+
+    def argv_of(options: agents.AgentOptions) -> list[str]:
+        told[options.name] = options
+        return dummy_argv()(options)
+
+    monkeypatch.setattr(testbed, "limit_cpu", lambda _controller, group, _cpu: limited.append(group.name))
+    with testbed.start_testbed(mixed, log_dir=tmp_path, argv_of=argv_of, make_key=write_key, isolate=isolate) as bed:
+        description = bed.description
+
+    assert {name: options.cpu_share for name, options in told.items()} == {"big": None, "small": 0.3}
+    assert "--cpu-share" not in agents.agent_argv(told["big"])
+    assert "1 node on CUDA, neither paced nor limited" in description
+    assert len(limited) == int(isolate), "the node on CPU; the coordinator is limited when a driver runs"
 
 
 def test_all_is_gone_after_an_exception(tmp_path: Path) -> None:
