@@ -16,6 +16,8 @@ from profiler import model_maker
 from profiler.errors import InputError
 from profiler.model_maker import EOS_ID, PRESETS, make_model
 
+from ..conftest import ModelDir
+
 TEST_PRESETS = [name for name in PRESETS if name.startswith("test-")]
 
 
@@ -97,17 +99,15 @@ def test_eos_is_never_near_the_top(made: Path, preset: str) -> None:
     assert (logits.max(dim=-1).values - logits[..., EOS_ID]).min() > 1
 
 
-def test_tiny_has_the_documented_sizes(tmp_path: Path) -> None:
-    make_model(tmp_path / "tiny")
-
-    with safe_open(tmp_path / "tiny" / "model.safetensors", "pt") as file:
+def test_tiny_has_the_documented_sizes(model_dir: ModelDir) -> None:
+    with safe_open(model_dir("tiny") / "model.safetensors", "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert shapes["model.layers.15.self_attn.k_proj.weight"] == (4 * 64, 512)
     assert shapes["model.layers.15.mlp.down_proj.weight"] == (512, 1408)
     assert shapes["lm_head.weight"] == shapes["model.embed_tokens.weight"] == (320, 512)
     assert "model.layers.16.mlp.down_proj.weight" not in shapes
 
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(model_dir("tiny"))
     new_tokens, _ = greedy(model, printable_prompts(4, 16), 24)
     assert min(len(set(row.tolist())) for row in new_tokens) >= 10
 

@@ -374,7 +374,7 @@ def build(start, end):
 torch.set_num_threads(1)
 build(3, 4)  # libraries and code come into memory now
 gc.collect()
-for start, end in ((4, 5), (4, 8), (4, 12), (0, 16)):
+for start, end in ((4, 5), (4, 8), (0, 16)):
     child = os.fork()  # each stage in a process of its own, which ends with its stage
     if child == 0:
         open("/proc/self/clear_refs", "w").write("5")
@@ -398,7 +398,7 @@ def test_resident_memory_of_a_stage_is_that_of_its_layers(model_dir: ModelDir) -
     }
     layer_bytes = resident[1][0]
 
-    assert list(resident) == [1, 4, 8, 16]
+    assert list(resident) == [1, 4, 16]
     assert layer_bytes == pytest.approx(11.8 * MEGABYTE, rel=0.01)
     for layers, (weights, rss, peak) in resident.items():
         more_layers = (layers - 1) * layer_bytes
