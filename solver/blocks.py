@@ -1,4 +1,4 @@
-"""Blocks: nodes of one region that hold the same few layers together and carry a flow; chains are made of them.
+"""Blocks: nodes that hold the same few layers together and carry a flow; chains are made of them.
 
 A block of ``n`` layers has *tracks* side by side. A track is one node with ``n`` layers, or two, three, ... nodes of a
 kind in a row that share them. Which tracks make the cheapest block that carries the flow is a knapsack; which blocks
@@ -34,15 +34,14 @@ class Track:
 
 @dataclass(frozen=True)
 class Block:
-    """``num_layers`` layers held by tracks side by side in one region."""
+    """``num_layers`` layers held by tracks side by side."""
 
-    region: str
     num_layers: int
     tracks: tuple[Track, ...]
 
-    def carries(self, link_tokens_per_s: float = np.inf) -> float:
-        """Tokens/s, where no track can be reached or left with more than so many."""
-        return sum(min(track.tokens_per_s, link_tokens_per_s) for track in self.tracks)
+    def carries(self) -> float:
+        """Tokens/s."""
+        return sum(track.tokens_per_s for track in self.tracks)
 
     def nodes_of(self, kind: int) -> int:
         """How many nodes of a kind it takes."""
@@ -55,13 +54,11 @@ class Shop:
 
     Attributes:
         counts: kind -> number of nodes.
-        regions: kind -> where they are.
         rates: kind -> tokens/s with 1, 2, ... layers held; 0 where that cannot be.
         num_layers: of the model.
     """
 
     counts: dict[int, int]
-    regions: dict[int, str]
     rates: dict[int, FloatArray]
     num_layers: int
 
@@ -76,20 +73,18 @@ def open_shop(capacities: Capacities, names: Sequence[str]) -> Shop:
     """The shop of the nodes named, with their rates in the middle of the model; pinned nodes are not in it."""
     num_layers = capacities.model.num_layers
     counts: dict[int, int] = {}
-    regions: dict[int, str] = {}
     rates: dict[int, FloatArray] = {}
     for name in names:
         kind = capacities.kind(name)
         if name in capacities.pins:
             continue
         counts[kind] = counts.get(kind, 0) + 1
-        regions[kind] = capacities.nodes[name].region
         if kind not in rates:
             held = [_somewhere(length, num_layers) for length in range(1, capacities.max_layers(name) + 1)]
             rates[kind] = np.array(
                 [capacities.tokens_per_s(name, h) if capacities.can_hold(name, h) else 0.0 for h in held]
             )
-    return Shop(counts, regions, rates, num_layers)
+    return Shop(counts, rates, num_layers)
 
 
 def _somewhere(length: int, num_layers: int) -> LayerRange:
@@ -97,33 +92,28 @@ def _somewhere(length: int, num_layers: int) -> LayerRange:
     return LayerRange(start, start + length)
 
 
-def worthwhile_blocks(
-    shop: Shop, flow: float, limits: Sequence[float], *, may_go_on: Callable[[], bool]
-) -> list[Block] | None:
+def worthwhile_blocks(shop: Shop, flow: float, *, may_go_on: Callable[[], bool]) -> list[Block] | None:
     """Blocks that carry the flow, out of which all layers may be held; ``None`` where they surely cannot.
 
     Args:
         shop: what there is.
         flow: tokens/s.
-        limits: tokens/s to which tracks at a crossing may be held; blocks that carry the flow so are added at the end.
         may_go_on: asked before each round.
     """
     from scipy.optimize import linprog
 
     kinds = sorted(shop.counts)
     counts = np.array([float(shop.counts[kind]) for kind in kinds])
-    regions = sorted(set(shop.regions.values()))
     blocks: dict[Block, None] = {}
     prices = {kind: _first_price(shop, kind, flow) for kind in kinds}
     layers = 0.0
     for number in range(ROUNDS):
         known = len(blocks)
         per_layer = np.inf
-        for region in regions:
-            for block, cost in _cheapest_blocks(shop, region, flow, np.inf, prices):
-                per_layer = min(per_layer, cost / block.num_layers)
-                if number == 0 or cost <= block.num_layers * (1 + 1e-9):
-                    blocks[block] = None
+        for block, cost in _cheapest_blocks(shop, flow, prices):
+            per_layer = min(per_layer, cost / block.num_layers)
+            if number == 0 or cost <= block.num_layers * (1 + 1e-9):
+                blocks[block] = None
         if float(counts @ [prices[kind] for kind in kinds]) < per_layer * shop.num_layers * (1 - 1e-9):
             return None
         if len(blocks) == known or not may_go_on():
@@ -134,15 +124,12 @@ def worthwhile_blocks(
         prices = dict(zip(kinds, np.maximum(-np.atleast_1d(result.ineqlin.marginals), 1e-6).tolist(), strict=True))
     if layers < shop.num_layers * (1 - 1e-9):
         return None
-    for region in regions:
-        for limit in limits:
-            blocks |= {block: None for block, _ in _cheapest_blocks(shop, region, flow, limit, prices)}
-        for dearer in kinds:
-            # Blocks for when a kind has run out: whole numbers of blocks never use up every kind at once.
-            if not may_go_on():
-                break
-            nearly = {kind: price * (DEARER if kind == dearer else 1.0) for kind, price in prices.items()}
-            blocks |= {block: None for block, _ in _cheapest_blocks(shop, region, flow, np.inf, nearly)}
+    for dearer in kinds:
+        # Blocks for when a kind has run out: whole numbers of blocks never use up every kind at once.
+        if not may_go_on():
+            break
+        nearly = {kind: price * (DEARER if kind == dearer else 1.0) for kind, price in prices.items()}
+        blocks |= {block: None for block, _ in _cheapest_blocks(shop, flow, nearly)}
     return list(blocks)
 
 
@@ -152,11 +139,9 @@ def _first_price(shop: Shop, kind: int, flow: float) -> float:
     return max(1e-6, float((np.arange(1, len(rates) + 1) * np.minimum(rates, flow)).max(initial=0.0)) / flow)
 
 
-def _cheapest_blocks(
-    shop: Shop, region: str, flow: float, limit: float, prices: dict[int, float]
-) -> list[tuple[Block, float]]:
+def _cheapest_blocks(shop: Shop, flow: float, prices: dict[int, float]) -> list[tuple[Block, float]]:
     """Of each length the cheapest block and what it costs."""
-    kinds = [kind for kind in sorted(shop.counts) if shop.regions[kind] == region and len(shop.rates[kind])]
+    kinds = [kind for kind in sorted(shop.counts) if len(shop.rates[kind])]
     longest = min(shop.num_layers, max((len(shop.rates[kind]) for kind in kinds), default=0))
     found = []
     for num_layers in range(1, longest + 1):
@@ -167,7 +152,7 @@ def _cheapest_blocks(
         groups = [
             Group(
                 shop.counts[kind],
-                cells_down(np.array([min(track.tokens_per_s, limit) for track in options]), flow, CELLS),
+                cells_down(np.array([track.tokens_per_s for track in options]), flow, CELLS),
                 np.array([prices[kind] * track.num_nodes for track in options]),
             )
             for kind, options in zip(kinds, tracks, strict=True)
@@ -175,7 +160,7 @@ def _cheapest_blocks(
         solved = cheapest(groups, CELLS)
         if not np.isfinite(solved.cost[CELLS]):
             continue
-        block = Block(region, num_layers, tuple(sorted((tracks[g][o] for g, o in solved.picks(CELLS)), key=_order)))
+        block = Block(num_layers, tuple(sorted((tracks[g][o] for g, o in solved.picks(CELLS)), key=_order)))
         if all(block.nodes_of(kind) <= shop.counts[kind] for kind in kinds):
             found.append((block, float(solved.cost[CELLS])))
     return found

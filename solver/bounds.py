@@ -14,16 +14,17 @@ ROUNDING = 1e-12
 """Relative. Where the bound is attained, work and need are equal over a whole interval of flows."""
 
 
-def work_bound(capacities: Capacities, *, partial: bool) -> float:
+def work_bound(capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> float:
     """The largest ``F`` with ``F * L <= `` the layers x tokens/s that all nodes can do when no token passes one twice.
 
     No link, no memory but each node's own, no fitting of ranges: every placement's max-flow is at most this. The work
     of a node at flow ``F`` is the best mix of the runs of layers it can do, in time at most one and flow at most ``F``.
 
     With time shared by runs of different length (partial inference, measured costs), a node may mix two of them.
+    Placements of the nodes in ``names`` only, where those are given.
     """
     num_layers = capacities.model.num_layers
-    workers = Workers(capacities, partial=partial)
+    workers = Workers(capacities, partial=partial, names=names)
     low, high = 0.0, workers.most()
     for _ in range(100):
         flow = (low + high) / 2

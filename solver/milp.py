@@ -41,22 +41,6 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """A boundary at which every token goes from one region to another, over a link of its own for each pair of nodes.
-
-    ``tokens_per_s`` is what one such link carries.
-    """
-
-    layer: int
-    src_region: str
-    dst_region: str
-    tokens_per_s: float
-
-
-PAIRS = tuple((p, q) for p in range(1, 5) for q in range(1, 5))
-"""Senders and receivers side by side that a crossing may be planned with: their product is its number of links."""
-
 Report = Callable[[float, float, float], None]
 """(incumbent, bound, seconds) as the solver goes."""
 
@@ -83,15 +67,7 @@ def ranges_of(capacities: Capacities, name: str) -> list[LayerRange]:
     return [held for held in found if capacities.can_hold(name, held)]
 
 
-def pooled_model(
-    capacities: Capacities,
-    names: Sequence[str],
-    *,
-    partial: bool,
-    clip: float,
-    windows: Mapping[str, LayerRange] | None = None,
-    crossings: Sequence[Crossing] = (),
-) -> Model:
+def pooled_model(capacities: Capacities, names: Sequence[str], *, partial: bool, clip: float) -> Model:
     """Nodes of one kind as integer counts; flow meets at layer boundaries, whatever node it comes from.
 
     A token that a capacity table counts alike wherever it enters may as well step back to the range's start: partial
@@ -102,8 +78,6 @@ def pooled_model(
         names: the nodes that may be used.
         partial: whether a request may enter a range late.
         clip: a bound on the flow.
-        windows: region -> layers that its nodes may hold; all of them where not given.
-        crossings: boundaries between windows, where links between regions limit the flow.
     """
     import pulp
 
@@ -113,23 +87,15 @@ def pooled_model(
     into: list[list[Any]] = [[] for _ in range(num_layers + 1)]  # boundary -> flow arriving there
     out_of: list[list[Any]] = [[] for _ in range(num_layers + 1)]  # boundary -> flow leaving from there
     from_pool: list[list[Any]] = [[] for _ in range(num_layers + 1)]  # the same, of nodes that may be entered late
-    ending: dict[tuple[str, int], list[Any]] = {}  # (region, layer) -> counts of nodes that end there
-    starting: dict[tuple[str, int], list[Any]] = {}  # (region, layer) -> counts of nodes that start there
     for number, members in enumerate(_kinds(capacities, names)):
         example = members[0]
-        region = capacities.nodes[example].region
-        window = LayerRange(0, num_layers) if windows is None else windows[region]
         counts = []
         for held in ranges_of(capacities, example):
-            if held.start < window.start or held.end > window.end:
-                continue
             label = f"{number}_{held.start}_{held.end}"
             count = model.problem.add_variable(f"y_{label}", 0, len(members), pulp.LpInteger)
             model.choices[count.name] = (members, held)
             model.variables[count.name] = count
             counts.append(count)
-            ending.setdefault((region, held.end), []).append(count)
-            starting.setdefault((region, held.start), []).append(count)
             flows = _range_flows(model, capacities, example, held, count, clip=clip, partial=partial, label=label)
             for entry, flow in flows.items():
                 late = partial and not capacities.is_time_shared(example)
@@ -139,24 +105,7 @@ def pooled_model(
             model.problem += pulp.lpSum(counts) <= len(members), f"count_{number}"
     model.problem.setObjective(total)
     _boundaries(model.problem, total, into, out_of, from_pool)
-    for crossing in crossings:
-        sides = (
-            ending.get((crossing.src_region, crossing.layer), []),
-            starting.get((crossing.dst_region, crossing.layer), []),
-        )
-        _cross(model.problem, total, crossing, sides)
     return model
-
-
-def _cross(problem: Any, total: Any, crossing: Crossing, sides: tuple[list[Any], list[Any]]) -> None:
-    """The whole flow crosses there: so many links as senders times receivers, of a few numbers of each."""
-    import pulp
-
-    chosen = {(p, q): problem.add_variable(f"w_{crossing.layer}_{p}_{q}", 0, 1, pulp.LpInteger) for p, q in PAIRS}
-    problem += pulp.lpSum(chosen.values()) == 1
-    problem += total <= crossing.tokens_per_s * pulp.lpSum(p * q * w for (p, q), w in chosen.items())
-    for side, counts in enumerate(sides):
-        problem += pulp.lpSum(pair[side] * w for pair, w in chosen.items()) <= pulp.lpSum(counts)
 
 
 def _range_flows(

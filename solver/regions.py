@@ -1,172 +1,310 @@
 """Placements for clusters of several regions: each region by itself, or some in a row across the slow links.
 
-A row splits the layers among its regions by what their nodes can do, and widens at each crossing: a few nodes side by
-side make one slow link into several. Every set of regions is planned once; then the best way to part the regions into
-sets is taken.
+A row of regions is a chain of segments, one in each, that widens at each crossing: a few nodes side by side on both
+sides make one slow link into many. Which order, which widths and how many layers in each is found by dynamic
+programming over the segments' lengths. Then the best way to part the regions into rows is taken.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import msgspec
-
-from . import milp
+from .blocks import open_shop
 from .bounds import work_bound
 from .capacity import Capacities
-from .chains import widest_chain
-from .configurations import Configurations
 from .network import LinkTable
 from .plan import LayerRange
+from .segments import MOST_SIDE_BY_SIDE, Part, Segments, Width, Yard
 
 Placement = dict[str, LayerRange]
+Regions = frozenset[str]
 
-NEARLY = 0.98
-"""Of a set's own bound: a chain that carries so much is not worth a program."""
+STEP = 1.002
+"""Ratio of one flow that is tried to the next."""
 
-MOST_CONFIGURED = 60
-"""Nodes of a set up to which single layers bound its flow well below its nodes' work."""
+LOWEST = 0.01
+"""Of the bound: the least flow that is tried."""
 
 MOST_PARTED = 4
-"""Regions of which every set is planned; with more, only single ones and all in a row."""
+"""Regions of which every set is planned; with more, sets grow from single ones, the best pair joined each time."""
+
+STATES = (20_000, 1_000_000)
+"""Combinations of numbers of nodes of each kind, over all regions, in a first plan and in a second one.
+
+A region with more than its share is split into yards with fewer.
+"""
+
+MOST_KEPT = 40
+"""Of the beginnings of rows of the same number of regions: the longest ones are gone on with."""
 
 
-def regional_placements(capacities: Capacities, limits: milp.Limits) -> Iterator[Placement]:
-    """Placements of the sets of regions as they are planned, then of the best way to part the regions.
+@dataclass(frozen=True)
+class _Leg:
+    """A region in a row, and the width at which it is entered and left; ``None`` where the model begins or ends."""
+
+    region: str
+    entry: Width | None
+    leave: Width | None
+
+
+Row = tuple[_Leg, ...]
+
+
+def regional_placements(
+    capacities: Capacities, links: LinkTable, *, bound: float, may_go_on: Callable[[], bool]
+) -> Iterator[Placement]:
+    """Placements of sets of regions as they are planned, then of the best way to part the regions.
 
     Args:
         capacities: of the nodes; a node's ``region`` says where it is.
-        limits: the time is for all sets together.
+        links: the profile's.
+        bound: no placement carries more.
+        may_go_on: asked before each flow that is tried.
     """
-    regions = sorted({node.region for node in capacities.profile.nodes})
-    sizes = range(1, len(regions) + 1) if len(regions) <= MOST_PARTED else (1, len(regions))
-    sets = [chosen for size in sizes for chosen in itertools.combinations(regions, size)]
-    began = time.perf_counter()
-    table = LinkTable(capacities.profile)  # a million links in the largest clusters: once for all sets
-    planned: dict[tuple[str, ...], tuple[float, Placement]] = {}
-    for number, chosen in enumerate(sets):
-        left = limits.time_s - (time.perf_counter() - began)
-        if left <= 0:
-            break
-        slice_s = left / (len(sets) - number)
-        outcome = _plan_set(capacities, table, chosen, _for_seconds(limits, slice_s))
-        if outcome is not None:
-            planned[chosen] = outcome
-            yield outcome[1]
-    best = max(_partings(regions, planned), key=lambda sets: sum(planned[chosen][0] for chosen in sets), default=[])
+    yards: list[int] = []
+    for states in STATES:
+        planner = _Planner(capacities, links, bound, states, may_go_on)
+        if planner.num_yards != yards:
+            yards = planner.num_yards
+            yield from _planned(planner)
+
+
+def _planned(planner: _Planner) -> Iterator[Placement]:
+    planned: dict[Regions, float] = {}
+    few = len(planner.regions) <= MOST_PARTED
+    for chosen in planner.every_set() if few else planner.growing_sets():
+        flow = planner.largest_flow(chosen)
+        if flow > 0:
+            planned[chosen] = flow
+            yield planner.placement(chosen, flow)
+    parting = best_parting(frozenset(planner.regions), planned)
     merged: Placement = {}
-    for chosen in best:
-        merged |= planned[chosen][1]
-    if merged:
+    for chosen in parting:
+        merged |= planner.placement(chosen, planned[chosen])
+    if len(parting) > 1:
         yield merged
 
 
-def _for_seconds(limits: milp.Limits, seconds: float) -> milp.Limits:
-    """The same limits for so many seconds."""
-    return milp.Limits(time_s=seconds, threads=limits.threads, seed=limits.seed, relative_gap=limits.relative_gap)
+def best_parting(regions: Regions, planned: dict[Regions, float]) -> tuple[Regions, ...]:
+    """Sets that have no region in common and carry most in all; larger sets are taken before smaller ones."""
+    useful = sorted((s for s in planned if s <= regions), key=lambda s: (-planned[s] / len(s), sorted(s)))
+    best: tuple[float, tuple[Regions, ...]] = (0.0, ())
+
+    def go_on(at: int, carried: float, chosen: tuple[Regions, ...], left: Regions) -> None:
+        nonlocal best
+        if carried > best[0]:
+            best = (carried, chosen)
+        for number in range(at, len(useful)):
+            most_each = planned[useful[number]] / len(useful[number])
+            if carried + most_each * len(left) <= best[0]:
+                return
+            if useful[number] <= left:
+                carries = planned[useful[number]]
+                go_on(number + 1, carried + carries, (*chosen, useful[number]), left - useful[number])
+
+    go_on(0, 0.0, (), regions)
+    return best[1]
 
 
-def _partings(
-    regions: Sequence[str], planned: dict[tuple[str, ...], tuple[float, Placement]]
-) -> Iterator[list[tuple[str, ...]]]:
-    """Every way to part some of the regions into planned sets."""
-    if not regions:
-        yield []
-        return
-    first, rest = regions[0], regions[1:]
-    yield from _partings(rest, planned)  # the first is left out
-    for chosen in planned:
-        if first in chosen and all(region == first or region in rest for region in chosen):
-            others = [region for region in rest if region not in chosen]
-            for parting in _partings(others, planned):
-                yield [chosen, *parting]
+class _Planner:
+    """Segments of each region at each flow, kept from one row to the next."""
 
+    def __init__(
+        self, capacities: Capacities, links: LinkTable, bound: float, states: int, may_go_on: Callable[[], bool]
+    ) -> None:
+        self._capacities, self._bound, self._may_go_on = capacities, bound, may_go_on
+        self._names: dict[str, list[str]] = {}  # region -> its nodes
+        for name, node in capacities.nodes.items():
+            if name not in capacities.pins:
+                self._names.setdefault(node.region, []).append(name)
+        self.regions = sorted(self._names)
+        share = states // max(1, len(self._names))
+        self._yards = {region: _yards(capacities, names, share) for region, names in self._names.items()}
+        self._rates = self._link_rates(links)
+        self._segments: dict[tuple[str, float], list[Segments]] = {}
+        self._rows: dict[tuple[Regions, float], Row | None] = {}
+        self._flows: dict[Regions, float] = {}
 
-def _plan_set(
-    capacities: Capacities, table: LinkTable, regions: tuple[str, ...], limits: milp.Limits
-) -> tuple[float, Placement] | None:
-    """Largest flow through the regions in a row, and its placement; ``None`` where the time brought none."""
-    profile = capacities.profile
-    nodes = tuple(node for node in profile.nodes if node.region in regions)
-    mine = Capacities(
-        msgspec.structs.replace(profile, nodes=nodes, links=()), capacities.workload, concurrency=capacities.concurrency
-    )
-    names = [node.name for node in nodes]
-    if sum(mine.max_layers(name) for name in names) < mine.model.num_layers:
+    def _link_rates(self, links: LinkTable) -> dict[tuple[str, str], float]:
+        """(region, region) -> tokens/s of a link between them: the mean, for links at a crossing add up."""
+        size = self._capacities.model.activation_bytes_per_token
+        found = {}
+        for src, dst in itertools.permutations(self.regions, 2):
+            pairs = [(a, b) for a in self._names[src] for b in self._names[dst]]
+            found[src, dst] = sum(links.bandwidth(a, b) or 0.0 for a, b in pairs) / len(pairs) / size
+        return found
+
+    @property
+    def num_yards(self) -> list[int]:
+        """Of each region."""
+        return [len(self._yards[region]) for region in self.regions]
+
+    def every_set(self) -> Iterator[Regions]:
+        """Every set of regions, all together first: what they carry limits the rest."""
+        for size in (len(self.regions), *range(1, len(self.regions))):
+            yield from map(frozenset, itertools.combinations(self.regions, size))
+
+    def growing_sets(self) -> Iterator[Regions]:
+        """Single regions, then again and again the two sets that gain most by being joined."""
+        groups = [frozenset([region]) for region in self.regions]
+        yield from groups
+        tried: set[Regions] = set()
+        while len(groups) > 1:
+            pairs = list(itertools.combinations(groups, 2))
+            for one, other in pairs:
+                if one | other not in tried:
+                    tried.add(one | other)
+                    yield one | other
+            gain, one, other = max(
+                ((self.largest_flow(a | b) - self.largest_flow(a) - self.largest_flow(b), a, b) for a, b in pairs),
+                key=lambda item: item[0],
+            )
+            if gain < 0 and self.largest_flow(one) > 0 < self.largest_flow(other):
+                return
+            groups = [group for group in groups if group not in (one, other)] + [one | other]
+
+    def largest_flow(self, chosen: Regions) -> float:
+        """The largest of the flows tried that a row of these regions carries, some left out maybe; 0 where none does.
+
+        What carries a flow carries less, so it is found by bisection.
+        """
+        if chosen in self._flows:
+            return self._flows[chosen]
+        bounds = [self._bound, self._work_bound(chosen)]
+        bounds += [flow for other, flow in self._flows.items() if chosen < other]
+        high = math.floor(math.log(min(bounds) / self._bound / LOWEST) / math.log(STEP)) + 1 if min(bounds) > 0 else 0
+        low = 0  # the step below the lowest flow
+        while high - low > 1 and self._may_go_on():
+            step = (low + high + 1) // 2 if high - low < 8 else low + (3 * (high - low)) // 4
+            if self._row(chosen, self._flow_at(step)) is None:
+                high = step
+            else:
+                low = step
+        self._flows[chosen] = self._flow_at(low) if low else 0.0
+        return self._flows[chosen]
+
+    def _flow_at(self, step: int) -> float:
+        return self._bound * LOWEST * STEP**step
+
+    def _work_bound(self, chosen: Regions) -> float:
+        """What the nodes of these regions could carry by their work."""
+        return work_bound(self._capacities, partial=False, names=[n for r in sorted(chosen) for n in self._names[r]])
+
+    def _row(self, chosen: Regions, flow: float) -> Row | None:
+        """A row of the regions whose segments hold all layers at that flow, or ``None``."""
+        if (chosen, flow) not in self._rows:
+            self._rows[chosen, flow] = self._find_row(chosen, flow)
+        return self._rows[chosen, flow]
+
+    def _find_row(self, chosen: Regions, flow: float) -> Row | None:
+        num_layers = self._capacities.model.num_layers
+        # (layers so far, legs, region that is entered now, at what width)
+        begun: list[tuple[int, Row, str, Width | None]] = [(0, (), region, None) for region in sorted(chosen)]
+        while begun:
+            further: dict[tuple[Regions, str, Width], tuple[int, Row, str, Width | None]] = {}
+            for held, legs, region, entry in begun:
+                if held + self._longest(region, flow, entry, None) >= num_layers:
+                    return (*legs, _Leg(region, entry, None))
+                passed = frozenset([region, *(leg.region for leg in legs)])
+                for following in sorted(chosen - passed):
+                    for leave, into in widths(flow, self._rates[region, following]):
+                        layers = self._longest(region, flow, entry, leave)
+                        key = (passed, following, into)
+                        if layers and (key not in further or further[key][0] < held + layers):
+                            further[key] = (held + layers, (*legs, _Leg(region, entry, leave)), following, into)
+            begun = sorted(further.values(), key=lambda item: -item[0])[:MOST_KEPT]
         return None
-    deadline = time.perf_counter() + limits.time_s / 4
-    clip = work_bound(mine, partial=False)
-    if len(names) <= MOST_CONFIGURED:
-        clip = Configurations(mine, partial=False).bound(
-            low=0.0, high=clip, may_go_on=lambda: time.perf_counter() < deadline
-        )
-    windows = _windows(mine, regions, clip)
-    if windows is None:
-        return None
-    crossings = _crossings(capacities, table, regions, windows)
-    chain = widest_chain(
-        mine,
-        regions,
-        bound=clip,
-        link_tokens_per_s=[crossing.tokens_per_s for crossing in crossings],
-        seconds=limits.time_s * (0.5 if len(regions) > 1 else 0.7),
-    )
-    if chain is not None and chain[0] >= NEARLY * clip:
-        return chain
-    model = milp.pooled_model(mine, names, partial=False, clip=clip, windows=windows, crossings=crossings)
-    outcome = milp.solve(model, _for_seconds(limits, limits.time_s / 2), hint=chain[1] if chain else None)
-    if outcome.placement and (chain is None or outcome.value > chain[0]):
-        return outcome.value, outcome.placement
-    return chain
+
+    def _segments_of(self, region: str, flow: float) -> list[Segments]:
+        if (region, flow) not in self._segments:
+            self._segments[region, flow] = [Segments(yard, flow) for yard, _ in self._yards[region]]
+        return self._segments[region, flow]
+
+    def _longest(self, region: str, flow: float, entry: Width | None, leave: Width | None) -> int:
+        """Layers of the longest segment of a region; its yards come one after another."""
+        segments = self._segments_of(region, flow)
+        found = 0
+        for first, last, segment in _ends(segments):
+            layers = segment.longest(entry if first else None, leave if last else None)
+            if not layers and ((first and entry) or (last and leave)):
+                return 0
+            found += layers
+        return found
+
+    def placement(self, chosen: Regions, flow: float) -> Placement:
+        """The row of these regions at that flow. Where it holds layers too many, the scarcest blocks have fewer."""
+        row = self._row(chosen, flow)
+        assert row is not None
+        parts: list[tuple[Yard, dict[int, list[str]], Part]] = []
+        for leg in row:
+            segments = self._segments_of(leg.region, flow)
+            for (first, last, segment), (yard, names) in zip(_ends(segments), self._yards[leg.region], strict=True):
+                left = {kind: list(of_kind) for kind, of_kind in names.items()}
+                found = segment.parts(leg.entry if first else None, leg.leave if last else None)
+                parts += [(yard, left, part) for part in found]
+        for _ in range(sum(part.num_layers for *_, part in parts) - self._capacities.model.num_layers):
+            number = min(range(len(parts)), key=lambda i: parts[i][0].carries(parts[i][2]))
+            yard, left, part = parts[number]
+            if part.num_layers > 1:
+                parts[number] = (yard, left, Part(part.counts, part.num_layers - 1, part.is_crossing))
+            else:
+                del parts[number]
+        return self._lay_out(parts)
+
+    def _lay_out(self, parts: Sequence[tuple[Yard, dict[int, list[str]], Part]]) -> Placement:
+        placement: Placement = {}
+        reached = 0
+        for yard, left, part in parts:
+            for number, kind in enumerate(yard.kinds):
+                for num_nodes in yard.tracks(part, number):
+                    share, longer = divmod(part.num_layers, num_nodes)
+                    start = reached
+                    for place in range(num_nodes):
+                        end = start + share + (place < longer)
+                        placement[left[kind].pop(0)] = LayerRange(start, end)
+                        start = end
+            reached += part.num_layers
+        return {name: held for name, held in placement.items() if self._capacities.can_hold(name, held)}
 
 
-def _windows(capacities: Capacities, regions: tuple[str, ...], flow: float) -> dict[str, LayerRange] | None:
-    """Layers of each region in turn, in proportion to the work that its nodes can do at that flow."""
-    num_layers = capacities.model.num_layers
-    work = dict.fromkeys(regions, 0.0)
-    most = dict.fromkeys(regions, 0)
-    for name, node in capacities.nodes.items():
-        longest = capacities.max_layers(name)
-        most[node.region] += longest
-        starts = [(k, 1 if k < num_layers else 0) for k in range(1, longest + 1)]
-        work[node.region] += max(
-            (
-                k * min(flow, capacities.tokens_per_s(name, LayerRange(s, s + k)))
-                for k, s in starts
-                if s + k <= num_layers
-            ),
-            default=0.0,
-        )
-    if sum(work.values()) <= 0:
-        return None
-    windows: dict[str, LayerRange] = {}
-    reached, done = 0, 0.0
-    for region in regions:
-        done += work[region]
-        end = min(num_layers if region == regions[-1] else round(num_layers * done / sum(work.values())), num_layers)
-        end = min(end, reached + most[region])
-        if end <= reached:
-            return None
-        windows[region] = LayerRange(reached, end)
-        reached = end
-    return windows if reached == num_layers else None
+def _ends(segments: Sequence[Segments]) -> Iterator[tuple[bool, bool, Segments]]:
+    """(is the first, is the last, segment) of each yard of a region in turn."""
+    for number, segment in enumerate(segments):
+        yield number == 0, number == len(segments) - 1, segment
 
 
-def _crossings(
-    capacities: Capacities, table: LinkTable, regions: tuple[str, ...], windows: dict[str, LayerRange]
-) -> list[milp.Crossing]:
-    by_region: dict[str, list[str]] = {}
-    for name, node in capacities.nodes.items():
-        by_region.setdefault(node.region, []).append(name)
+def _yards(capacities: Capacities, names: Sequence[str], most: int) -> list[tuple[Yard, dict[int, list[str]]]]:
+    """A region's nodes as one yard, or dealt out to several with at most so many states in all; names by kind."""
+    shop = open_shop(capacities, names)
+    by_kind: dict[int, list[str]] = {}
+    for name in names:
+        by_kind.setdefault(capacities.kind(name), []).append(name)
+
+    def states(num_yards: int) -> int:
+        return num_yards * math.prod(-(-count // num_yards) + 1 for count in shop.counts.values())
+
+    num_yards = next((number for number in range(1, len(names)) if states(number) <= most), max(1, len(names)))
     found = []
-    for src, dst in itertools.pairwise(regions):
-        rates = [
-            (table.bandwidth(a, b) or 0.0) / capacities.model.activation_bytes_per_token
-            for a in by_region[src]
-            for b in by_region[dst]
-        ]
-        # The mean: which nodes stand at the crossing is not known yet, and links there add up.
-        found.append(milp.Crossing(windows[src].end, src, dst, sum(rates) / len(rates)))
+    for number in range(num_yards):
+        dealt = {kind: of_kind[number::num_yards] for kind, of_kind in sorted(by_kind.items())}
+        yard = Yard({kind: len(of_kind) for kind, of_kind in dealt.items()}, shop.rates)
+        if yard.kinds:
+            found.append((yard, dealt))
+    return found
+
+
+def widths(flow: float, link_tokens_per_s: float) -> list[tuple[Width, Width]]:
+    """(width on the side that sends, on the side that receives) of crossings whose links carry the flow."""
+    if link_tokens_per_s <= 0:
+        return []
+    found: list[tuple[Width, Width]] = []
+    narrowest = MOST_SIDE_BY_SIDE + 1
+    for senders in range(1, MOST_SIDE_BY_SIDE + 1):
+        receivers = math.ceil(flow / (senders * link_tokens_per_s) * (1 - 1e-9))
+        if receivers < narrowest:
+            narrowest = receivers
+            found.append((Width(senders, receivers * link_tokens_per_s), Width(receivers, senders * link_tokens_per_s)))
     return found

@@ -38,8 +38,8 @@ MAX_LINKED_VARIABLES = 40_000
 def run_search(search: Search) -> str:
     """Search until a proof, the time limit or Ctrl-C; the status says which."""
     regions = {node.region for node in search.question.capacities.profile.nodes}
-    steps: list[Callable[[Search], None]] = [_try_baselines, _bound_by_configurations]
-    steps += [_try_chain] if len(regions) == 1 else [_try_regions]
+    steps: list[Callable[[Search], None]] = [_try_baselines, _bound_by_configurations, _try_regions]
+    steps += [_try_chain, _prove_by_configurations] if len(regions) == 1 else [_prove_by_configurations]
     programs = [_solve_pooled, _solve_linked]
     is_small = linked_size(search.question.capacities, partial=search.question.partial) <= MOST_AT_ONCE
     steps += [*programs, _anneal] if is_small or len(regions) == 1 else [_anneal, *programs]
@@ -104,11 +104,15 @@ def solve_published(search: Search) -> str:
 
 
 def _try_regions(search: Search) -> None:
-    """Regions by themselves, and in a row where that is worth the slow links between them."""
+    """Chains of segments: regions by themselves, and in a row where that is worth the slow links between them."""
     is_large = len(search.question.capacities.nodes) > MOST_ANNEALED
-    share_s = (0.7 if is_large else 0.4) * search.left()
-    limits = milp.Limits(time_s=share_s, threads=search.limits.threads, seed=search.limits.seed, relative_gap=0.01)
-    for placement in regional_placements(search.question.capacities, limits):
+    end_s = search.elapsed() + (0.7 if is_large else 0.4) * search.left()
+    for placement in regional_placements(
+        search.question.capacities,
+        search.links,
+        bound=search.bound,
+        may_go_on=lambda: search.elapsed() < end_s and not search.is_over,
+    ):
         search.offer(placement, "regions")
 
 
@@ -131,15 +135,13 @@ def _anneal(search: Search) -> None:
 
 
 def _try_chain(search: Search) -> None:
-    """The widest single chain of stages."""
-    question = search.question
-    regions = sorted({node.region for node in question.capacities.profile.nodes})
-    found = widest_chain(
-        question.capacities, regions, bound=search.bound, link_tokens_per_s=(), seconds=0.1 * search.left()
-    )
+    """The widest single chain of stages, where no region is far from another."""
+    capacities = search.question.capacities
+    if search.is_proven():
+        return
+    found = widest_chain(capacities, bound=search.bound, seconds=0.1 * search.left())
     if found is not None:
         search.offer(found[1], "the widest chain")
-    _prove_by_configurations(search)
 
 
 def _solve_pooled(search: Search) -> None:

@@ -36,21 +36,11 @@ def bound_of(capacities: Capacities) -> float:
 def test_one_region_is_solved_to_within_its_bound(nodes: int, types: int, seed: int) -> None:
     capacities = Capacities(cluster(nodes, types, 1, seed), WORKLOAD)
     bound = bound_of(capacities)
-    found = widest_chain(capacities, ("region-0",), bound=bound, link_tokens_per_s=(), seconds=20)
+    found = widest_chain(capacities, bound=bound, seconds=20)
     assert found is not None
     carried = max_flow(capacities, found[1], partial=True).tokens_per_s
     assert carried >= found[0] * (1 - 1e-9)
     assert 0.95 * bound <= carried <= bound * (1 + 1e-9)
-
-
-def test_a_chain_through_two_regions_is_wide_where_it_crosses() -> None:
-    capacities = Capacities(cluster(12, 4, 2, 1), WORKLOAD)
-    found = widest_chain(
-        capacities, ("region-0", "region-1"), bound=bound_of(capacities), link_tokens_per_s=(600.0,), seconds=20
-    )
-    assert found is not None
-    carried, placement = found
-    assert max_flow(capacities, placement, partial=True).tokens_per_s >= carried * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("partial", [True, False])
