@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from .capacity import Capacities
 from .flow import Flow
-from .marginal import MAX_ARCS_SOLVED, STEP, ResourceName, flow_with, full_resources
+from .marginal import MAX_WORK, STEP, ResourceName, flow_with, full_resources, num_left_out, work_of
 from .network import Network
 from .plan import LayerRange
 
@@ -30,7 +30,7 @@ def describe(
         groups.setdefault((resource.kind, label), []).append(name)
     cut = {label: sum(shares.get(name, 0.0) for name in members) for label, members in groups.items()}
     largest = sorted((label for label in groups if cut[label] > 0), key=lambda label: -cut[label])[:MAX_LINES]
-    is_quick = len(network.arcs) * len(largest) <= MAX_ARCS_SOLVED
+    is_quick = work_of(network) * len(largest) <= MAX_WORK
     lines = []
     for kind, label in largest:
         members = groups[kind, label]
@@ -41,6 +41,12 @@ def describe(
             gain = flow_with(network, members, 1 + STEP) / flow.tokens_per_s - 1
             worth = f", 1% more there adds {gain:.2%}"
         lines.append(_where(kind, label, [name for _, name in members], placement) + passing + worth)
+    left_out = num_left_out(network, flow)
+    if left_out:
+        lines.append(
+            f"not worked out, for each takes a max-flow over {len(network.arcs)} arcs: what more or less of {left_out} "
+            f"full nodes, links and cards changes"
+        )
     return tuple(lines)
 
 

@@ -19,7 +19,10 @@ DEFAULT_OUTPUT_TOKENS = 128
 """Of the workload that is planned for when none is given; the summary says which it was."""
 
 ONE_MORE_SHARE = 0.25
-"""Of the time limit: what is spent beyond it on what one more node of each type would add."""
+"""Of the time limit: what is spent beyond it on whether fewer nodes do as well and what one more of each type adds."""
+
+FEWER_SHARE = 0.3
+"""Of that: what is spent on fewer nodes."""
 
 
 def mount(app: typer.Typer) -> None:
@@ -55,7 +58,9 @@ def solve(
     remove: Annotated[list[str] | None, typer.Option(help="what if: without that node")] = None,
     one_more_s: Annotated[
         float | None,
-        typer.Option(min=0, help="seconds to find what one more node of each type adds (a quarter of the limit)"),
+        typer.Option(
+            min=0, help="seconds for what fewer nodes, and one more of each type, give (a quarter of the limit)"
+        ),
     ] = None,
     time_limit_s: Annotated[float, typer.Option(help="return the best plan by then")] = 60.0,
     threads: Annotated[int, typer.Option(help="threads of the solver")] = 1,
@@ -72,7 +77,7 @@ def solve(
     from .live import shown_progress
     from .marginal import one_more_in_words
     from .plan import Infeasible
-    from .request import PlanRequest, answer, answer_what_if, asks_for_one_more, with_one_more
+    from .request import PlanRequest, answer, answer_what_if, asks_for_one_more, with_fewer_nodes, with_one_more
     from .summary import summary_lines
     from .whatif import difference_lines, parse_pin, with_nodes, without_nodes
 
@@ -111,7 +116,9 @@ def solve(
     seconds = ONE_MORE_SHARE * time_limit_s if one_more_s is None else one_more_s
     if asks_for_one_more(request, plan) and seconds > 0:
         with shown_progress() as on_progress:
-            plan = with_one_more(request, plan, seconds=seconds, on_progress=on_progress)
+            checked = with_fewer_nodes(request, plan, seconds=FEWER_SHARE * seconds, on_progress=on_progress)
+            _print(checked.assumptions.notes[len(plan.assumptions.notes) :], file=where)
+            plan = with_one_more(request, checked, seconds=(1 - FEWER_SHARE) * seconds, on_progress=on_progress)
         save_record(output, plan)
         _print(one_more_in_words(plan.predicted.one_more, objective), file=where)
     if as_json:

@@ -7,6 +7,7 @@ several bottlenecks in a row with what only all of them together give. The secon
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal
 
@@ -23,8 +24,8 @@ STEP = 0.01
 FULL = 1e-6
 """Relative: a resource used up to this is full."""
 
-MAX_ARCS_SOLVED = 200_000
-"""Arcs of all the max-flows that are solved for one plan's marginal values, about a second's work."""
+MAX_WORK = 6e6
+"""Of all the max-flows that are solved for one plan's marginal values, as ``work_of`` counts: about a second's."""
 
 ResourceName = tuple[ResourceKind, str]
 
@@ -58,17 +59,12 @@ def flow_with(network: Network, names: Collection[ResourceName], factor: float) 
 def marginals(network: Network, flow: Flow) -> tuple[Marginal, ...]:
     """What 1 % more and 1 % less of each full resource changes where it changes something.
 
-    As many are tried as ``MAX_ARCS_SOLVED`` allows, those with the largest share of the min cut first.
+    As many are tried as ``MAX_WORK`` allows, those with the largest share of the min cut first.
     """
     in_cut = {(share.kind, share.name) for share in flow.cut}
-    left = MAX_ARCS_SOLVED
     found: list[Marginal] = []
-    for resource in full_resources(network, flow):
+    for resource in _affordable(network, flow):
         name = (resource.kind, resource.name)
-        # What no min cut has is worth nothing more of; but less of it may make a cut.
-        left -= len(network.arcs) * (2 if name in in_cut else 1)
-        if left < 0:
-            break
         more = flow_with(network, [name], 1 + STEP) if name in in_cut else flow.tokens_per_s
         less = flow_with(network, [name], 1 - STEP)
         gain, loss = (
@@ -79,6 +75,30 @@ def marginals(network: Network, flow: Flow) -> tuple[Marginal, ...]:
                 Marginal(resource=resource.kind, name=resource.name, gain_tokens_per_s=gain, loss_tokens_per_s=loss)
             )
     return tuple(found)
+
+
+def num_left_out(network: Network, flow: Flow) -> int:
+    """How many full resources' marginal values would take too long to work out."""
+    return len(full_resources(network, flow)) - len(_affordable(network, flow))
+
+
+def work_of(network: Network) -> float:
+    """What one max-flow takes, in a measure that grows as its time does: faster than its arcs."""
+    arcs = len(network.arcs)
+    return arcs * math.sqrt(arcs)
+
+
+def _affordable(network: Network, flow: Flow) -> list[Resource]:
+    """The full resources whose marginal values are worked out, those with the largest share of the min cut first."""
+    in_cut = {(share.kind, share.name) for share in flow.cut}
+    left, chosen = MAX_WORK, []
+    for resource in full_resources(network, flow):
+        # What no min cut has is worth nothing more of; but less of it may make a cut.
+        left -= work_of(network) * (2 if (resource.kind, resource.name) in in_cut else 1)
+        if left < 0:
+            break
+        chosen.append(resource)
+    return chosen
 
 
 def _above_rounding(change: float, of: float) -> float:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from profiler.cluster_profile import COORDINATOR
+from profiler.processor_speed import ProcessorSpeed
 from profiler.records import Provenance, require_unique
 
 from .workload import Workload
@@ -46,7 +47,7 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
     ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
-    (device facts and versions), against which a node is checked before it serves. ``reference_kernel_s`` too: a
+    (device facts and versions), against which a node is checked before it serves. ``processor_speed`` too: a
     testbed's node keeps the speed that it was profiled at by it.
     """
 
@@ -57,7 +58,7 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str = ""
     region: str = ""
     made_on: dict[str, str] = {}
-    reference_kernel_s: float | None = None
+    processor_speed: ProcessorSpeed | None = None
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -106,12 +107,26 @@ class OneMore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     seconds: float
 
 
+class ExpectedBound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What no plan's expected exceeds: ``tokens_per_s`` in the long run, with ``in_flight`` requests at most.
+
+    The max-flow bound, or what so many requests bring at the least time round of any placement, whichever is less.
+    ``least_tpot_s`` and ``least_ttft_s`` are those of a token alone in the cluster.
+    """
+
+    in_flight: int
+    tokens_per_s: float
+    least_tpot_s: float
+    least_ttft_s: float
+
+
 class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The two numbers, never one: the bound (``max_flow`` of this plan, ``upper_bound`` of any plan) and the expected.
 
     ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words. ``marginal`` has an
     entry for each full resource that limits the flow, where there are not too many; ``one_more`` one for each type of
-    device, where asked.
+    device, where asked. ``bound_of_expected`` is to ``expected`` what ``upper_bound`` is to ``max_flow``;
+    ``least_nodes`` is what any plan of the tokens/s that were asked for has at least.
     """
 
     max_flow_tokens_per_s: float
@@ -121,6 +136,8 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     bottleneck: tuple[str, ...] = ()
     marginal: tuple[Marginal, ...] = ()
     one_more: tuple[OneMore, ...] = ()
+    bound_of_expected: ExpectedBound | None = None
+    least_nodes: int | None = None
 
 
 class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -13,12 +13,13 @@ from profiler.errors import InputError
 
 from .assemble import Objective, Question, assemble
 from .capacity import Capacities
+from .latency_bound import bound_of_expected
 from .marginal import objective_value, one_more_in_words, one_more_of_each
 from .plan import Infeasible, LayerRange, Plan
 from .progress import OnProgress, Progress
 from .search import solve_placement
 from .targets import fewest_nodes, most_within_latency
-from .verdict import verdicts
+from .verdict import fewer_nodes, verdicts
 from .whatif import with_fewest_bytes_moved
 from .workload import Workload
 
@@ -88,26 +89,47 @@ def answer(
         on_progress: called as each search goes.
         start: a placement that the search begins with; targets, which search several clusters, leave it aside.
     """
-    solve = _Searches(request, on_progress)
+    capacities = Capacities(request.profile, request.workload, concurrency=request.concurrency, pins=request.pins)
+    found = _answer(request, capacities, _Searches(request, on_progress), start)
+    return found if isinstance(found, Infeasible) else _with_bound_of_expected(capacities, found)
+
+
+def _answer(
+    request: PlanRequest, capacities: Capacities, solve: _Searches, start: Mapping[str, LayerRange] | None
+) -> Plan | Infeasible:
     if request.min_tokens_per_s is not None:
         return fewest_nodes(
             solve,
             request.profile,
-            Capacities(request.profile, request.workload, concurrency=request.concurrency),
+            capacities,
             concurrency=request.concurrency,
             wanted=request.min_tokens_per_s,
             seconds=request.time_limit_s,
+            partial=request.partial,
         )
     if request.has_latency_limit:
         return most_within_latency(
             solve,
             request.profile,
+            capacities,
             concurrency=request.concurrency,
             max_tpot_s=request.max_tpot_s,
             max_ttft_s=request.max_ttft_s,
             seconds=request.time_limit_s,
         )
     return solve(request.profile, request.concurrency, request.time_limit_s, start=start)
+
+
+def _with_bound_of_expected(capacities: Capacities, plan: Plan) -> Plan:
+    """The plan with the proven bound of what any plan can be expected to give with the requests in flight asked for.
+
+    It holds in the long run; what a rollout counted over its windows may be above by chance, and is then the bound.
+    """
+    predicted = plan.predicted
+    bound = bound_of_expected(capacities, predicted.upper_bound_tokens_per_s)
+    counted = predicted.expected[-1].total_tokens_per_s
+    bound = msgspec.structs.replace(bound, tokens_per_s=max(bound.tokens_per_s, counted))
+    return msgspec.structs.replace(plan, predicted=msgspec.structs.replace(predicted, bound_of_expected=bound))
 
 
 def answer_what_if(
@@ -146,6 +168,7 @@ def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
         notes=verdicts(question, placement),
     )
     is_as_good = all(value(swapped) >= value(after) * (1 - 1e-6) for value in (_max_flow, objective_value))
+    swapped = _with_bound_of_expected(capacities, swapped)
     return swapped if is_as_good and len(swapped.placement) == len(placement) else after
 
 
@@ -173,6 +196,24 @@ def with_one_more(request: PlanRequest, plan: Plan, *, seconds: float, on_progre
     words = one_more_in_words(found, request.objective)
     predicted = msgspec.structs.replace(predicted, one_more=found, bottleneck=(*predicted.bottleneck, *words))
     return msgspec.structs.replace(plan, predicted=predicted)
+
+
+def with_fewer_nodes(
+    request: PlanRequest, plan: Plan, *, seconds: float, on_progress: OnProgress | None = None
+) -> Plan:
+    """The plan with a note where fewer of its nodes do nearly as well."""
+    if len(plan.placement) < 2 or any(note.startswith("not worth") for note in plan.assumptions.notes):
+        return plan
+    if on_progress is not None:
+        predicted = plan.predicted
+        doing = "whether fewer nodes do as well"
+        on_progress(Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing))
+    search, concurrency = _Searches(request, None), plan.assumptions.concurrency
+    note = fewer_nodes(lambda profile, s: search(profile, concurrency, s), request.profile, plan, seconds=seconds)
+    if note is None:
+        return plan
+    assumptions = msgspec.structs.replace(plan.assumptions, notes=(*plan.assumptions.notes, note))
+    return msgspec.structs.replace(plan, assumptions=assumptions)
 
 
 class _Searches:

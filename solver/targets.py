@@ -1,13 +1,19 @@
-"""Plans under a target: most throughput within a latency, or fewest nodes for a throughput."""
+"""Plans under a target: most throughput within a latency, or fewest nodes for a throughput.
+
+Bounds stay those of the whole question: of all nodes, and of as many requests in flight as were asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from profiler.cluster_profile import ClusterProfile
 
 from .capacity import Capacities
 from .expected import admitted_requests
+from .latency_bound import least_nodes, least_round_s, least_ttft_s
 from .plan import Expected, Infeasible, LayerRange, Plan
 from .whatif import without_nodes
 
@@ -18,6 +24,7 @@ Solve = Callable[[ClusterProfile, int | None, float], Plan | Infeasible]
 def most_within_latency(
     solve: Solve,
     profile: ClusterProfile,
+    capacities: Capacities,
     *,
     concurrency: int | None,
     max_tpot_s: float | None,
@@ -27,15 +34,26 @@ def most_within_latency(
     """The plan with the most expected throughput whose latency is within the limits.
 
     Fewer requests in flight wait less, so the number in flight is lowered by halves from what is asked for (or from the
-    most that a first plan expects) until a plan keeps the limits.
+    most that a first plan expects) until a plan keeps the limits. Where one token alone takes longer through any
+    placement, no plan can: that is proven without a search.
     """
+    for limit_s, least_s, what in (
+        (max_tpot_s, least_round_s(capacities), "per output token"),
+        (max_ttft_s, least_ttft_s(capacities), "to the first output token"),
+    ):
+        if limit_s is not None and least_s > limit_s:
+            return Infeasible(
+                reason=f"no plan can keep {_milliseconds(limit_s)} {what}: alone in the cluster a token takes "
+                f"{_milliseconds(least_s)} through the {capacities.model.num_layers} layers at the least"
+            )
     answer = solve(profile, concurrency, seconds / 2)
+    bound = answer.predicted.upper_bound_tokens_per_s if isinstance(answer, Plan) else 0.0
     tried: list[Expected] = []
     left, number = seconds / 2, 0
     while isinstance(answer, Plan):
         asked = answer.predicted.expected[-1]
         if _keeps(asked, max_tpot_s, max_ttft_s):
-            return answer
+            return _bounded(answer, bound)
         tried.append(asked)
         # A plan made for many requests often keeps the limits with fewer: go on from the largest step that does.
         kept = [step.concurrency for step in answer.predicted.expected if _keeps(step, max_tpot_s, max_ttft_s)]
@@ -63,16 +81,21 @@ def fewest_nodes(
     concurrency: int | None,
     wanted: float,
     seconds: float,
+    partial: bool,
 ) -> Plan | Infeasible:
     """A plan of few nodes that is expected to give ``wanted`` tokens/s: bisection over the nodes that do most work."""
+    least = least_nodes(capacities, wanted, partial=partial)
+    if least > len(capacities.nodes):
+        return Infeasible(reason=f"no plan can give {wanted:.1f} tokens/s: all nodes together do not do that much work")
     best = solve(profile, concurrency, seconds / 3)
     if isinstance(best, Infeasible):
         return best
+    bound = best.predicted.upper_bound_tokens_per_s
     given = best.predicted.expected[-1].total_tokens_per_s
     if given < wanted:
         return Infeasible(reason=f"all nodes together are expected to give {given:.1f} of {wanted:.1f} tokens/s")
     order = _by_work(capacities)
-    low, high = 1, len(best.placement)  # the plan at hand shows that `high` nodes are enough
+    low, high = least, len(best.placement)  # the plan at hand shows that `high` nodes are enough
     rounds = max(1, high.bit_length())
     while low < high:
         count = (low + high) // 2
@@ -81,7 +104,16 @@ def fewest_nodes(
             best, high = answer, min(count, len(answer.placement))
         else:
             low = count + 1
-    return best
+    best = _bounded(best, bound)
+    return msgspec.structs.replace(best, predicted=msgspec.structs.replace(best.predicted, least_nodes=least))
+
+
+def _bounded(plan: Plan, bound: float) -> Plan:
+    """The plan beside the bound of the question, not that of the fewer nodes or requests that it was found with."""
+    flow = plan.predicted.max_flow_tokens_per_s
+    bound = max(bound, flow)
+    predicted = msgspec.structs.replace(plan.predicted, upper_bound_tokens_per_s=bound, gap=(bound - flow) / flow)
+    return msgspec.structs.replace(plan, predicted=predicted)
 
 
 def _by_work(capacities: Capacities) -> Sequence[str]:

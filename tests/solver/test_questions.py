@@ -13,7 +13,10 @@ from profiler.cluster_profile import ClusterProfile, DefaultLink
 from profiler.errors import InputError
 from profiler.records import load_record, save_record
 from solver import Infeasible, Plan, problems_of, solve_placement
+from solver.assemble import Question, assemble
+from solver.capacity import Capacities
 from solver.plan import LayerRange
+from solver.request import PlanRequest, answer, with_fewer_nodes
 from solver.whatif import parse_pin, with_nodes, without_nodes
 
 from .clusters import WORKLOAD, cost_node, demo_cluster, model, table_node
@@ -81,6 +84,29 @@ def test_one_node_that_does_as_well_is_named() -> None:
     assert isinstance(answer, Plan)
     alone = list(answer.placement) == ["fast"]
     assert alone or any("not worth distributing: fast alone" in note for note in answer.assumptions.notes)
+
+
+def test_nodes_that_bring_next_to_nothing_are_named() -> None:
+    """Two stages of one fast node each; the slow ones beside them add a hundredth."""
+    nodes = (
+        *(table_node(f"fast{i}", [200.0, 100.0]) for i in range(2)),
+        *(table_node(f"slow{i}", [1.0]) for i in range(3)),
+    )
+    profile = ClusterProfile(model=model(4), nodes=nodes, default_link=DefaultLink(1e9))
+    request = PlanRequest(profile=profile, workload=WORKLOAD, objective="max-flow", time_limit_s=5)
+    best = answer(request)
+    assert isinstance(best, Plan)
+    placement = {
+        "fast0": LayerRange(0, 2),
+        "fast1": LayerRange(2, 4),
+        "slow0": LayerRange(0, 1),
+        "slow1": LayerRange(1, 2),
+    }
+    question = Question(Capacities(profile, WORKLOAD), "max-flow", True)
+    plan = assemble(question, placement, bound=0.0, facts=best.solver)
+    noted = with_fewer_nodes(request, plan, seconds=2.0).assumptions.notes
+    assert any("2 of them give" in note and "slow0" in note and "fast0" not in note for note in noted), noted
+    assert with_fewer_nodes(request, best, seconds=2.0).assumptions.notes == best.assumptions.notes
 
 
 def test_infeasible_names_what_every_node_holds(four: ClusterProfile) -> None:
