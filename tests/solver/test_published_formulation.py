@@ -26,7 +26,7 @@ def unlike() -> ClusterProfile:
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_it_finds_the_optimum_of_a_small_cluster_with_links_that_bind(unlike: ClusterProfile, partial: bool) -> None:
-    plan = solve_placement(unlike, WORKLOAD, objective="max-flow", method="published", partial=partial)
+    plan = solve_placement(unlike, WORKLOAD, objective="max-flow", method="published", partial=partial, concurrency=4)
     assert isinstance(plan, Plan)
     assert not list(problems_of(unlike, plan))
     best = best_flow(Capacities(unlike, WORKLOAD), partial=partial)
@@ -37,15 +37,17 @@ def test_it_finds_the_optimum_of_a_small_cluster_with_links_that_bind(unlike: Cl
 
 def test_it_keeps_pins(unlike: ClusterProfile) -> None:
     pins = {"a": LayerRange(2, 4)}
-    plan = solve_placement(unlike, WORKLOAD, objective="max-flow", method="published", pins=pins)
+    plan = solve_placement(unlike, WORKLOAD, objective="max-flow", method="published", pins=pins, concurrency=4)
     assert isinstance(plan, Plan)
     assert plan.placement.get("a", pins["a"]) == pins["a"]
 
 
 def test_measured_nodes_leave_the_bound_to_their_work() -> None:
     profile = demo_cluster()
-    plan = solve_placement(profile, WORKLOAD, objective="max-flow", method="published", time_limit_s=1)
-    best = solve_placement(profile, WORKLOAD, objective="max-flow", time_limit_s=1)
+    plan, best = (
+        solve_placement(profile, WORKLOAD, objective="max-flow", method=method, time_limit_s=1, concurrency=8)
+        for method in ("published", "auto")
+    )
     assert isinstance(plan, Plan)
     assert isinstance(best, Plan)
     assert plan.predicted.upper_bound_tokens_per_s >= best.predicted.max_flow_tokens_per_s * (1 - 1e-9)
