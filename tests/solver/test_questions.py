@@ -19,7 +19,7 @@ from solver.plan import LayerRange
 from solver.request import PlanRequest, answer, with_fewer_nodes
 from solver.whatif import parse_pin, with_nodes, without_nodes
 
-from .clusters import WORKLOAD, cost_node, demo_cluster, model, table_node
+from .clusters import WORKLOAD, cost_node, model, table_node
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def four() -> ClusterProfile:
 
 
 def solved(profile: ClusterProfile, **options: object) -> Plan:
-    answer = solve_placement(profile, WORKLOAD, objective="max-flow", **options)  # type: ignore[arg-type]
+    answer = solve_placement(profile, WORKLOAD, objective="max-flow", concurrency=4, **options)  # type: ignore[arg-type]
     assert isinstance(answer, Plan), answer
     assert not list(problems_of(profile, answer))
     return answer
@@ -123,12 +123,15 @@ def _run(*arguments: str):  # type: ignore[no-untyped-def]
 
 def test_targets_and_comparison_by_command(tmp_path: Path) -> None:
     cluster, plan = tmp_path / "c.json", tmp_path / "p.json"
-    save_record(cluster, demo_cluster())
-    common = ["solve", str(cluster), "--concurrency", "8", "--time-limit-s", "1", "-o", str(plan)]
+    whole = (cost_node("one", max_layers=6), cost_node("two", max_layers=6))
+    nodes = (*whole, cost_node("small", speed=0.3, max_layers=3))
+    save_record(cluster, ClusterProfile(model=model(6), nodes=nodes, default_link=DefaultLink(1e8, 1e-4)))
+    common = ["solve", str(cluster), "--concurrency", "16", "--time-limit-s", "1", "-o", str(plan)]
     common += ["--prompt-tokens", "64", "--output-tokens", "32", "--one-more-s", "0"]
     result = _run(*common, "--compare")
     assert result.exit_code == 0, result.output
     assert all(name in result.stdout for name in ("petals", "swarm", "homogeneous", "separate", "published"))
+    assert len(load_record(plan, Plan).placement) == 2
     limit = (load_record(plan, Plan).predicted.expected[0].tpot_s or 0.0) * 1.2
     assert _run(*common, "--max-tpot-s", str(limit)).exit_code == 0
     assert (load_record(plan, Plan).predicted.expected[-1].tpot_s or 0.0) <= limit
