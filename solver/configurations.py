@@ -12,7 +12,7 @@ layers lie and all links; every placement's max-flow is at most this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,13 @@ class Configurations:
 
     Nodes whose time is shared by entries of different cost (measured cost with partial inference) can do different
     amounts at each of their layers; they take part as a quantity of work, as in ``bounds.work_bound``.
+
+    Of the nodes in ``names`` only, where those are given.
     """
 
-    def __init__(self, capacities: Capacities, *, partial: bool) -> None:
+    def __init__(self, capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> None:
         self._num_layers = capacities.model.num_layers
-        self._pieces, fluid = _pieces(capacities, partial=partial)
+        self._pieces, fluid = _pieces(capacities, capacities.nodes if names is None else names, partial=partial)
         self._workers = Workers(capacities, partial=partial, names=fluid)
         self._columns: list[Picks] = []
 
@@ -85,12 +87,12 @@ class Configurations:
         return high
 
 
-def _pieces(capacities: Capacities, *, partial: bool) -> tuple[list[_Pieces], list[str]]:
+def _pieces(capacities: Capacities, names: Iterable[str], *, partial: bool) -> tuple[list[_Pieces], list[str]]:
     """Nodes in groups of the same rates, wherever they are, and the nodes that count by their work."""
     groups: dict[tuple[float, ...], int] = {}
     fluid = []
     known: dict[int, tuple[float, ...]] = {}  # kind -> rates
-    for name in capacities.nodes:
+    for name in names:
         if partial and capacities.is_time_shared(name):
             fluid.append(name)
             continue

@@ -14,6 +14,7 @@ from .descent import walk
 from .incumbent import PROVEN, Search
 from .leaders import roll_out_leaders
 from .published import published_model
+from .region_bound import RegionBound
 from .regions import regional_placements
 from .stacks import stacks
 
@@ -69,12 +70,15 @@ def _try_baselines(search: Search) -> None:
 
 
 def _bound_by_configurations(search: Search) -> None:
-    """A lower bound than the work of all nodes, for half a node holds no layer."""
+    """Lower bounds than the work of all nodes: half a node holds no layer, and links between regions carry little."""
     end_s = search.elapsed() + MOST_FOR_BOUND * search.left()
     found = search.configurations.bound(
         low=search.best_flow, high=search.bound, may_go_on=lambda: search.elapsed() < end_s
     )
     search.lower_bound_to(found, "configurations of layers")
+    between = RegionBound(search.question.capacities, search.links, partial=search.question.partial)
+    found = between.bound(high=search.bound, may_go_on=lambda: search.elapsed() < end_s)
+    search.lower_bound_to(found, "links between regions")
 
 
 def _prove_by_configurations(search: Search) -> None:

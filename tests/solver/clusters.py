@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from profiler.cluster_profile import (
@@ -137,6 +138,22 @@ def random_cluster(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> Clu
         default_link=default,
         coordinator=coordinator,
     )
+
+
+def in_regions(profile: ClusterProfile, seed: int) -> ClusterProfile:
+    """The same cluster with its nodes in two or three regions, and slower links between them than it had."""
+    rng = random.Random(seed)
+    nodes = tuple(
+        msgspec.structs.replace(node, region=f"region-{rng.randrange(rng.choice([2, 3]))}") for node in profile.nodes
+    )
+    region = {node.name: node.region for node in nodes}
+    between = rng.choice([1e2, 1e4, 1e5, 5e5])
+    links = {(link.src, link.dst): link for link in profile.links}
+    for src in region:
+        for dst in region:
+            if region[src] != region[dst] and rng.random() < 0.8:
+                links[src, dst] = Link(src=src, dst=dst, bandwidth_bytes_per_s=between * rng.uniform(0.5, 1.5))
+    return msgspec.structs.replace(profile, nodes=nodes, links=tuple(links.values()))
 
 
 def _bandwidth(rng: random.Random, src: str, dst: str) -> float:

@@ -14,12 +14,14 @@ from solver.network import LinkTable, build_network
 from solver.plan import LayerRange
 
 from .brute_force import best_flow, largest_flow
-from .clusters import WORKLOAD, random_cluster
+from .clusters import WORKLOAD, in_regions, random_cluster
 
 
 def check_against_brute_force(seed: int) -> None:
-    """One random cluster: the plan equals brute force, passes the checker, and its bound is not below."""
+    """One random cluster, one of three in several regions: the plan equals brute force, and its bound is not below."""
     profile = random_cluster(seed)
+    if seed % 3 == 1:
+        profile = in_regions(profile, seed)
     partial, concurrency = seed % 2 == 0, 4 if seed % 3 == 0 else None
     best = best_flow(Capacities(profile, WORKLOAD, concurrency=concurrency), partial=partial)
     answer = solve_placement(profile, WORKLOAD, concurrency=concurrency, objective="max-flow", partial=partial)
