@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,20 +32,28 @@ def load_whole(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
-def greedy_output(model: Any, prompt: tuple[int, ...], num_tokens: int) -> tuple[tuple[int, ...], float]:
-    """The continuation, and the smallest distance between its best and second best logit."""
-    ids = torch.tensor([prompt])
+def greedy_outputs(
+    model: Any, prompts: Sequence[tuple[int, ...]], num_tokens: int
+) -> list[tuple[tuple[int, ...], list[float]]]:
+    """The continuation of each prompt, and at every token the distance between its best and second best logit.
+
+    They run as one batch, shorter prompts filled up on the left and masked there.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([(0,) * (longest - len(prompt)) + prompt for prompt in prompts])  # [B, T]
+    mask = torch.tensor([(0,) * (longest - len(prompt)) + (1,) * len(prompt) for prompt in prompts])
     result = model.generate(
         ids,
-        attention_mask=torch.ones_like(ids),
+        attention_mask=mask,
         do_sample=False,
         max_new_tokens=num_tokens,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    best = torch.stack(result.logits, dim=1).topk(2, dim=-1).values[0]  # [N, 2]
-    return tuple(result.sequences[0, len(prompt) :].tolist()), float((best[:, 0] - best[:, 1]).min())
+    best = torch.stack(result.logits, dim=1).topk(2, dim=-1).values  # [B, N, 2]
+    tokens, margins = result.sequences[:, longest:].tolist(), (best[..., 0] - best[..., 1]).tolist()
+    return [(tuple(row), distances) for row, distances in zip(tokens, margins, strict=True)]
 
 
 def greedy_requests(directory: Path, *, count: int, seed: int) -> tuple[Greedy, ...]:
@@ -53,8 +62,12 @@ def greedy_requests(directory: Path, *, count: int, seed: int) -> tuple[Greedy, 
     draw = random.Random(seed)
     found: list[Greedy] = []
     while len(found) < count:
-        prompt = tuple(draw.randrange(0x20, 0x7F) for _ in range(draw.choice((1, 2, 9, 23, 24, 25, 48, 71))))
-        output, margin = greedy_output(model, prompt, draw.choice((1, 2, 12, 27, 40)))
-        if margin > MIN_MARGIN:
-            found.append(Greedy(prompt, output))
-    return tuple(found)
+        prompts = [
+            tuple(draw.randrange(0x20, 0x7F) for _ in range(draw.choice((1, 2, 9, 23, 24, 25, 48, 71))))
+            for _ in range(count)
+        ]
+        for prompt, (output, margins) in zip(prompts, greedy_outputs(model, prompts, 40), strict=True):
+            length = draw.choice((1, 2, 12, 27, 40))
+            if min(margins[:length]) > MIN_MARGIN:
+                found.append(Greedy(prompt, output[:length]))
+    return tuple(found[:count])

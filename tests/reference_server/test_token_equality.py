@@ -7,10 +7,21 @@ import pytest
 from reference_server.coordinator import Request
 
 from ..conftest import GreedyOf, ModelDir
+from ..greedy import greedy_outputs, load_whole
 from .plans import OVERLAPPING, PLANS, make_plan
 from .running import Outcome, RunningAgents, step_to_end
 
 PRESETS = ("test-llama", "test-mistral", "test-qwen2", "test-qwen3")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_references_are_what_each_prompt_gives_alone(greedy_of: GreedyOf, model_dir: ModelDir, preset: str) -> None:
+    model = load_whole(model_dir(preset))
+    whole_outputs = [one for one in greedy_of(preset) if len(one.output) == 40]
+    by_prompt = sorted(whole_outputs, key=lambda one: len(one.prompt))
+    for reference in (by_prompt[0], by_prompt[-1]):  # with the most filling up, and with the least
+        ((alone, _),) = greedy_outputs(model, [reference.prompt], 40)
+        assert alone == reference.output
 
 
 @pytest.mark.parametrize("preset", PRESETS)
