@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from profiler.processor_speed import ProcessorSpeed
 from profiler.records import digest, provenance_now
 from profiler.stale import identity_of_node
 
@@ -17,23 +18,54 @@ from .flow import Flow, max_flow
 from .marginal import marginals
 from .network import LinkTable, build_network
 from .plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
-from .rollout import MIN_REQUESTS, MIN_ROUNDS, can_roll_out, roll_out
+from .rollout import FEWEST_REQUESTS, MIN_REQUESTS, TOKENS_PER_EVENT, RolledOut, can_roll_out, roll_out
 from .routes import pipelines_of
+from .stage_timing import TABLE_NOTE
 
 Objective = Literal["throughput", "max-flow"]
 
 SATURATED = 0.98
 """Of what the most requests in flight bring; beyond that, more of them only wait."""
 
+BY_MEANS_NOTE = (
+    "expected at the most requests in flight is by means alone, which promise up to a third more than is served: there "
+    "are too many to follow one by one; give --concurrency for a closer figure"
+)
 
-MAX_FOLLOWED_HOPS = 1_500_000
-"""Hops of tokens that one rollout follows at most, a few seconds' work; above it means alone are used, and noted."""
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a rollout goes on: windows of at least so many rounds and requests, until two agree or it is cut off."""
+
+    max_work: int
+    max_windows: int = 1
+    requests: int = MIN_REQUESTS
+
+
+RANKED = Effort(max_work=300_000)
+"""To compare placements and limits: about a second."""
+
+REPORTED = Effort(max_work=2_000_000, max_windows=8)
+"""What is reported for the requests in flight that were asked for: seconds."""
+
+STEP = Effort(max_work=150_000, requests=288)
+"""What is reported for fewer in flight: over more requests, for with fewer the last 3 % are left to chance."""
+
+MAX_CHOICES = 2_000_000
+"""Requests in flight times pipelines to choose from; above it means alone are used."""
+
+EVENTS_PER_ITERATION = 4
+HOPELESS = 4
+"""Times the work allowed: a rollout that would need more if its requests never gathered is not tried."""
+
+THOROUGH_WORK = 1_500_000
+"""All limits on iterations are tried where the rollouts together take so much work at most."""
+
+MAX_IN_FLIGHT = 5_000
+"""Requests; above it means alone are used."""
 
 BATCHINGS_TRIED = 8
-"""So many rollouts together may follow as many hops as one alone for all limits on iterations to be tried."""
-
-REPORTED_REQUESTS = 288
-"""Reported figures are counted over so many requests or more: with fewer the last 3 % are left to chance."""
+"""So many rollouts are tried then, at least."""
 
 NO_LIMITS = Batching()
 
@@ -70,65 +102,93 @@ def expected_of(
     concurrency: int | None,
     *,
     batching: Batching = NO_LIMITS,
-    rounds: int = MIN_ROUNDS,
+    effort: Effort = RANKED,
 ) -> Expected:
     """What the placement will deliver with so many requests in flight, routed by that flow.
 
-    Measured nodes are rolled forward iteration by iteration; nodes with a capacity table, which say nothing of single
-    iterations, are taken by their means.
+    Requests are followed iteration by iteration where the effort allows it, and taken by their means where it does not.
     """
-    capacities = question.capacities
     held = {name: placement[name] for name in used_nodes(placement, flow)}
-    if is_followed(question, held, flow, concurrency):
-        kv_tokens = {name: capacities.kv_tokens(name, held[name]) for name in held}
-        return roll_out(
-            capacities.profile,
-            held,
-            flow.links,
-            capacities.workload,
-            concurrency,
-            kv_capacity_tokens=kv_tokens,
-            max_decode_batch=batching.max_decode_batch,
-            max_batch_tokens=batching.max_batch_tokens,
-            rounds=rounds,
-        )
-    return predict_means(capacities, held, flow.links, concurrency)
+    rolled = follow(question, held, flow, concurrency, batching=batching, effort=effort)
+    if rolled is not None:
+        return rolled.expected
+    return predict_means(question.capacities, held, flow.links, concurrency)
+
+
+def follow(
+    question: Question,
+    held: Mapping[str, LayerRange],
+    flow: Flow,
+    concurrency: int | None,
+    *,
+    batching: Batching = NO_LIMITS,
+    effort: Effort = RANKED,
+) -> RolledOut | None:
+    """The rollout of a placement that its flow uses; ``None`` where it is out of reach."""
+    if not is_followed(question, held, flow, concurrency, effort=effort):
+        return None
+    return roll_out(
+        question.capacities,
+        held,
+        flow.links,
+        concurrency,
+        max_decode_batch=batching.max_decode_batch,
+        max_batch_tokens=batching.max_batch_tokens,
+        min_requests=effort.requests if len(question.capacities.workload.lengths) > 1 else 0,
+        max_windows=effort.max_windows,
+        max_work=effort.max_work,
+    )
 
 
 def is_followed(
-    question: Question, held: Mapping[str, LayerRange], flow: Flow, concurrency: int | None, *, times: int = 1
+    question: Question,
+    held: Mapping[str, LayerRange],
+    flow: Flow,
+    concurrency: int | None,
+    *,
+    effort: Effort = RANKED,
 ) -> bool:
-    """Whether a rollout, or so many of them, is within reach: every node measured, not too many requests and hops."""
-    if not can_roll_out(question.capacities.profile, held):
+    """Whether a rollout is worth trying: every request fits, and two rounds are not hopelessly many events.
+
+    So many are expected where requests spread evenly over the stages; groups that merge need far fewer.
+    """
+    capacities = question.capacities
+    if not can_roll_out(capacities, held, flow.links):
         return False
-    mix = question.capacities.mix
-    in_flight = predict_means(question.capacities, held, flow.links, concurrency).in_flight or 1.0
-    requests = in_flight + max(MIN_ROUNDS * in_flight, MIN_REQUESTS)
-    hops = sum(len(hops) * share for hops, share in pipelines_of(held, flow.links)) / flow.tokens_per_s
-    return times * requests * mix.output_tokens * hops <= MAX_FOLLOWED_HOPS
+    in_flight = predict_means(capacities, held, flow.links, concurrency).in_flight or 1.0
+    weighted = pipelines_of(held, flow.links)
+    if in_flight > MAX_IN_FLIGHT or in_flight * len(weighted) > MAX_CHOICES:
+        return False
+    stages = sum(len(hops) * share for hops, share in weighted) / sum(share for _, share in weighted)
+    requests = in_flight + max(in_flight, FEWEST_REQUESTS)
+    visits = requests * capacities.mix.output_tokens * stages
+    events = EVENTS_PER_ITERATION * visits / max(1.0, in_flight / stages)
+    tokens = requests * capacities.mix.output_tokens
+    return events <= HOPELESS * effort.max_work and tokens <= TOKENS_PER_EVENT * effort.max_work
 
 
 def best_limits(
     question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool
-) -> tuple[Batching, Expected]:
-    """The limits on iterations that bring the most, and what they bring; none where requests are not followed."""
+) -> tuple[Batching, Expected] | None:
+    """The limits on iterations that bring the most, and what they bring; ``None`` where requests are not followed."""
     held = {name: placement[name] for name in used_nodes(placement, flow)}
-    stages = max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links))
-    times = BATCHINGS_TRIED if thorough else 1
-    unlimited = expected_of(question, placement, flow, question.concurrency)
-    if not is_followed(question, held, flow, question.concurrency):
-        return NO_LIMITS, unlimited
+    concurrency = question.concurrency
+    unlimited = follow(question, held, flow, concurrency)
+    if unlimited is None:
+        return None
+    sizes = [_max_batch_tokens(question.capacities, name) for name in held]
+    if None in sizes:  # a table's largest batch is part of what the table means
+        return NO_LIMITS, unlimited.expected
+    known = unlimited.expected
     return best_batching(
         lambda batching: (
-            unlimited
-            if batching == NO_LIMITS
-            else expected_of(question, placement, flow, question.concurrency, batching=batching)
+            known if batching == NO_LIMITS else expected_of(question, held, flow, concurrency, batching=batching)
         ),
-        in_flight=unlimited.concurrency,
-        stages=stages,
+        in_flight=known.concurrency,
+        stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
-        max_batch_tokens=max(_max_batch_tokens(question.capacities, name) or 0 for name in held),
-        thorough=thorough and is_followed(question, held, flow, question.concurrency, times=times),
+        max_batch_tokens=max(size or 0 for size in sizes),
+        thorough=thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK,
     )
 
 
@@ -160,8 +220,10 @@ def assemble(
     used = used_nodes(placement, flow)
     held = {name: placement[name] for name in used}
     bound = max(bound, flow.tokens_per_s)
-    batching, _ = best_limits(question, held, flow, thorough=True)
+    limits = best_limits(question, held, flow, thorough=True)
+    batching = NO_LIMITS if limits is None else limits[0]
     network = build_network(capacities, held, partial=question.partial)
+    expected, remarks = _over_concurrency(question, held, flow, batching)
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -176,7 +238,7 @@ def assemble(
                 device=capacities.nodes[name].device.name,
                 region=capacities.nodes[name].region,
                 made_on=identity_of_node(capacities.nodes[name]),
-                reference_kernel_s=_reference_kernel_s(capacities, name),
+                processor_speed=_processor_speed(capacities, name),
             )
             for name in used
         },
@@ -184,7 +246,7 @@ def assemble(
             max_flow_tokens_per_s=flow.tokens_per_s,
             upper_bound_tokens_per_s=bound,
             gap=(bound - flow.tokens_per_s) / flow.tokens_per_s,
-            expected=_over_concurrency(question, held, flow, batching),
+            expected=expected,
             bottleneck=describe(capacities, held, network, flow),
             marginal=marginals(network, flow),
         ),
@@ -193,7 +255,7 @@ def assemble(
             partial_inference=question.partial,
             objective=question.objective,
             concurrency=question.concurrency,
-            notes=(*notes, *_notes(question, held, flow)),
+            notes=(*notes, *remarks),
         ),
         solver=facts,
         cluster_digest=digest(capacities.profile),
@@ -206,44 +268,33 @@ def assemble(
 
 def _over_concurrency(
     question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching
-) -> tuple[Expected, ...]:
-    """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold.
+) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
+    """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
 
     The steps end where means alone say that more requests in flight bring no more.
     """
     capacities, asked = question.capacities, question.concurrency
-    end = predict_means(capacities, held, flow.links, asked)
+    rolled = follow(question, held, flow, asked, batching=batching, effort=REPORTED)
+    means = predict_means(capacities, held, flow.links, asked)
+    end, notes = (means, (BY_MEANS_NOTE,)) if rolled is None else (rolled.expected, _notes(rolled))
+    if any(capacities.nodes[name].cost is None for name in held):
+        notes = (*notes, TABLE_NOTE)
     steps, step = [], 1
     while step < end.concurrency:
-        steps.append(step)
-        if predict_means(capacities, held, flow.links, step).total_tokens_per_s >= SATURATED * end.total_tokens_per_s:
+        steps.append(expected_of(question, held, flow, step, batching=batching, effort=STEP))
+        if predict_means(capacities, held, flow.links, step).total_tokens_per_s >= SATURATED * means.total_tokens_per_s:
             break
         step *= 2
-    return tuple(
-        expected_of(
-            question,
-            held,
-            flow,
-            concurrency,
-            batching=batching,
-            rounds=max(MIN_ROUNDS, REPORTED_REQUESTS // (concurrency or REPORTED_REQUESTS)),
-        )
-        for concurrency in (*steps, asked)
+    return (*steps, end), notes
+
+
+def _notes(rolled: RolledOut) -> tuple[str, ...]:
+    if rolled.is_settled:
+        return ()
+    return (
+        f"expected: requests were followed for {rolled.rounds:.0f} rounds of all in flight; over the last two windows "
+        "it still changed",
     )
-
-
-def _notes(question: Question, held: Mapping[str, LayerRange], flow: Flow) -> tuple[str, ...]:
-    if not can_roll_out(question.capacities.profile, held):
-        return (
-            "nodes with only a capacity table say nothing of single iterations: expected is by means, the time of each "
-            "token taken from the table as docs/solver.md says",
-        )
-    if not is_followed(question, held, flow, question.concurrency):
-        return (
-            "expected at the most requests in flight is by means alone, which promise up to a third more than is "
-            "served: there are too many to follow one by one; give --concurrency for a closer figure",
-        )
-    return ()
 
 
 def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow) -> float:
@@ -253,9 +304,9 @@ def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow
     return flow.through(name) / time
 
 
-def _reference_kernel_s(capacities: Capacities, name: str) -> float | None:
+def _processor_speed(capacities: Capacities, name: str) -> ProcessorSpeed | None:
     cost = capacities.nodes[name].cost
-    return cost.reference_kernel_s if cost else None
+    return cost.processor_speed if cost else None
 
 
 def _max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .assemble import best_limits, carrying, is_followed, used_nodes
+from .assemble import best_limits, carrying, used_nodes
 from .incumbent import Search
 from .plan import LayerRange
 
@@ -21,10 +21,11 @@ def roll_out_leaders(search: Search) -> None:
             break
         carried = carrying(question, placement, spread=True, links=search.links)
         held = {name: placement[name] for name in used_nodes(placement, carried)}
-        if not is_followed(question, held, carried, question.concurrency):
-            continue
-        _, expected = best_limits(question, held, carried, thorough=False)
-        rolled.append((expected.total_tokens_per_s, flow, placement))
+        found = best_limits(question, held, carried, thorough=False)
+        if found is not None:
+            rolled.append((found[1].total_tokens_per_s, flow, placement))
+        elif not rolled:
+            break  # too many in flight to follow any of them
     if rolled:
         search.take(*max(rolled, key=lambda item: item[0]))
         search.tell("following requests through the best plans")

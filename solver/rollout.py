@@ -1,383 +1,370 @@
-"""What a plan of measured nodes will deliver, by rolling it forward: requests in a closed loop, iteration by iteration.
+"""What a plan will deliver, by rolling it forward: requests in a closed loop, iteration by iteration.
 
 Batches are not means. What leaves a node together arrives together, waits together and is batched together again, so
 requests travel in groups whose number and sizes decide how often the fixed part of an iteration is paid. No formula in
-means alone gives these groups; following them does, with stage times from the fitted cost and none from the run that is
-predicted.
+means alone gives these groups; following them does, with stage times from the cluster profile and none from the run
+that is predicted.
+
+Groups merge for a long time where many requests are in flight. So what is reported is the last of several windows in a
+row, the first that agrees with the one before it.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from profiler.cluster_profile import COORDINATOR, ClusterProfile, MeasuredCost
-from profiler.cost import IDLE_S, BatchShape
+import msgspec
 
-from .network import LinkTable
+from profiler.cluster_profile import COORDINATOR as COORDINATOR_NAME
+
+from .capacity import Capacities
+from .expected import TABLE_KV_SHARE
+from .kernel import COORDINATOR, Kernel
 from .plan import Expected, LayerRange, LinkFlow
-from .routes import Pipeline, pipelines_of
-from .workload import Workload
-
-WAIT_SHARE = 0.1
-"""Of an iteration: how long a node that holds the whole model waits for its last batch to come back."""
+from .rollout_node import Bunch, Parcel, Prompt, Request, RolloutNode
+from .routes import pipelines_of
+from .stage_timing import StageTimer, timing_of
+from .wires import Wires
 
 MIN_REQUESTS = 96
 MIN_ROUNDS = 4
-"""The window holds this many requests, or so many rounds of all that are in flight: the larger of the two."""
+"""A window holds this many requests, or so many rounds of all that are in flight: the larger of the two."""
+
+FEWEST_REQUESTS = 48
+"""A window that is cut off counts if it holds so many requests, and a round of all that are in flight."""
+
+TOKENS_PER_EVENT = 5
+"""A token that is counted takes about so much less time than an event."""
+
+_EVENTS_A_TURN = 10_000  # between two looks at the work done
+
+SETTLED = 0.01
+"""Two windows agree where their tokens/s differ by no more than this share."""
 
 
-def can_roll_out(profile: ClusterProfile, placement: Mapping[str, LayerRange]) -> bool:
-    """Whether every node of the placement has a measured cost."""
-    return all(profile.node(name).cost is not None for name in placement)
+def can_roll_out(capacities: Capacities, placement: Mapping[str, LayerRange], flows: Sequence[LinkFlow]) -> bool:
+    """Whether some pipeline admits the workload's longest request: those behind it would wait for ever."""
+    need = capacities.mix.max_kv_tokens - 1
+    return any(
+        all(_kv_slots(capacities, name, placement[name]) >= need for name, _, _ in hops)
+        for hops, _ in pipelines_of(placement, flows)
+    )
+
+
+def _kv_slots(capacities: Capacities, name: str, held: LayerRange) -> int:
+    """KV slots of a node that admission fills, as the simulator's and the server's does."""
+    share = 1.0 if capacities.nodes[name].cost is not None else TABLE_KV_SHARE
+    return int(capacities.kv_tokens(name, held) * share)
+
+
+class RolledOut(msgspec.Struct, frozen=True):
+    """What is expected, whether two windows in a row agreed on it, after how many rounds and how much work."""
+
+    expected: Expected
+    is_settled: bool
+    rounds: float
+    work: int
 
 
 def roll_out(
-    profile: ClusterProfile,
+    capacities: Capacities,
     placement: Mapping[str, LayerRange],
     flows: Sequence[LinkFlow],
-    workload: Workload,
     concurrency: int | None,
     *,
-    kv_capacity_tokens: Mapping[str, int],
     max_decode_batch: int | None = None,
     max_batch_tokens: int | None = None,
-    rounds: int = MIN_ROUNDS,
+    min_requests: int = MIN_REQUESTS,
+    max_windows: int = 1,
+    max_work: int = 1_000_000_000,
     seed: int = 0,
-) -> Expected:
-    """Expected throughput and latency in a closed loop.
+) -> RolledOut | None:
+    """Expected throughput and latency in a closed loop; ``None`` where the work allowed was not enough to tell.
 
     Args:
-        profile: the cluster; every node of the placement has a measured cost.
+        capacities: of the cluster for the workload, whose lengths are drawn at random.
         placement: node -> layer range.
         flows: what routing follows.
-        workload: lengths of requests, drawn at random.
-        concurrency: requests in flight; ``None`` for as many as the KV caches hold.
-        kv_capacity_tokens: node -> KV tokens that it holds.
+        concurrency: requests in flight; ``None`` for as many as the KV caches hold (80 % of those of a node that has
+            only a capacity table, as its meaning rests on that).
         max_decode_batch: decoding sequences in an iteration at most; ``None`` for no such limit.
         max_batch_tokens: tokens in an iteration at most; ``None`` for what each node can do.
-        rounds: of all requests in flight that the window holds at least.
+        min_requests: that a window holds at least, beside ``MIN_ROUNDS``.
+        max_windows: windows followed at most, until two in a row agree.
+        max_work: it is cut off after so many events, ``TOKENS_PER_EVENT`` output tokens counted as one.
         seed: of the draws.
     """
     rollout = _Rollout(
-        profile,
+        capacities,
         placement,
-        pipelines_of(placement, flows),
-        workload,
-        kv_capacity_tokens=kv_capacity_tokens,
+        flows,
         max_decode_batch=max_decode_batch,
         max_batch_tokens=max_batch_tokens,
+        max_work=max_work,
         seed=seed,
     )
-    return rollout.run(concurrency, rounds=rounds)
+    return rollout.run(concurrency, min_requests=min_requests, max_windows=max_windows)
 
 
-@dataclass
-class _Request:
-    prompt_tokens: int
-    output_tokens: int
-    pipeline: int
-    arrival_s: float
-    first_token_s: float = -1.0
-    produced: int = 0
+@dataclass(frozen=True)
+class _Mark:
+    """All that is counted, at a moment."""
 
-
-@dataclass
-class _Item:
-    """New tokens of a request at hop ``hop``; ``taken`` of them have run there."""
-
-    request: _Request
-    hop: int
-    past: int
-    num_tokens: int
-    is_decode: bool
-    sample: bool = True
-    taken: int = 0
-
-
-@dataclass
-class _Node:
-    cost: MeasuredCost
-    held: LayerRange
-    is_last: bool
-    decodes: deque[_Item] = field(default_factory=deque)
-    prefills: deque[_Item] = field(default_factory=deque)
-    is_busy: bool = False
-    ended_s: float = 0.0  # when the last iteration ended
-    busy_s: float = 0.0
-    iterations: int = 0
-    decoded: int = 0
-    returning: set[int] = field(default_factory=set)  # requests whose next token comes straight back
-    wait_until_s: float = 0.0  # and until when they are waited for
+    at_s: float
+    tokens: int
+    outputs: int
+    nodes: Mapping[str, tuple[float, int, int]]  # node -> seconds in iterations, iterations, tokens decoded
 
 
 class _Rollout:
     def __init__(
         self,
-        profile: ClusterProfile,
+        capacities: Capacities,
         placement: Mapping[str, LayerRange],
-        weighted: Sequence[tuple[Pipeline, float]],
-        workload: Workload,
+        flows: Sequence[LinkFlow],
         *,
-        kv_capacity_tokens: Mapping[str, int],
         max_decode_batch: int | None,
         max_batch_tokens: int | None,
+        max_work: int,
         seed: int,
     ) -> None:
-        self._max_decode_batch = max_decode_batch
-        self._max_batch_tokens = max_batch_tokens
-        self._links = LinkTable(profile)
-        self._profile = profile
+        self._kernel = Kernel()
+        self._max_work = max_work
+        self._profile = capacities.profile
+        self._wires = Wires(self._profile, self._kernel)
+        weighted = pipelines_of(placement, flows)
         self._pipelines = [pipeline for pipeline, _ in weighted]
         total = sum(weight for _, weight in weighted)
         self._shares = [weight / total for _, weight in weighted]
-        self._credits = [0.0] * len(weighted)
-        self._workload = workload
-        self._random = random.Random(seed)
-        self._kv_free = {name: kv_capacity_tokens[name] for name in placement}
-        self._nodes: dict[str, _Node] = {}
+        self._credits = [0.0] * len(weighted)  # pipeline -> requests that it is owed
+        self._kv_free: dict[str, int] = {}  # node -> KV slots that no request holds
+        self._nodes: dict[str, RolloutNode] = {}
         for name, held in placement.items():
-            cost = profile.node(name).cost
-            assert cost is not None, "a node without a measured cost"
-            self._nodes[name] = _Node(cost, held, held.end == profile.model.num_layers)
-        self._nic = {COORDINATOR: (profile.coordinator.nic_out_bytes_per_s, profile.coordinator.nic_in_bytes_per_s)}
-        self._nic |= {node.name: (node.nic_out_bytes_per_s, node.nic_in_bytes_per_s) for node in profile.nodes}
-        self._free_at: dict[tuple[str, str], float] = {}  # link, or (node, "out") or ("in", node) -> when it is free
-        self._coordinator_free_s = 0.0
-        self._events: list[tuple[float, int, str, list[_Item]]] = []  # (when, order of making, where, what)
-        self._order = itertools.count()
-        self._now = 0.0
-        self._in_flight = 0
-        self._next_lengths = self._draw_lengths()
-        self.finished: list[_Request] = []
-        self._tokens = 0  # prompt and output tokens counted so far
-        self._outputs = 0
+            node = capacities.nodes[name]
+            timing = timing_of(capacities, node, held)
+            most = min(timing.max_batch_tokens, max_batch_tokens or timing.max_batch_tokens)
+            self._nodes[name] = RolloutNode(
+                name,
+                dict(enumerate(self._pipelines)),
+                self._kernel,
+                is_last=held.end == self._profile.model.num_layers,
+                timer=StageTimer(timing.cost, held, num_layers=self._profile.model.num_layers),
+                max_tokens=most,
+                max_decodes=most if max_decode_batch is None else max_decode_batch,
+                send=self._send,
+            )
+            self._kv_free[name] = _kv_slots(capacities, name, held)
+        costs = [node.cost for node in (capacities.nodes[name] for name in placement) if node.cost is not None]
+        self._error = max((cost.held_out_error_median for cost in costs), default=None)
+        self._bytes_per_token: dict[tuple[str, str], float] = {}
+        self._limit: int | None = None
+        self._lengths, self._random = capacities.workload.lengths, random.Random(seed)
+        self._next_lengths = self._random.choice(self._lengths)
+        self._has_room = True  # whether the next request may fit, as far as is known
+        self._inbox: deque[Parcel] = deque()
+        self._is_busy = False  # the coordinator is
+        self._in_flight = self._finished = 0
+        self._finish_at = 0  # requests that are to end before the clock stops
+        self._tokens = self._outputs = 0  # counted so far: prompt and output tokens, output tokens
         self._ttft_s: list[float] = []
         self._tpot_s: list[float] = []
 
-    def run(self, concurrency: int | None, *, rounds: int) -> Expected:
-        """Fill the cluster, let every one of the first requests finish, then count over a window."""
+    def run(self, concurrency: int | None, *, min_requests: int, max_windows: int) -> RolledOut | None:
+        """Fill the cluster, let every one of the first requests finish, then count over windows."""
         self._limit = concurrency
-        first: dict[str, list[_Item]] = {}
+        first: dict[str, Parcel] = {}
         self._admit(first)
-        self._send(first)
+        self._send_all(first)
         started = self._in_flight
-        self._advance_until(started)
-        begin = (self._now, self._tokens, self._outputs)
-        nodes = {n: (v.busy_s, v.iterations, v.decoded) for n, v in self._nodes.items()}
-        self._ttft_s, self._tpot_s = [], []
-        self._advance_until(len(self.finished) + max(rounds * started, MIN_REQUESTS))
-        seconds = self._now - begin[0]
-        total = (self._tokens - begin[1]) / seconds
-        error = max(node.cost.held_out_error_median for node in self._nodes.values())
+        size = max(MIN_ROUNDS * started, min_requests)
+        self._advance(started)
+        counted: Expected | None = None  # over the last window
+        is_settled = False
+        for _ in range(max_windows):
+            begin, before = self._mark(), self._finished
+            self._ttft_s, self._tpot_s = [], []
+            is_whole = self._advance(size)
+            if not is_whole and (counted is not None or self._finished - before < max(started, FEWEST_REQUESTS)):
+                break
+            last = counted.total_tokens_per_s if counted else -1.0
+            counted = self._expected(begin, self._mark(), started, concurrency)
+            is_settled = is_whole and abs(counted.total_tokens_per_s - last) <= SETTLED * last
+            if is_settled or not is_whole:
+                break
+        if counted is None:
+            return None
+        return RolledOut(counted, is_settled, self._finished / started, self.work)
+
+    def _expected(self, begin: _Mark, end: _Mark, started: int, concurrency: int | None) -> Expected:
+        seconds = end.at_s - begin.at_s
+        total = (end.tokens - begin.tokens) / seconds
+        between = {
+            name: (busy_s - before[0], iterations - before[1], decoded - before[2])
+            for (name, (busy_s, iterations, decoded)), before in zip(
+                end.nodes.items(), begin.nodes.values(), strict=True
+            )
+        }
         return Expected(
             concurrency=started if concurrency is None else concurrency,
             total_tokens_per_s=total,
-            output_tokens_per_s=(self._outputs - begin[2]) / seconds,
+            output_tokens_per_s=(end.outputs - begin.outputs) / seconds,
             ttft_s=_median(self._ttft_s),
             tpot_s=_median(self._tpot_s),
-            low_total_tokens_per_s=total / (1 + error),
-            high_total_tokens_per_s=total / max(1e-6, 1 - error),
+            low_total_tokens_per_s=None if self._error is None else total / (1 + self._error),
+            high_total_tokens_per_s=None if self._error is None else total / max(1e-6, 1 - self._error),
             in_flight=float(started),
-            node_busy={n: min(1.0, (v.busy_s - nodes[n][0]) / seconds) for n, v in self._nodes.items()},
+            node_busy={name: min(1.0, busy_s / seconds) for name, (busy_s, _, _) in between.items()},
             node_batch_tokens={
-                n: (v.decoded - nodes[n][2]) / max(1, v.iterations - nodes[n][1]) for n, v in self._nodes.items()
+                name: decoded / max(1, iterations) for name, (_, iterations, decoded) in between.items()
             },
         )
 
-    def _advance_until(self, num_finished: int) -> None:
-        while len(self.finished) < num_finished:
-            self._now, _, where, items = heapq.heappop(self._events)
-            if where == COORDINATOR:
-                self._sampled(items)
-            elif where.startswith("end of "):
-                self._end_iteration(where.removeprefix("end of "), items)
-            elif where.startswith("wait at "):
-                self._begin_if_idle(where.removeprefix("wait at "))
-            else:
-                self._arrive(where, items)
+    def _mark(self) -> _Mark:
+        nodes = {name: (node.busy_s, node.iterations, node.decoded) for name, node in self._nodes.items()}
+        return _Mark(self._kernel.now_s, self._tokens, self._outputs, nodes)
 
-    def _at(self, when: float, where: str, items: list[_Item]) -> None:
-        heapq.heappush(self._events, (when, next(self._order), where, items))
+    def _advance(self, num_requests: int) -> bool:
+        """Go on until so many more have ended; ``False`` where it was cut off before."""
+        self._finish_at = self._finished + num_requests
+        while self.work < self._max_work:
+            if not self._kernel.run(_EVENTS_A_TURN):
+                if self._finished < self._finish_at:
+                    raise AssertionError(f"nothing happens any more with {self._in_flight} requests in flight")
+                return True
+        return False
 
-    def _draw_lengths(self) -> tuple[int, int]:
-        return self._random.choice(self._workload.lengths)
+    @property
+    def work(self) -> int:
+        """What following took so far: events, and a number of tokens counted as one."""
+        return self._kernel.num_events + self._outputs // TOKENS_PER_EVENT
 
-    def _admit(self, starting: dict[str, list[_Item]]) -> None:
+    # --- the coordinator
+
+    def _admit(self, starting: dict[str, Parcel]) -> None:
         """Let requests in while there is room, each on the pipeline that is owed the most (IWRR), onto ``starting``."""
-        while self._limit is None or self._in_flight < self._limit:
-            prompt_tokens, output_tokens = self._next_lengths
-            need = prompt_tokens + output_tokens - 1
+        while self._has_room and (self._limit is None or self._in_flight < self._limit):
+            request = Request(*self._next_lengths, -1, self._kernel.now_s)
+            need = request.kv_tokens
+            full = {name for name, free in self._kv_free.items() if free < need}
             fitting = [
                 index
                 for index, hops in enumerate(self._pipelines)
-                if all(self._kv_free[name] >= need for name, _, _ in hops)
+                if not full or not any(name in full for name, _, _ in hops)
             ]
             if not fitting:
-                break
+                self._has_room = False
+                return
             for index, share in enumerate(self._shares):
                 self._credits[index] += share
             chosen = max(fitting, key=lambda index: (self._credits[index], -index))
             self._credits[chosen] -= 1.0
+            request.pipeline = chosen
             for name, _, _ in self._pipelines[chosen]:
                 self._kv_free[name] -= need
             self._in_flight += 1
-            request = _Request(prompt_tokens, output_tokens, chosen, self._now)
-            first = self._pipelines[chosen][0][0]
-            starting.setdefault(first, []).append(_Item(request, 0, 0, prompt_tokens, is_decode=False))
-            self._next_lengths = self._draw_lengths()
+            prompt = Prompt(request, 0, request.prompt_tokens, is_end=True)
+            starting.setdefault(self._pipelines[chosen][0][0], Parcel()).prompts.append(prompt)
+            self._next_lengths = self._random.choice(self._lengths)
 
-    def _send(self, messages: dict[str, list[_Item]]) -> None:
-        """The coordinator sends each first node one message: tokens that go on and prompts that begin go together."""
-        for name, items in messages.items():
-            self._transmit(COORDINATOR, name, items)
+    def _receive(self, parcel: Parcel) -> None:
+        self._inbox.append(parcel)
+        if not self._is_busy:
+            self._take()
 
-    def _transmit(self, src: str, dst: str, items: list[_Item]) -> None:
-        """One message: its bytes pass the sender's card, the link and the receiver's card, each one at a time."""
-        size = sum(item.num_tokens for item in items) * self._profile.bytes_per_token(src, dst)
-        bandwidth, latency_s = self._links.bandwidth(src, dst), self._links.latency_s(src, dst)
-        assert bandwidth is not None
-        assert latency_s is not None
-        at = self._now
-        ways = (((src, "out"), self._nic[src][0]), ((src, dst), bandwidth), (("in", dst), self._nic[dst][1]))
-        for way, rate in ways:
-            if rate is not None:
-                at = max(at, self._free_at.get(way, 0.0))
-                self._free_at[way] = at + size / rate
-        slowest = min(rate for _, rate in ways if rate is not None)
-        self._at(at + size / slowest + latency_s, dst, items)
-
-    def _arrive(self, name: str, items: list[_Item]) -> None:
-        node = self._nodes[name]
-        for item in items:
-            node.returning.discard(id(item.request))
-            (node.decodes if item.is_decode else node.prefills).append(item)
-        self._begin_if_idle(name)
-
-    def _begin_if_idle(self, name: str) -> None:
-        """Begin an iteration where there is work, unless the last batch is still coming back (and not over-due)."""
-        node = self._nodes[name]
-        if self._now >= node.wait_until_s:
-            node.returning.clear()
-        if not node.is_busy and not node.returning and (node.decodes or node.prefills):
-            self._begin_iteration(name, node)
-
-    def _begin_iteration(self, name: str, node: _Node) -> None:
-        batch = _next_batch(node, self._max_decode_batch, self._max_batch_tokens)
-        seconds = self._iteration_s(node, batch, after_idle=min(1.0, (self._now - node.ended_s) / IDLE_S))
-        node.is_busy = True
-        node.busy_s += seconds
-        node.iterations += 1
-        node.decoded += sum(1 for item in batch if item.is_decode)
-        self._at(self._now + seconds, f"end of {name}", batch)
-
-    def _end_iteration(self, name: str, batch: list[_Item]) -> None:
-        node = self._nodes[name]
-        node.is_busy, node.ended_s = False, self._now
-        going: dict[str, list[_Item]] = {}
-        for item in batch:
-            hops = self._pipelines[item.request.pipeline]
-            if item.hop + 1 < len(hops):
-                onward = _Item(item.request, item.hop + 1, item.past, item.num_tokens, item.is_decode, item.sample)
-                going.setdefault(hops[onward.hop][0], []).append(onward)
-            elif item.sample:
-                going.setdefault(COORDINATOR, []).append(_Item(item.request, 0, 0, 1, item.is_decode))
-        for dst, items in going.items():
-            self._transmit(name, dst, items)
-        alone = [item for item in batch if item.sample and len(self._pipelines[item.request.pipeline]) == 1]
-        if alone:
-            node.returning = {id(item.request) for item in alone}
-            node.wait_until_s = self._now + WAIT_SHARE * self._iteration_s(node, batch)
-            self._at(node.wait_until_s, f"wait at {name}", [])
-        self._begin_if_idle(name)
-
-    def _iteration_s(self, node: _Node, batch: list[_Item], *, after_idle: float = 0.0) -> float:
-        """Seconds of one iteration; items that enter late run fewer layers: each entry's time counts by its share."""
-        by_entry: dict[int, list[_Item]] = {}
-        for item in batch:
-            entry = self._pipelines[item.request.pipeline][item.hop][1]
-            by_entry.setdefault(entry, []).append(item)
-        shape = _shape(batch, after_idle=after_idle)
-        return sum(
-            sum(item.num_tokens for item in items)
-            / shape.tokens
-            * node.cost.stage.time_s(num_layers=node.held.end - entry, batch=shape, first=entry == 0, last=node.is_last)
-            for entry, items in by_entry.items()
-        )
-
-    def _sampled(self, items: list[_Item]) -> None:
-        """The coordinator takes a message: counts, ends, admits, and sends the next tokens on their way."""
-        times = self._profile.coordinator
-        ended = [item for item in items if item.request.produced + 1 == item.request.output_tokens]
-        work_s = (times.message_s or 0.0) + len(items) * (times.token_s or 0.0)
-        work_s += len(ended) * (times.request_s or 0.0)
-        self._now = max(self._now, self._coordinator_free_s) + work_s
-        self._coordinator_free_s = self._now
-        again: dict[str, list[_Item]] = {}
-        for item in items:
-            self._count(item.request)
-            if item.request.produced < item.request.output_tokens:
-                first = self._pipelines[item.request.pipeline][0][0]
-                past = item.request.prompt_tokens + item.request.produced - 1
-                again.setdefault(first, []).append(_Item(item.request, 0, past, 1, is_decode=True))
-        self._admit(again)
-        self._send(again)
-
-    def _count(self, request: _Request) -> None:
-        request.produced += 1
-        self._tokens += 1
-        self._outputs += 1
-        if request.produced == 1:
-            request.first_token_s = self._now
-            self._tokens += request.prompt_tokens
-        if request.produced == request.output_tokens:
-            self.finished.append(request)
-            self._in_flight -= 1
+    def _take(self) -> None:
+        """The coordinator takes a message: counts, ends, and is done with it some time later."""
+        parcel = self._inbox.popleft()
+        num_tokens = parcel.num_requests
+        ended: list[Request] = []
+        again: dict[int, Bunch] = {}  # pipeline -> those of its requests that go on
+        for bunch in parcel.bunches:
+            again[bunch.pipeline] = self._next_tokens(bunch, ended)
+        for prompt in parcel.prompts:
+            request = prompt.request
+            bunch = again.setdefault(request.pipeline, Bunch(request.pipeline, [], 0))
+            self._next_token(request, bunch, ended)
+        for request in ended:
             for name, _, _ in self._pipelines[request.pipeline]:
-                self._nodes[name].returning.discard(id(request))
-                self._kv_free[name] += request.prompt_tokens + request.output_tokens - 1
+                self._kv_free[name] += request.kv_tokens
+            self._has_room = True
+        times = self._profile.coordinator
+        work_s = (times.message_s or 0.0) + num_tokens * (times.token_s or 0.0)
+        work_s += len(ended) * (times.request_s or 0.0)
+        self._is_busy = True
+        work = (num_tokens, parcel.prompts, ended, again)
+        self._kernel.at(self._kernel.now_s + work_s, COORDINATOR, self._done, work)
+
+    def _next_tokens(self, bunch: Bunch, ended: list[Request]) -> Bunch:
+        """The bunch one token further, without those that end with it."""
+        going, context = bunch.requests, bunch.context
+        has_ended = False
+        for request in going:
+            request.left -= 1
+            if not request.left:
+                has_ended = True
+                ended.append(request)
+                context -= request.context - 1
+        if has_ended:
+            going = [request for request in going if request.left]
+        return Bunch(bunch.pipeline, going, context + len(going))
+
+    def _next_token(self, request: Request, bunch: Bunch, ended: list[Request]) -> None:
+        """A prompt's first token."""
+        request.left -= 1
+        if request.left:
+            bunch.requests.append(request)
+            bunch.context += request.context
+        else:
+            ended.append(request)
+
+    def _done(self, work: tuple[int, list[Prompt], list[Request], dict[int, Bunch]]) -> None:
+        """Tokens are out, requests may be let in, and the next tokens go on their way."""
+        num_tokens, prompts, ended, again = work
+        now_s = self._kernel.now_s
+        self._outputs += num_tokens
+        self._tokens += num_tokens
+        for prompt in prompts:
+            prompt.request.first_token_s = now_s
+            self._tokens += prompt.request.prompt_tokens
+        for request in ended:
             self._ttft_s.append(request.first_token_s - request.arrival_s)
-            if request.produced > 1:
-                self._tpot_s.append((self._now - request.first_token_s) / (request.produced - 1))
+            if request.output_tokens > 1:
+                self._tpot_s.append((now_s - request.first_token_s) / (request.output_tokens - 1))
+        self._finished += len(ended)
+        self._in_flight -= len(ended)
+        if self._finished >= self._finish_at:
+            self._kernel.stop()
+        sends: dict[str, Parcel] = {}
+        for request in ended:
+            hops = self._pipelines[request.pipeline]
+            if len(hops) == 1:
+                sends.setdefault(hops[0][0], Parcel()).closed.append(request)
+        for bunch in again.values():
+            if bunch.requests:
+                sends.setdefault(self._pipelines[bunch.pipeline][0][0], Parcel()).bunches.append(bunch)
+        self._admit(sends)
+        self._send_all(sends)
+        self._is_busy = False
+        if self._inbox:
+            self._take()
 
+    # --- the wires
 
-def _next_batch(node: _Node, max_decode_batch: int | None, max_batch_tokens: int | None) -> list[_Item]:
-    """The server's rule: decoding sequences first, then prompts as they came, the last cut where the batch is full."""
-    batch: list[_Item] = []
-    room = min(node.cost.max_batch_tokens, max_batch_tokens or node.cost.max_batch_tokens)
-    most = room if max_decode_batch is None else min(room, max_decode_batch)
-    while node.decodes and len(batch) < most:
-        batch.append(node.decodes.popleft())
-    room -= len(batch)
-    while node.prefills and room > 0:
-        item = node.prefills[0]
-        left = item.num_tokens - item.taken
-        size = min(left, room)
-        is_end = size == left
-        batch.append(_Item(item.request, item.hop, item.past + item.taken, size, False, item.sample and is_end))
-        item.taken += size
-        room -= size
-        if is_end:
-            node.prefills.popleft()
-    return batch
+    def _send_all(self, parcels: Mapping[str, Parcel]) -> None:
+        """One message to each first node: tokens that go on and prompts that begin go together."""
+        for name, parcel in parcels.items():
+            self._send(COORDINATOR_NAME, name, parcel.num_tokens, parcel)
 
-
-def _shape(batch: list[_Item], *, after_idle: float) -> BatchShape:
-    prefills = [item for item in batch if not item.is_decode]
-    decodes = len(batch) - len(prefills)
-    return BatchShape(
-        prefill_tokens=sum(item.num_tokens for item in prefills),
-        prefill_chunks=len(prefills),
-        prefill_pairs=sum(item.num_tokens * (item.past + (item.num_tokens + 1) / 2) for item in prefills),
-        decode_tokens=decodes,
-        decode_context_tokens=sum(item.past + 1 for item in batch if item.is_decode),
-        sampled_tokens=sum(1 for item in batch if item.sample),
-        after_idle=after_idle,
-    )
+    def _send(self, src: str, dst: str, tokens: int, parcel: Parcel) -> None:
+        ends = (src, dst)
+        per_token = self._bytes_per_token.get(ends)
+        if per_token is None:
+            per_token = self._bytes_per_token[ends] = self._profile.bytes_per_token(src, dst)
+        deliver = self._receive if dst == COORDINATOR_NAME else self._nodes[dst].receive
+        self._wires.send(src, dst, tokens * per_token, deliver, parcel)
 
 
 def _median(values: list[float]) -> float | None:

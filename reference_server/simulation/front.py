@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 from profiler.cluster_profile import COORDINATOR as COORDINATOR_NAME
 from profiler.cluster_profile import Coordinator as CoordinatorTimes
+from solver.kernel import COORDINATOR, Kernel
 
 from ..coordinator import Actions, Coordinator, Request
 from .checks import Ledger
-from .kernel import COORDINATOR, Kernel
 from .load import Load
 from .node import Message, Send
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from profiler.cluster_profile import COORDINATOR
+from solver.kernel import ITERATION_BEGIN, ITERATION_END, Kernel
+from solver.stage_timing import Counts, StageTimer
 
 from ..batcher import Batcher, Chunk
 from ..gather import Gather
 from ..history import HistoryKeeper
 from ..messages import OpenRequest, WorkItem
 from .checks import ConservationError
-from .kernel import ITERATION_BEGIN, ITERATION_END, Kernel
-from .stage_time import StageTimer
 
 OnIteration: TypeAlias = Callable[[str, int, float], None]
 
@@ -152,7 +152,8 @@ class SimulatedNode:
             self._kernel.at(now_s + math.ceil(wait_s / _POLL_S) * _POLL_S, ITERATION_BEGIN, self._begin)
             return
         groups = self._by_entry(self._batcher.next_batch())
-        seconds = self._timer.seconds(groups, idle_s=now_s - self._ended_s) * self.slowdown
+        counts = [(entry, _counts(chunks)) for entry, chunks in groups]
+        seconds = self._timer.seconds(counts, idle_s=now_s - self._ended_s) * self.slowdown
         self._is_running = True
         self._running_since_s = now_s
         self._kernel.at(now_s + seconds, ITERATION_END, self._end, groups)
@@ -218,3 +219,21 @@ class SimulatedNode:
             else:
                 self._send(self.name, to, sizes[to], Message(items))
         self._wake()
+
+
+def _counts(chunks: Sequence[Chunk]) -> Counts:
+    """What the timer has to know of the chunks."""
+    prefill = prefills = decodes = context = sampled = 0
+    pairs = 0.0
+    for chunk in chunks:
+        item = chunk.item
+        if item.is_decode:
+            decodes += 1
+            context += item.past + 1
+        else:
+            size = item.num_tokens
+            prefill += size
+            prefills += 1
+            pairs += size * (item.past + (size + 1) / 2)
+            sampled += item.sample
+    return prefill, prefills, pairs, decodes, context, sampled + decodes

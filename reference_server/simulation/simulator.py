@@ -17,8 +17,11 @@ from profiler.errors import InputError, MeasurementError
 from profiler.records import Provenance, digest
 from solver.capacity import Capacities
 from solver.expected import TABLE_KV_SHARE
+from solver.kernel import ARRIVAL, FAULT, MARK, Kernel
 from solver.plan import Plan
 from solver.routes import pipelines
+from solver.stage_timing import TABLE_NOTE, StageTimer, timing_of
+from solver.wires import Wires
 from solver.workload import Workload
 
 from ..batcher import Batcher
@@ -32,11 +35,8 @@ from .checks import ConservationError, Ledger
 from .counters import LinkCount, Snapshot, link_uses, node_points, node_uses, snapshot
 from .events import Event, LinkChanges, NodeDies, NodeJoins, NodeSlows
 from .front import Front
-from .kernel import ARRIVAL, FAULT, MARK, Kernel
 from .load import Load
-from .network import Network
 from .node import SimulatedNode
-from .stage_time import TABLE_NOTE, StageTimer, timing_of
 
 _EVENTS_A_TURN = 20_000  # between two looks at whether to go on
 
@@ -109,7 +109,7 @@ class _Simulation:
         _require_fit(plan, profile, config)
         self._plan, self._profile, self._config = plan, profile, config
         self._kernel = Kernel()
-        self._network = Network(profile, self._kernel)
+        self._wires = Wires(profile, self._kernel)
         self._ledger = Ledger()
         self._load = Load(
             config.arrivals,
@@ -201,7 +201,7 @@ class _Simulation:
             plan.placement,
             num_layers=plan.num_layers,
             partial=plan.assumptions.partial_inference,
-            is_connected=lambda src, dst: self._network.is_connected(src or COORDINATOR, dst or COORDINATOR),
+            is_connected=lambda src, dst: self._wires.is_connected(src or COORDINATOR, dst or COORDINATOR),
         )
         rng = random.Random(f"routing {config.seed}")
         if config.routing == "random":
@@ -251,7 +251,7 @@ class _Simulation:
         count.messages += 1
         count.tokens += tokens
         deliver = self._front.receive if dst == COORDINATOR else self._nodes[dst].receive
-        self._network.send(src, dst, tokens * self._bytes_per_token[ends], deliver, message)
+        self._wires.send(src, dst, tokens * self._bytes_per_token[ends], deliver, message)
 
     def _require_servable(self, coordinator: Coordinator) -> None:
         largest = coordinator.largest_request_tokens()
@@ -280,7 +280,7 @@ class _Simulation:
             self._nodes[event.node].slowdown = event.factor
             self._remarks.append(f"{at}: iterations of {event.node} take {event.factor:g} times as long")
         elif isinstance(event, LinkChanges):
-            self._network.scale(event.src, event.dst, event.factor)
+            self._wires.scale(event.src, event.dst, event.factor)
             self._remarks.append(f"{at}: {event.src} -> {event.dst} carries {event.factor:g} of its bandwidth")
         elif isinstance(event, NodeJoins):
             self._remarks.append(f"{at}: {event.node} joins; the coordinator keeps to its plan and does not use it")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from reference_server.simulation.kernel import ARRIVAL, Kernel
+from solver.kernel import ARRIVAL, Kernel
 
 NODES = 24
 ROUNDS = 5

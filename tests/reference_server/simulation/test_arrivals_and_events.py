@@ -12,7 +12,7 @@ from reference_server.run_log import Routing, RunLog
 from reference_server.simulation import Arrivals, SimulationConfig, simulate
 from reference_server.simulation.arrivals import draw_times
 from reference_server.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows
-from reference_server.simulation.kernel import ARRIVAL, FAULT, Kernel
+from solver.kernel import ARRIVAL, FAULT, Kernel
 
 from .cases import MIXED, OFFLINE, WORKLOAD, closed, cluster, four_nodes, plan_of, two_in_a_row
 

@@ -6,12 +6,12 @@ import pytest
 
 from profiler.cost import BatchShape
 from reference_server.simulation import SimulationConfig, simulate
-from reference_server.simulation.stage_time import TABLE_NOTE, table_timing
 from solver import Plan, solve_placement
 from solver.capacity import Capacities
 from solver.expected import table_round_s
 from solver.generate import make_cluster
 from solver.plan import LayerRange
+from solver.stage_timing import TABLE_NOTE, table_timing
 from solver.workload import fixed_workload
 
 from .cases import OFFLINE

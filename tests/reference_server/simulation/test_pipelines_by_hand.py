@@ -7,12 +7,13 @@ import pytest
 
 from profiler.cluster_profile import ClusterProfile, Coordinator, Link
 from profiler.cost import BatchShape, StageCost
-from reference_server.batcher import Chunk
-from reference_server.messages import WorkItem
 from reference_server.simulation import SimulationConfig, simulate
-from reference_server.simulation.stage_time import StageTimer
+from solver import solve_placement
+from solver.capacity import Capacities
+from solver.generate import make_cluster
 from solver.plan import LayerRange, Plan
 from solver.rollout import roll_out
+from solver.stage_timing import StageTimer
 from solver.workload import Workload, fixed_workload
 
 from .cases import MIXED, OFFLINE, WORKLOAD, closed, cluster, four_nodes, plan_of, two_in_a_row
@@ -74,24 +75,60 @@ def test_prompts_longer_than_a_batch_are_cut_as_the_server_cuts_them() -> None:
 def test_a_closed_loop_on_one_pipeline_is_what_the_solver_rolls_out(
     case: str, workload: Workload, concurrency: int
 ) -> None:
-    """Two programs that share no line of code beside the cost model."""
+    """Two programs that share clock, wires and cost model; requests, routing and batches each has its own."""
     profile, plan = two_in_a_row()
     if case == "one node":  # near enough for it to wait for its batch (it gives up waiting where that is in vain)
         profile = cluster({"a": 1.0}, latency_s=1e-4)
         plan = plan_of(profile, {"a": (0, 8)}, [(["a"], 1.0)])
     profile = with_batches_of(profile, 64)
 
-    promised = roll_out(
-        profile,
-        plan.placement,
-        plan.flows,
-        workload,
-        concurrency,
-        kv_capacity_tokens={name: node.kv_capacity_tokens or 0 for name, node in plan.nodes.items()},
-    )
+    promised = roll_out(Capacities(profile, workload), plan.placement, plan.flows, concurrency)
+    assert promised is not None
     run = simulate(plan, profile, closed(concurrency, workload=workload, num_requests=max(4 * concurrency, 96))).run
 
-    assert run.total_tokens_per_s == pytest.approx(promised.total_tokens_per_s, rel=1e-3)
+    assert run.total_tokens_per_s == pytest.approx(promised.expected.total_tokens_per_s, rel=1e-3)
+
+
+def test_the_simulator_and_the_rollout_agree_on_late_entries_shared_cards_and_limits() -> None:
+    """Four nodes, three pipelines, one with a late entry: the same requests by two programs."""
+    profile, plan = four_nodes(memory_bytes=2.2e7)
+    plan = msgspec.structs.replace(plan, max_decode_batch=5)
+
+    promised = roll_out(
+        Capacities(profile, MIXED), plan.placement, plan.flows, 40, max_decode_batch=5, max_batch_tokens=64
+    )
+    assert promised is not None
+    run = simulate(plan, profile, closed(40, workload=MIXED, num_requests=160)).run
+
+    assert run.total_tokens_per_s == pytest.approx(promised.expected.total_tokens_per_s, rel=1e-2)
+    for node, busy in promised.expected.node_busy.items():
+        assert run.nodes[node].busy_s / run.window.seconds == pytest.approx(busy, rel=3e-2)
+
+
+def test_the_simulator_and_the_rollout_agree_on_capacity_tables() -> None:
+    profile = make_cluster(num_nodes=10, num_types=2, num_regions=1, seed=1)
+    plan = solve_placement(profile, WORKLOAD, method="petals", concurrency=48)
+    assert isinstance(plan, Plan)
+
+    run = simulate(plan, profile, closed(48, num_requests=192)).run
+
+    promised = roll_out(Capacities(profile, WORKLOAD), plan.placement, plan.flows, 48)
+    assert promised is not None
+    assert run.total_tokens_per_s == pytest.approx(promised.expected.total_tokens_per_s, rel=1e-2)
+    assert plan.predicted.expected[-1].total_tokens_per_s == pytest.approx(run.total_tokens_per_s, rel=5e-2)
+
+
+def test_a_rollout_goes_on_until_two_windows_agree_and_is_cut_off_in_time() -> None:
+    profile, plan = four_nodes()
+    capacities = Capacities(profile, MIXED)
+    settled = roll_out(capacities, plan.placement, plan.flows, 40, max_windows=20)
+    assert settled is not None
+    assert settled.is_settled
+    assert settled.rounds >= 8
+    cut = roll_out(capacities, plan.placement, plan.flows, 40, max_windows=20, max_work=settled.work // 3)
+    assert cut is not None
+    assert not cut.is_settled
+    assert roll_out(capacities, plan.placement, plan.flows, 40, max_work=100) is None
 
 
 def with_batches_of(profile: ClusterProfile, max_batch_tokens: int) -> ClusterProfile:
@@ -109,11 +146,9 @@ def test_a_batch_with_late_entries_takes_what_its_layers_take() -> None:
     profile, _ = four_nodes()
     cost = profile.nodes[0].cost
     assert cost is not None
-    early = [chunk(1, past=7, num_tokens=1, is_decode=True), chunk(2, past=0, num_tokens=5)]
-    late = [chunk(3, past=3, num_tokens=1, is_decode=True)]
     timer = StageTimer(cost.stage, LayerRange(2, 8), num_layers=8)
 
-    seconds = timer.seconds([(2, early), (6, late)])
+    seconds = timer.seconds([(2, (5, 1, 15, 1, 8, 2)), (6, (0, 0, 0, 1, 4, 1))])
 
     alone = BatchShape(5, 1, 15, 1, 8, 2)
     both = BatchShape(5, 1, 15, 2, 8 + 4, 3)
@@ -121,10 +156,6 @@ def test_a_batch_with_late_entries_takes_what_its_layers_take() -> None:
         num_layers=2, batch=both, first=False, last=True
     )
     assert seconds == pytest.approx(expected_s, rel=EXACT)
-
-
-def chunk(request: int, *, past: int, num_tokens: int, is_decode: bool = False) -> Chunk:
-    return Chunk(WorkItem(request, past, num_tokens, sample=True, is_decode=is_decode), None, 0)
 
 
 def test_messages_share_a_card_and_a_slow_link_keeps_none_from_others() -> None:

@@ -1,4 +1,4 @@
-"""The modelled network keeps the order of messages between two nodes, and no channel carries more than its rate."""
+"""Wires keep the order of messages between two nodes, and no channel carries more than its rate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.cluster_profile import ClusterProfile, DefaultLink, Link
-from reference_server.simulation.kernel import WIRE, Kernel
-from reference_server.simulation.network import Network
+from solver.kernel import WIRE, Kernel
+from solver.wires import Wires
 from tests.solver.clusters import cost_node, model
 
 NAMES = ("a", "b", "c")
@@ -23,7 +23,7 @@ SENDINGS = st.lists(
 RATES = st.sampled_from((1e6, 3e6, 1e7, None))
 
 
-def network(cards: tuple[float | None, float | None], slow_link: float) -> tuple[Kernel, Network]:
+def wires(cards: tuple[float | None, float | None], slow_link: float) -> tuple[Kernel, Wires]:
     profile = ClusterProfile(
         model=model(4),
         nodes=tuple(
@@ -34,14 +34,14 @@ def network(cards: tuple[float | None, float | None], slow_link: float) -> tuple
         default_link=DefaultLink(5e6, LATENCY_S),
     )
     kernel = Kernel()
-    return kernel, Network(profile, kernel)
+    return kernel, Wires(profile, kernel)
 
 
 @given(sendings=SENDINGS, cards=st.tuples(RATES, RATES), slow_link=st.sampled_from((5e5, 2e6, 5e7)))
 def test_messages_between_two_nodes_arrive_in_order_and_no_card_exceeds_its_rate(
     sendings: list[tuple[float, str, str, int]], cards: tuple[float | None, float | None], slow_link: float
 ) -> None:
-    kernel, net = network(cards, slow_link)
+    kernel, net = wires(cards, slow_link)
     arrived: list[tuple[float, int]] = []
 
     def send(index: int) -> None:
@@ -82,7 +82,7 @@ def assert_carries_no_more_than(
 
 
 def test_an_empty_network_adds_the_slowest_channel_and_the_latency() -> None:
-    kernel, net = network((1e7, 2e6), 5e5)
+    kernel, net = wires((1e7, 2e6), 5e5)
     arrived: list[float] = []
     net.send("a", "b", 1000, lambda _: arrived.append(kernel.now_s), None)
     while kernel.run(10):

@@ -1,4 +1,4 @@
-"""The modelled network: a message's bytes pass the sender's card, the link and the receiver's card, one at a time each.
+"""Wires: a message's bytes pass the sender's card, the link and the receiver's card, one at a time each.
 
 Bytes flow through all three at once (cut-through), so an empty network adds bytes over the slowest of the three, and
 the link's latency. Where messages meet, each of the three serves them in the order in which they come to it: what a
@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.errors import InputError
-from solver.network import LinkTable
 
 from .kernel import ARRIVAL, WIRE, Kernel
+from .network import LinkTable
 
 Deliver: TypeAlias = Callable[[Any], None]
 
@@ -49,8 +49,8 @@ class _Way:
         self.latency_s = latency_s
 
 
-class Network:
-    """Carries messages between the nodes of a profile."""
+class Wires:
+    """Carries messages between the nodes of a profile on the kernel's clock."""
 
     def __init__(self, profile: ClusterProfile, kernel: Kernel) -> None:
         self._kernel = kernel

@@ -1,4 +1,4 @@
-"""Stage time: seconds of one iteration of a node over the batch that it really runs, from the cluster profile.
+"""Stage time: seconds of one iteration of a node over a batch, from the cluster profile.
 
 A node with a measured cost takes ``StageCost`` at the batch's own shape. A node of which only a capacity table is known
 gets the linear model of ``table_cost``, which says what it assumes.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from profiler.cluster_profile import Node
 from profiler.cost import IDLE_S, StageCost
-from solver.capacity import Capacities
-from solver.expected import admitted_requests, table_round_s
-from solver.plan import LayerRange
 
-from ..batcher import Chunk
+from .capacity import Capacities
+from .expected import admitted_requests, table_round_s
+from .plan import LayerRange
+
+Counts: TypeAlias = tuple[float, float, float, float, float, float]
+"""What enters a stage at one layer, as the first six fields of ``BatchShape`` count it."""
 
 TABLE_NOTE = (
     "nodes with only a capacity table: an iteration takes a fixed part and a part in proportion to its tokens, so that "
@@ -110,35 +113,27 @@ class StageTimer:
         self._cost = cost
         self._end = held.end
         self._is_last = held.end == num_layers
-        self._tokens_s: dict[int, float] = {}  # tokens of a batch -> their part of a layer's time
+        self._tokens_s: dict[float, float] = {}  # tokens of a batch -> their part of a layer's time
 
-    def seconds(self, entries: Iterable[tuple[int, Sequence[Chunk]]], *, idle_s: float = 0.0) -> float:
-        """Seconds of an iteration over those chunks, grouped by entry layer, the groups in order of their layers.
+    def seconds(self, entries: Iterable[tuple[int, Counts]], *, idle_s: float = 0.0) -> float:
+        """Seconds of an iteration over what enters at those layers, in the order of the layers.
 
         ``idle_s`` is how long the node has stood idle before.
         """
         cost = self._cost
-        tokens = decodes = context = chunks = sampled = 0
+        tokens = decodes = context = chunks = sampled = pairs = 0.0
         after_idle = min(1.0, idle_s / IDLE_S)
-        pairs, seconds = 0.0, after_idle * cost.step_idle_s
+        seconds = after_idle * cost.step_idle_s
         begin, layer_s = self._end, 0.0
-        for entry, group in entries:
+        for entry, (prefill, entering_chunks, entering_pairs, decoding, entering_context, sampling) in entries:
             seconds += max(0, entry - begin) * layer_s
             begin = entry
-            entered = 0
-            for chunk in group:
-                item = chunk.item
-                if item.is_decode:
-                    decodes += 1
-                    context += item.past + 1
-                    entered += 1
-                    sampled += 1
-                else:
-                    size = item.num_tokens
-                    chunks += 1
-                    pairs += size * (item.past + (size + 1) / 2)
-                    entered += size
-                    sampled += item.sample
+            entered = prefill + decoding
+            chunks += entering_chunks
+            pairs += entering_pairs
+            decodes += decoding
+            context += entering_context
+            sampled += sampling
             tokens += entered
             if entry == 0:
                 seconds += cost.embed_s + entered * cost.embed_token_s
@@ -157,7 +152,7 @@ class StageTimer:
             seconds += cost.head_s + sampled * cost.head_item_s
         return seconds
 
-    def _layer_tokens_s(self, tokens: int) -> float:
+    def _layer_tokens_s(self, tokens: float) -> float:
         known = self._tokens_s.get(tokens)
         if known is None:
             known = self._tokens_s[tokens] = self._cost.layer_tokens_s(tokens)

@@ -29,16 +29,19 @@ class Kernel:
         heapq.heappush(self._queue, (when_s, priority, self._scheduled, action, argument))
 
     def stop(self) -> None:
-        """Let nothing more happen after what happens now."""
+        """Let nothing more happen after what happens now, until ``run`` is called again."""
         self._is_stopped = True
 
     def run(self, max_events: int) -> bool:
         """Let so many things happen at most; ``False`` when it was stopped or nothing is left to happen."""
         queue, pop = self._queue, heapq.heappop
+        self._is_stopped = False
         for _ in range(max_events):
-            if self._is_stopped or not queue:
+            if not queue:
                 return False
             self.now_s, _, _, action, argument = pop(queue)
             self.num_events += 1
             action(argument)
+            if self._is_stopped:
+                return False
         return True
