@@ -6,6 +6,7 @@ ever runs out, and a request that was let in is never thrown out.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -85,6 +86,8 @@ class Coordinator:
         self._capacity = dict(kv_capacity_tokens)  # node -> KV slots in all
         self._free = dict(kv_capacity_tokens)  # node -> KV slots that no request holds
         self._max_concurrency = max_concurrency
+        self._largest: int | None = None  # KV slots that some pipeline holds; worked out when first asked for
+        self._is_full = False  # the first that waits found no room, and no slot was freed since
         self._waiting: deque[Request] = deque()
         self._in_flight: dict[int, _InFlight] = {}  # request -> where it is
         self._numbers: set[int] = set()  # of the requests that wait or are in flight
@@ -101,7 +104,9 @@ class Coordinator:
 
     def largest_request_tokens(self) -> int:
         """KV slots of the largest request that some pipeline can hold at all."""
-        return self._router.widest(self._capacity)
+        if self._largest is None:
+            self._largest = self._router.widest(self._capacity)
+        return self._largest
 
     def submit(self, requests: Iterable[Request], *, onto: Actions | None = None) -> Actions:
         """New requests arrive; ``onto`` are actions of the same moment, to travel in the same messages.
@@ -148,6 +153,7 @@ class Coordinator:
         if state is not None:
             state.is_aborted = True
         elif any(request.number == number for request in self._waiting):
+            self._is_full = False
             self._waiting = deque(request for request in self._waiting if request.number != number)
             self._numbers.discard(number)
             actions.events.append(TokenEvent(request=number, token=None, pipeline=None, reason="abort"))
@@ -176,6 +182,7 @@ class Coordinator:
             del self._in_flight[request.number]
             self._numbers.discard(request.number)
             self._router.ended(state.pipeline)
+            self._is_full = False
             for hop in hops:
                 self._free[hop.node] += request.kv_tokens
                 _to(actions, hop).closes.append(request.number)
@@ -186,14 +193,19 @@ class Coordinator:
         message.tokens.append(token)
 
     def _admit(self, actions: Actions) -> None:
-        while self._waiting and (self._max_concurrency is None or len(self._in_flight) < self._max_concurrency):
+        most = math.inf if self._max_concurrency is None else self._max_concurrency
+        while self._waiting and not self._is_full and len(self._in_flight) < most:
             request = self._waiting[0]
 
-            def has_room(pipeline: Pipeline, need: int = request.kv_tokens) -> bool:
-                return all(self._free[hop.node] >= need for hop in pipeline)
+            need = request.kv_tokens
+            full = {node for node, free in self._free.items() if free < need}
+
+            def has_room(pipeline: Pipeline, full: set[str] = full) -> bool:
+                return not full or all(hop.node not in full for hop in pipeline)
 
             index = self._router.choose(has_room)
             if index is None:
+                self._is_full = True
                 return
             self._waiting.popleft()
             self._start(request, index, actions)

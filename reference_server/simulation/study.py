@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -12,7 +12,7 @@ import msgspec
 
 from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError, MeasurementError
-from profiler.records import load_record
+from profiler.records import digest, load_record, save_record
 from solver import Infeasible, solve_placement
 from solver.plan import Plan
 from solver.workload import Workload
@@ -54,9 +54,10 @@ class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
 class StudyResult(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="schema", tag="helixbench.study/1"
 ):
-    """All rows of a study, in the order of its file. Everything in it is simulated."""
+    """Rows of a study, in the order of its file. Everything in it is simulated. ``study`` is the file's digest."""
 
     title: str
+    study: str = ""
     rows: tuple[StudyRow, ...]
     simulated: bool = True
 
@@ -65,7 +66,9 @@ def run_study(
     spec: StudySpec,
     folder: Path,
     *,
-    on_progress: Callable[[float, float], None] = lambda _done, _total: None,
+    known: Sequence[StudyRow] = (),
+    plans: Path | None = None,
+    on_rows: Callable[[StudyResult, int], None] = lambda _done, _total: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
     """Simulate every combination; what is done when it is interrupted is kept.
@@ -73,34 +76,72 @@ def run_study(
     Args:
         spec: the study.
         folder: where its paths begin.
-        on_progress: told (done, total) runs.
+        known: rows of an earlier start, which are not simulated again.
+        plans: folder in which plans are kept, so that a later start takes the same ones.
+        on_rows: told what is done after every run, and how many runs there are.
         is_interrupted: asked between runs and in them.
 
     Raises:
         InputError: a file or method that the study names is not there.
     """
     total = len(spec.cluster) * len(spec.workload) * len(spec.placement) * len(spec.routings) * len(spec.seeds)
-    rows: list[StudyRow] = []
-    for row in _rows(spec, folder, is_interrupted):
-        rows.append(row)
-        on_progress(len(rows), total)
+    result = StudyResult(title=spec.title, study=digest(spec), rows=())
+    for row in _rows(spec, folder, {key_of(row): row for row in known}, plans, is_interrupted):
         if is_interrupted():
-            break
-    return StudyResult(title=spec.title, rows=tuple(rows))
+            break  # this run was cut short
+        result = msgspec.structs.replace(result, rows=(*result.rows, row))
+        on_rows(result, total)
+    return result
 
 
-def _rows(spec: StudySpec, folder: Path, is_interrupted: Callable[[], bool]) -> Iterator[StudyRow]:
+def key_of(row: StudyRow) -> tuple[str, str, str, str, int]:
+    """Which combination it is."""
+    return row.cluster, row.workload, row.placement, row.routing, row.seed
+
+
+def known_rows(spec: StudySpec, path: Path) -> tuple[StudyRow, ...]:
+    """The rows of an earlier start of the same study; none where there is no such file.
+
+    Raises:
+        InputError: the file holds another study.
+    """
+    if not path.exists():
+        return ()
+    before = load_record(path, StudyResult)
+    if before.study != digest(spec):
+        raise InputError(f"{path}: holds another study, or one of an earlier version; remove it or name another folder")
+    return before.rows
+
+
+def _rows(
+    spec: StudySpec,
+    folder: Path,
+    known: Mapping[tuple[str, str, str, str, int], StudyRow],
+    plans: Path | None,
+    is_interrupted: Callable[[], bool],
+) -> Iterator[StudyRow]:
     for on in spec.cluster:
         profile = cluster_of(on, folder)
         for load in spec.workload:
             workload, trace = workload_of(load, folder)
             for placement in spec.placement:
-                plan = _plan(placement, profile, workload, load, spec, folder)
+                plan: Plan | Infeasible | None = None
                 for routing in spec.routings:
                     for seed in spec.seeds:
                         row = StudyRow(
                             cluster=on.name, workload=load.name, placement=placement.name, routing=routing, seed=seed
                         )
+                        if key_of(row) in known:
+                            yield known[key_of(row)]
+                            continue
+                        if plan is None:
+                            numbers = (
+                                spec.cluster.index(on),
+                                spec.workload.index(load),
+                                spec.placement.index(placement),
+                            )
+                            kept = plans and plans / f"plan-{'-'.join(map(str, numbers))}.json"
+                            plan = _plan(placement, profile, workload, load, spec, folder, kept)
                         if isinstance(plan, Infeasible):
                             yield msgspec.structs.replace(row, problem=plan.reason)
                             continue
@@ -120,11 +161,14 @@ def _plan(
     load: WorkloadSpec,
     spec: StudySpec,
     folder: Path,
+    kept: Path | None,
 ) -> Plan | Infeasible:
     if placement.plan:
         return load_record(folder / placement.plan, Plan)
+    if kept is not None and kept.exists():
+        return load_record(kept, Plan)
     is_closed = load.arrivals().kind == "closed loop"
-    return solve_placement(
+    plan = solve_placement(
         profile,
         workload,
         concurrency=load.concurrency if is_closed else None,
@@ -132,6 +176,9 @@ def _plan(
         method=placement.method,
         time_limit_s=spec.solve_s,
     )
+    if kept is not None and isinstance(plan, Plan):
+        save_record(kept, plan)
+    return plan
 
 
 def _config(

@@ -26,26 +26,33 @@ def study(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Simulate placements x routings x workloads x seeds, and compare them in one table."""
+    """Simulate placements x routings x workloads x seeds, and compare them in one table.
+
+    Started again with the same file and folder, it goes on where it was left.
+    """
     from rich.console import Console
 
     from profiler.records import encode_record, save_bytes, save_record
 
     from ..progress import Reporter
     from .cli import interrupt_flag
-    from .study import csv_of, require_methods, run_study
+    from .study import csv_of, known_rows, require_methods, run_study
     from .study_chart import study_svg
     from .study_spec import load_study
 
     spec = load_study(file)
     require_methods(spec)
+    known = known_rows(spec, output / "study.json") if output is not None else ()
     is_interrupted = interrupt_flag()
     with Reporter() as reporter:
+
+        def on_rows(done: StudyResult, total: int) -> None:
+            reporter.update("runs simulated", len(done.rows), total)
+            if output is not None and len(done.rows) > len(known):
+                save_record(output / "study.json", done)
+
         result = run_study(
-            spec,
-            data or file.parent,
-            on_progress=lambda done, total: reporter.update("runs simulated", done, total),
-            is_interrupted=is_interrupted,
+            spec, data or file.parent, known=known, plans=output, on_rows=on_rows, is_interrupted=is_interrupted
         )
     if json_:
         sys.stdout.write(encode_record(result).decode())

@@ -1,8 +1,9 @@
 """``expected`` against simulated: published24 with imported timings and ten clusters from seeds, three plans each.
 
-Run: ``python -m tests.benchmarks.simulation_expected [warm-up s] [window s] [concurrency]``. Without a concurrency all
-requests are there from the start and the KV caches say how many are in flight. One row a plan, then the median and the
-worst difference. ``HELIXBENCH_DATA`` is the folder of published measurements; without it published24 is left out.
+Run: ``python -m tests.benchmarks.simulation_expected [cluster,...]`` (numbers from 0; all of them without). All requests
+are there from the start and the KV caches say how many are in flight. Simulated are ``WARMUP_ROUNDS`` times as many
+requests, then ``WINDOW_ROUNDS`` times as many that count. One row a plan, then the median and the worst difference.
+``HELIXBENCH_DATA`` is the folder of published measurements; without it published24 is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from solver.generate import make_cluster
 WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
 GENERATED = tuple((nodes, 3, regions, seed) for seed, nodes in enumerate((10, 12, 16, 20, 24)) for regions in (1, 3))
 PLANS = ({"method": "auto"}, {"method": "auto", "objective": "max-flow"}, {"method": "petals"})
-SOLVE_S = 10.0
+SOLVE_S = 6.0
+WARMUP_ROUNDS, WINDOW_ROUNDS = 6, 4
 
 
 def clusters() -> Iterator[tuple[str, ClusterProfile]]:
@@ -38,20 +40,22 @@ def clusters() -> Iterator[tuple[str, ClusterProfile]]:
         yield f"{nodes} nodes, {regions} regions, seed {seed}", profile
 
 
-def main(warmup_s: float, window_s: float, concurrency: int | None) -> None:
+def main(chosen: set[int]) -> None:
     """Print the table."""
     print("| cluster | plan | in flight | max-flow | expected | simulated | expected / simulated | CPU s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     ratios: dict[str, float] = {}
-    for name, profile in clusters():
+    for number, (name, profile) in enumerate(clusters()):
+        if chosen and number not in chosen:
+            continue
         for options in PLANS:
             label = " ".join(options.values())
-            plan = solve_placement(profile, WORKLOAD, concurrency=concurrency, time_limit_s=SOLVE_S, **options)  # type: ignore[arg-type]
+            plan = solve_placement(profile, WORKLOAD, time_limit_s=SOLVE_S, **options)  # type: ignore[arg-type]
             if isinstance(plan, Infeasible):
                 print(f"| {name} | {label} | | | | {plan.reason[:60]} | | |")
                 continue
             began = time.process_time()
-            simulated = _simulated(plan, profile, warmup_s, window_s, concurrency)
+            simulated = _simulated(plan, profile)
             took = time.process_time() - began
             expected = plan.predicted.expected[-1].total_tokens_per_s
             ratios[f"{name}, {label}"] = expected / simulated
@@ -66,18 +70,18 @@ def main(warmup_s: float, window_s: float, concurrency: int | None) -> None:
     print(f"\nmedian {statistics.median(off.values()):.1%} off, worst {off[worst]:.1%} ({worst}), {len(off)} plans")
 
 
-def _simulated(plan: Plan, profile: ClusterProfile, warmup_s: float, window_s: float, concurrency: int | None) -> float:
+def _simulated(plan: Plan, profile: ClusterProfile) -> float:
+    expected = plan.predicted.expected[-1]
+    prompt_tokens, output_tokens = WORKLOAD.lengths[0]
+    round_s = expected.concurrency * (prompt_tokens + output_tokens) / expected.total_tokens_per_s
     config = SimulationConfig(
         workload=WORKLOAD,
-        arrivals=Arrivals(kind="offline" if concurrency is None else "closed loop"),
-        concurrency=concurrency,
-        warmup_s=warmup_s,
-        duration_s=window_s,
+        arrivals=Arrivals(kind="offline"),
+        warmup_s=WARMUP_ROUNDS * round_s,
+        duration_s=WINDOW_ROUNDS * round_s,
     )
     return simulate(plan, profile, config).run.total_tokens_per_s
 
 
 if __name__ == "__main__":
-    warm = float(sys.argv[1]) if len(sys.argv) > 1 else 1200.0
-    window = float(sys.argv[2]) if len(sys.argv) > 2 else 1200.0
-    main(warm, window, int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main({int(number) for number in sys.argv[1].split(",")} if len(sys.argv) > 1 else set())

@@ -8,12 +8,15 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 import helixbench
 from profiler.errors import InputError
 from profiler.records import save_record
+from reference_server.simulation import simulate, study
+from reference_server.simulation.study import known_rows, run_study
 from reference_server.simulation.study_spec import load_study
 
 from .cases import four_nodes
@@ -62,6 +65,27 @@ def folder(tmp_path: Path) -> Path:
     )
     (tmp_path / "study.toml").write_text(STUDY)
     return tmp_path
+
+
+def test_a_study_goes_on_where_it_was_left_and_refuses_another_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, path = load_study(folder / "study.toml"), folder / "out" / "study.json"
+    whole = run_study(spec, folder)
+    turns = iter([False] * 11 + [True])  # asked once a run, and once in each turn of a run
+    part = run_study(spec, folder, plans=folder / "out", is_interrupted=lambda: next(turns, True))
+    assert 0 < len(part.rows) < len(whole.rows)
+    assert part.rows == whole.rows[: len(part.rows)]
+    save_record(path, part)
+    simulated = []
+    monkeypatch.setattr(study, "simulate", lambda *a, **k: simulated.append(1) or simulate(*a, **k))
+
+    rest = run_study(spec, folder, known=known_rows(spec, path), plans=folder / "out")
+
+    assert rest.rows == whole.rows
+    assert len(simulated) == len(whole.rows) - len(part.rows)
+    with pytest.raises(InputError, match="another study"):
+        known_rows(msgspec.structs.replace(spec, duration_s=3.0), path)
 
 
 def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path) -> None:
