@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from .cost import BatchShape, StageCost
+from .processor_speed import ProcessorSpeed
 from .quality import Quality
 from .records import Provenance, require_unique
 
@@ -73,8 +74,9 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One measured point: median seconds of an iteration and the relative spread (half the interquartile range).
 
-    ``device_median_s`` is the same by the device's own clock (CUDA events), where it has one. ``is_refined`` marks a
-    point that was added where the fit was worst: the token term has a knot there.
+    ``variation`` is the relative standard deviation of single iterations. ``device_median_s`` is the median by the
+    device's own clock (CUDA events), where it has one. ``is_refined`` marks a point that was added where the fit was
+    worst: the token term has a knot there.
     """
 
     num_layers: int
@@ -85,6 +87,7 @@ class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     spread: float
     repeats: int
     held_out: bool
+    variation: float = 0.0
     device_median_s: float | None = None
     is_refined: bool = False
 
@@ -93,7 +96,7 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
 
     ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
-    ``reference_kernel_s`` is CPU time of the reference kernel on the processor that a testbed's node stands in for a
+    ``processor_speed`` is CPU time of the reference kernel on the processor that a testbed's node stands in for a
     share of. ``workspace_bytes`` is the memory that a node takes beside weights and KV cache, at the largest batch: the
     peak of an iteration and the allocator's overhead.
     """
@@ -106,7 +109,7 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_batch_tokens: int
     source: str
     quality: Quality | None = None
-    reference_kernel_s: float | None = None
+    processor_speed: ProcessorSpeed | None = None
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

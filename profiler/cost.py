@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
+GATHER_UP_TO_TOKENS = {"cpu": 192, "cuda": 1 << 30}
+"""Device type -> longest context that is gathered; see ``attention.RaggedBatch``.
+
+On CPU, copying costs more than calls beyond that: measured with 16 sequences and 4 KV heads of 64, gathered over one by
+one takes 0.5 at 64 tokens, 1.2 at 256, 5 at 1024. On a GPU every call is a launch, and hundreds of them take longer
+than any copy.
+"""
+
 IDLE_S = 0.02
 """A node that has waited so long begins an iteration with caches that others have used, on a processor that slept."""
 
@@ -49,6 +57,12 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Sequences in the batch."""
         return self.prefill_chunks + self.decode_tokens
 
+    def gathered_tokens(self, up_to: float) -> float:
+        """Cached tokens that are copied together, so that sequences are attended in one call; see ``StageCost``."""
+        if self.decode_tokens <= 1.0:
+            return 0.0
+        return (self.decode_tokens - 1.0) * min(up_to, self.decode_context_tokens / self.decode_tokens)
+
 
 class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Coefficients of the stage-time model of one node, all in seconds per the named unit.
@@ -56,6 +70,13 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ``token_knots`` and ``layer_token_s`` have one length: tokens of the batch between knot ``k`` and knot ``k+1`` cost
     ``layer_token_s[k]`` each per layer (the last segment is open). The first knot is 1: a batch's first token is in
     ``layer_s``.
+
+    Contexts of up to ``gather_up_to_tokens`` are copied together where several sequences decode (``attention``), which
+    ``layer_gather_context_s`` is the price of, on top of reading them; a longer context is attended by itself, which
+    costs about as much as copying one of that length.
+
+    ``variation`` is the relative standard deviation of single iterations around their mean. It costs throughput where
+    nodes wait for each other.
 
     ``max_tokens`` and ``max_context_tokens`` bound what was measured; times beyond them are extrapolated.
     """
@@ -78,6 +99,9 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_context_tokens: float
     step_idle_s: float = 0.0
     layer_idle_s: float = 0.0
+    layer_gather_context_s: float = 0.0
+    gather_up_to_tokens: float = 0.0
+    variation: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.token_knots) != len(self.layer_token_s) or not self.token_knots or self.token_knots[0] != 1:
@@ -106,6 +130,7 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 self.head_item_s,
                 self.step_idle_s,
                 self.layer_idle_s,
+                self.layer_gather_context_s,
             ]
         )
 
@@ -134,6 +159,7 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             + batch.prefill_chunks * self.layer_prefill_chunk_s
             + batch.prefill_pairs * self.layer_prefill_pair_s
             + batch.after_idle * self.layer_idle_s
+            + batch.gathered_tokens(self.gather_up_to_tokens) * self.layer_gather_context_s
         )
 
     def layer_tokens_s(self, tokens: float) -> float:
@@ -150,7 +176,13 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def feature_row(
-    *, num_layers: float, batch: BatchShape, first: bool, last: bool, token_knots: tuple[float, ...]
+    *,
+    num_layers: float,
+    batch: BatchShape,
+    first: bool,
+    last: bool,
+    token_knots: tuple[float, ...],
+    gather_up_to_tokens: float = 0.0,
 ) -> FloatArray:
     """The quantities that ``StageCost.coefficients`` multiply, shape [features].
 
@@ -177,5 +209,6 @@ def feature_row(
             batch.sampled_tokens * last,
             is_step * batch.after_idle,
             num_layers * batch.after_idle,
+            num_layers * batch.gathered_tokens(gather_up_to_tokens),
         ]
     )

@@ -21,6 +21,7 @@ def fit_cost(
     workspace_bytes: float,
     max_batch_tokens: int,
     source: str,
+    gather_up_to_tokens: float = 0.0,
     has_tiles: bool = False,
     lets_few_go: bool = False,
 ) -> MeasuredCost:
@@ -33,6 +34,7 @@ def fit_cost(
         workspace_bytes: stored with the cost, as are ``max_batch_tokens`` and ``source``.
         max_batch_tokens: most tokens of one iteration.
         source: what was timed.
+        gather_up_to_tokens: see ``StageCost``.
         has_tiles: the device works in tiles of tokens, so the time may jump at an edge that the samples resolve.
         lets_few_go: few samples may be missed by far rather than all of a neighbourhood by a little.
 
@@ -47,11 +49,11 @@ def fit_cost(
     edges = set(tile_knots(tokens)) if has_tiles else set()
     edges |= {sample.batch.tokens for sample in fitted if sample.is_refined}
     knots = tuple(sorted({*power_of_two_knots(max_batch_tokens), *edges}))
-    rows = np.array([_row(sample, knots) for sample in fitted])  # [samples, features]
+    rows = np.array([_row(sample, knots, gather_up_to_tokens) for sample in fitted])  # [samples, features]
     rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0
     times = np.array([sample.median_s for sample in fitted])
     coefficients = (biweight if lets_few_go else least_squares)(rows, times)
-    stage = _stage_cost(coefficients, knots, fitted, max_batch_tokens)
+    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, fitted, max_batch_tokens)
     errors = relative_errors(stage, held_out)
     return MeasuredCost(
         stage=stage,
@@ -66,27 +68,37 @@ def fit_cost(
 
 def relative_errors(stage: StageCost, samples: Sequence[CostSample]) -> FloatArray:
     """|predicted - measured| / measured of each sample, shape [samples]."""
-    predicted = np.array([_row(sample, stage.token_knots) @ stage.coefficients() for sample in samples])
+    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens) for sample in samples]
+    predicted = np.array(rows) @ stage.coefficients()
     measured = np.array([sample.median_s for sample in samples])
     return np.asarray(np.abs(predicted - measured) / measured)
 
 
-def _row(sample: CostSample, knots: tuple[float, ...]) -> FloatArray:
+def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float) -> FloatArray:
     return feature_row(
-        num_layers=sample.num_layers, batch=sample.batch, first=sample.first, last=sample.last, token_knots=knots
+        num_layers=sample.num_layers,
+        batch=sample.batch,
+        first=sample.first,
+        last=sample.last,
+        token_knots=knots,
+        gather_up_to_tokens=gather_up_to_tokens,
     )
 
 
 def _stage_cost(
-    coefficients: FloatArray, knots: tuple[float, ...], fitted: Sequence[CostSample], max_batch_tokens: int
+    coefficients: FloatArray,
+    knots: tuple[float, ...],
+    gather_up_to_tokens: float,
+    fitted: Sequence[CostSample],
+    max_batch_tokens: int,
 ) -> StageCost:
     values = [float(value) for value in coefficients]
     segments = len(knots)
     step_s, step_item_s, step_token_s, layer_s = values[:_FIRST_SEGMENT]
-    decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, *idle = values[
+    decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, *rest = values[
         _FIRST_SEGMENT + segments :
     ]
-    step_idle, layer_idle = idle
+    step_idle, layer_idle, gather_context = rest
     contexts = [s.batch.decode_context_tokens / s.batch.decode_tokens for s in fitted if s.batch.decode_tokens]
     return StageCost(
         step_s=step_s,
@@ -107,4 +119,7 @@ def _stage_cost(
         max_context_tokens=max(contexts, default=0.0),
         step_idle_s=step_idle,
         layer_idle_s=layer_idle,
+        layer_gather_context_s=gather_context,
+        gather_up_to_tokens=gather_up_to_tokens,
+        variation=float(np.median([s.variation for s in fitted if s.num_layers > 0] or [0.0])),
     )

@@ -7,7 +7,9 @@ either fast or stalled and their median would be neither.
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
@@ -46,10 +48,14 @@ class DeviceTimer(Protocol):
 
 
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """One measured block: mean seconds of an iteration by the wall clock, and by the device's where it has one."""
+    """One measured block: mean seconds of an iteration by the wall clock, and by the device's where it has one.
+
+    ``deviation_s`` is the standard deviation of its single iterations.
+    """
 
     point: GridPoint
     mean_s: float
+    deviation_s: float = 0.0
     device_mean_s: float | None = None
 
 
@@ -75,6 +81,7 @@ class Sampler:
         sleep: stands idle for so many seconds.
         timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
+        before_iteration: what is to be done before each iteration, not timed.
         on_block: told (blocks done, blocks expected) after each.
         on_round: given all blocks after each round, to be kept.
     """
@@ -90,11 +97,12 @@ class Sampler:
         sleep: Callable[[float], None] = time.sleep,
         timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
+        before_iteration: Callable[[], None] = lambda: None,
         on_block: Callable[[int, int], None] = lambda _done, _expected: None,
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
         self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
-        self._sleep = sleep
+        self._sleep, self._before_iteration = sleep, before_iteration
         self._on_block, self._on_round = on_block, on_round
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
@@ -219,17 +227,21 @@ class Sampler:
             if self._timer is not None:
                 iterate = _timed_by(self._timer, iterate)
                 self._timer.take_total_s()
-            total_s, iterations = 0.0, 0
-            while iterations < MIN_BLOCK_ITERATIONS or total_s < MIN_BLOCK_S:
+            took_s: list[float] = []
+            while len(took_s) < MIN_BLOCK_ITERATIONS or sum(took_s) < MIN_BLOCK_S:
                 if point.idle_s:
                     self._sleep(point.idle_s)
+                self._before_iteration()
                 begin = self._clock()
                 iterate()
-                total_s += self._clock() - begin
-                iterations += 1
-            mean_s = total_s / iterations
-            device_mean_s = None if self._timer is None else self._timer.take_total_s() / iterations
-        return Block(point=point, mean_s=mean_s, device_mean_s=device_mean_s)
+                took_s.append(self._clock() - begin)
+            device_mean_s = None if self._timer is None else self._timer.take_total_s() / len(took_s)
+        return Block(
+            point=point,
+            mean_s=statistics.fmean(took_s),
+            deviation_s=statistics.stdev(took_s),
+            device_mean_s=device_mean_s,
+        )
 
 
 def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], second: tuple[float, float]) -> float:
@@ -252,8 +264,10 @@ def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], se
 
 
 def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = False) -> CostSample:
-    """Median of a point's blocks, and half their interquartile range over it."""
-    low, median, high = (float(value) for value in np.percentile([block.mean_s for block in blocks], (25, 50, 75)))
+    """Median of a point's blocks, half their interquartile range over it, and how single iterations scatter."""
+    means = [block.mean_s for block in blocks]
+    low, median, high = (float(value) for value in np.percentile(means, (25, 50, 75)))
+    within = statistics.fmean(block.deviation_s**2 for block in blocks)
     device = [block.device_mean_s for block in blocks if block.device_mean_s is not None]
     return CostSample(
         num_layers=point.num_layers,
@@ -262,6 +276,7 @@ def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = F
         batch=point.shape,
         median_s=median,
         spread=(high - low) / 2 / median,
+        variation=math.sqrt(within + statistics.pvariance(means)) / median,
         repeats=len(blocks),
         held_out=point.held_out,
         device_median_s=float(np.median(device)) if device else None,

@@ -14,14 +14,10 @@ import msgspec
 import torch
 
 from . import attention
+from .cost import GATHER_UP_TO_TOKENS
 from .errors import InputError
 from .kv_cache import KvCache
 from .model_files import FAMILIES, ModelFiles, state_for
-
-# Contexts up to which decoding sequences are gathered. On CPU, copying costs more than calls beyond that: measured
-# with 16 sequences and 4 KV heads of 64, gathered / one by one takes 0.5 at 64 tokens, 1.2 at 256, 5 at 1024. On a GPU
-# every call is a launch, and hundreds of them take longer than any copy.
-GATHER_UP_TO = {"cpu": 192, "cuda": 1 << 30}
 
 
 class StageItem(msgspec.Struct, frozen=True):
@@ -75,7 +71,7 @@ class Stage:
         files.require_range(start, end)
         self.start, self.end, self.dtype, self.device = start, end, dtype, device
         self.is_first, self.is_last = start == 0, end == files.num_layers
-        self._gather_up_to = GATHER_UP_TO[device.type] if gather_up_to is None else gather_up_to
+        self._gather_up_to = GATHER_UP_TO_TOKENS[device.type] if gather_up_to is None else gather_up_to
         config = copy.deepcopy(files.config)
         config._attn_implementation = attention.ATTENTION
         attention.register()
@@ -117,6 +113,11 @@ class Stage:
         tensors += [weight for weight in (self._embedding, self._head) if weight is not None]
         distinct = {tensor.data_ptr(): tensor for tensor in tensors}  # a tied head is the embedding itself
         return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one held layer, counted."""
+        return sum(weight.numel() for weight in self._layers[0].parameters())
 
     @property
     def hidden_size(self) -> int:

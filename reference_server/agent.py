@@ -148,7 +148,7 @@ class Agent:
         try:
             going = self._runtime.run_batch(self._tokens)
             if self.pacer is not None:
-                self.pacer.hold(begin)
+                self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
             for outbound in going:
                 self._send(outbound)
         except HelixbenchError as error:
@@ -194,7 +194,7 @@ class Agent:
             max_decode_batch=command.max_decode_batch,
         )
         if self.pacer is not None:
-            self.pacer.nominal_s = command.reference_kernel_s or self.pacer.nominal_s
+            self.pacer.nominal = command.processor_speed or self.pacer.nominal
             self.pacer.forget()
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
 
@@ -333,7 +333,7 @@ class Agent:
             kv_peak_tokens=peak,
             kv_capacity_tokens=kv.capacity_tokens,
             sent=dict(self._sent),
-            reference_kernel_s=None if self.pacer is None else self.pacer.mean_kernel_s(),
+            processor_speed=None if self.pacer is None else self.pacer.mean_speed(),
             history=self._history.read(time.perf_counter()),
         )
 

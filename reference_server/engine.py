@@ -136,7 +136,7 @@ def load_plan(
             max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
             max_decode_batch=plan.max_decode_batch,
             peers={peer: agents.addresses[peer] for peer in _peers(node, weighted)},
-            reference_kernel_s=plan.nodes[node].reference_kernel_s,
+            processor_speed=plan.nodes[node].processor_speed,
         )
         for node, held in plan.placement.items()
     }

@@ -12,6 +12,7 @@ import msgspec
 
 from profiler.cluster_profile import CostSample, Device
 from profiler.errors import MeasurementError
+from profiler.processor_speed import ProcessorSpeed
 from profiler.quality import Quality
 
 from .doctor_messages import ClockRead, Examine, Examined, ReadClock
@@ -95,7 +96,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_batch_tokens: int
     max_decode_batch: int | None
     peers: dict[str, str]
-    reference_kernel_s: float | None = None
+    processor_speed: ProcessorSpeed | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -132,7 +133,7 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
     max_layers: int
     source: str
     quality: Quality | None = None
-    reference_kernel_s: float | None = None
+    processor_speed: ProcessorSpeed | None = None
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
@@ -178,7 +179,7 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     kv_capacity_tokens: int
     sent: dict[str, LinkCounters]
     history: History
-    reference_kernel_s: float | None = None
+    processor_speed: ProcessorSpeed | None = None
 
 
 class Echo(msgspec.Struct, frozen=True, tag="echo"):

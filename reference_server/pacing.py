@@ -1,9 +1,10 @@
 """Stand in for a slower processor: an iteration is held back until that processor would have ended it.
 
 What is held back is the iteration's result, so that whoever waits for it waits as long as for a slow node. The time is
-counted in CPU time, which other processes on the machine do not stretch, and in units of a reference kernel, because
-a shared machine itself is faster in one minute than in the next: a node of a testbed keeps its speed from its profile
-to the last request that it serves, as far as its share leaves room.
+counted in CPU time, which other processes on the machine do not stretch, and at the speed that two reference works had
+while the profile was made (``profiler.processor_speed``), because a shared machine is faster in one moment than in the
+next: a node of a testbed keeps its speed from its profile to the last request that it serves, as far as its share
+leaves room.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from profiler.processor_speed import ProcessorSpeed, mean_speed, seconds_at
 from profiler.reference_kernel import ReferenceKernel
 
-_EVERY_CPU_S = 0.02  # of work between two runs of the kernel, which takes about 1 % of that
-_KEPT = 16  # runs that the present speed is the mean of
+_EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
+_KEPT = 4  # runs that the present speed is the mean of: a tenth of a second later it is another
 _NOMINAL_S = 3.0
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
@@ -33,51 +35,58 @@ class Pacer:
         share: of a processor, 0 to 1.
 
     Attributes:
-        nominal_s: CPU seconds of the reference kernel on the processor that the share is of.
+        nominal: speed of the processor that the share is of.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._kernel = ReferenceKernel()
-        self._runs: deque[float] = deque(maxlen=_KEPT)
-        self._sum_s, self._count = 0.0, 0
+        self._runs: deque[ProcessorSpeed] = deque(maxlen=_KEPT)
+        self._unread: list[ProcessorSpeed] = []
         self._since_kernel_s = 0.0
-        self.nominal_s = self._kernel.time_s()
+        self.nominal = self._kernel.speed()
         self._counted_s = time.process_time()
 
     def measure_nominal(self, iterate: Callable[[], None]) -> None:
         """Let the share be of this processor as it is in the next seconds, between iterations."""
-        self.mean_kernel_s()
+        self.mean_speed()
         until = time.perf_counter() + _NOMINAL_S
-        while time.perf_counter() < until or not self._count:
+        while time.perf_counter() < until or not self._unread:
             iterate()
-        self.nominal_s = self.mean_kernel_s() or self.nominal_s
+        self.nominal = self.mean_speed() or self.nominal
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
         self._counted_s = time.process_time()
 
-    def hold(self, begin: float) -> None:
+    def leave_out(self, work: Callable[[], object]) -> None:
+        """Do something whose CPU time belongs to no iteration."""
+        begin_s = time.thread_time()
+        work()
+        self._counted_s += time.thread_time() - begin_s
+
+    def hold(self, begin: float, *, flops: float = 0.0) -> None:
         """Wait until the iteration that began then (``time.perf_counter``) would be done.
 
         All CPU time since the last one counts: sending its result, and receiving, which go on beside an iteration.
+        ``flops`` are those that arithmetic bounds (``processor_speed.seconds_at``).
         """
         cpu_s = time.process_time() - self._counted_s
         self._since_kernel_s += cpu_s
-        if self._since_kernel_s > _EVERY_CPU_S:
+        for _ in range(min(_KEPT, int(self._since_kernel_s / _EVERY_CPU_S))):
             self._since_kernel_s = 0.0
-            run_s = self._kernel.time_s()
-            self._runs.append(run_s)
-            self._sum_s, self._count = self._sum_s + run_s, self._count + 1
-        now_s = sum(self._runs) / len(self._runs) if self._runs else self.nominal_s
-        until = begin + cpu_s * self.nominal_s / now_s / self._share
+            speed = self._kernel.speed()
+            self._runs.append(speed)
+            self._unread.append(speed)
+        now = mean_speed(self._runs) or self.nominal
+        until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
         time.sleep(max(0.0, until - time.perf_counter()))
 
-    def mean_kernel_s(self) -> float | None:
+    def mean_speed(self) -> ProcessorSpeed | None:
         """Mean of the kernel's runs since this was last asked; ``None`` where there were none."""
-        mean = self._sum_s / self._count if self._count else None
-        self._sum_s, self._count = 0.0, 0
+        mean = mean_speed(self._unread)
+        self._unread.clear()
         return mean
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from profiler.cluster_profile import COORDINATOR, ClusterProfile, Coordinator, Node
+from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import MeasurementError
 from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
@@ -86,9 +87,10 @@ def _node(
         workspace_bytes=measured.workspace_bytes,
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
+        gather_up_to_tokens=GATHER_UP_TO_TOKENS[described.device.kind],
         has_tiles=described.device.kind == "cuda",
     )
-    cost = msgspec.structs.replace(cost, quality=measured.quality, reference_kernel_s=measured.reference_kernel_s)
+    cost = msgspec.structs.replace(cost, quality=measured.quality, processor_speed=measured.processor_speed)
     return Node(
         name=name,
         device=described.device,

@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from profiler.cluster_profile import ClusterProfile, Node
+from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError
 from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
@@ -101,6 +102,7 @@ def profile_node(
         workspace_bytes=measured.workspace_bytes,
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
+        gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
         has_tiles=device.kind == "cuda",
     )
     node = Node(
@@ -108,7 +110,7 @@ def profile_node(
         device=device,
         max_layers=measured.max_layers,
         versions=library_versions(),
-        cost=msgspec.structs.replace(cost, quality=measured.quality, reference_kernel_s=measured.reference_kernel_s),
+        cost=msgspec.structs.replace(cost, quality=measured.quality, processor_speed=measured.processor_speed),
     )
     partial.unlink(missing_ok=True)
     return ClusterProfile(

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from profiler.processor_speed import ProcessorSpeed
 from profiler.records import Provenance
 from solver.plan import Plan
 from solver.workload import Workload
@@ -50,7 +51,7 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a node did inside the window.
 
-    ``busy_s`` is time in iterations, batching and (de)serialising included. ``reference_kernel_s`` is the mean CPU time
+    ``busy_s`` is time in iterations, batching and (de)serialising included. ``processor_speed`` is the mean CPU time
     of the reference kernel on the node's processor, where it is paced: the plan has the profile's.
     """
 
@@ -60,7 +61,7 @@ class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     decode_tokens: int
     kv_peak_tokens: int
     kv_capacity_tokens: int
-    reference_kernel_s: float | None = None
+    processor_speed: ProcessorSpeed | None = None
 
 
 class LinkUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from profiler.errors import MeasurementError
+from profiler.processor_speed import FEW_TOKENS
 from profiler.stage import Stage, StageItem
 
 from .batcher import Batcher, Chunk
@@ -45,6 +46,10 @@ class NodeRuntime:
         stage: the layers that it holds.
         max_batch_tokens: of one iteration.
         max_decode_batch: decoding sequences among them; ``None`` for no limit of their own.
+
+    Attributes:
+        arithmetic_flops: operations of the last batch that arithmetic bounds: those of its tokens beyond the few that
+            take no longer than one (``processor_speed.FEW_TOKENS``).
     """
 
     def __init__(self, node: str, stage: Stage, *, max_batch_tokens: int, max_decode_batch: int | None = None) -> None:
@@ -54,6 +59,8 @@ class NodeRuntime:
         self._gather = Gather()
         self._clock = time.perf_counter
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
+        self._layer_parameters = stage.layer_parameters
+        self.arithmetic_flops = 0.0
         self._early: dict[int, list[tuple[WorkItem, torch.Tensor]]] = {}  # not yet open -> work that came before
 
     @property
@@ -100,6 +107,7 @@ class NodeRuntime:
         begin_s = self._clock()
         chunks = self._batcher.next_batch()
         output = self.stage.forward([self._stage_item(chunk) for chunk in chunks])
+        self.arithmetic_flops = self._arithmetic_flops(chunks)
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
@@ -111,6 +119,11 @@ class NodeRuntime:
             return outbound
         assert output.hidden is not None
         return self._forward_on(output.items, output.hidden, is_decode)
+
+    def _arithmetic_flops(self, chunks: Sequence[Chunk]) -> float:
+        layers = [self.stage.end - self._routes[chunk.item.request].entry_layer for chunk in chunks]
+        layer_tokens = sum(count * chunk.item.num_tokens for count, chunk in zip(layers, chunks, strict=True))
+        return 2.0 * self._layer_parameters * max(0, layer_tokens - FEW_TOKENS * max(layers))
 
     def _open(self, opened: OpenRequest) -> None:
         places = [index for index, hop in enumerate(opened.hops) if hop.node == self._node]

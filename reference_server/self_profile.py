@@ -16,7 +16,9 @@ import msgspec
 import torch
 
 from profiler.cluster_profile import CostSample
+from profiler.cold_cache import CacheFlood
 from profiler.compute import GridPoint, Iterate, grid, layer_counts_to_measure
+from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.cuda_timer import CudaTimer
 from profiler.disturbance import find_disturbance
 from profiler.errors import InputError, MeasurementError
@@ -36,6 +38,7 @@ from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .agent import Agent
+    from .pacing import Pacer
 
 _SELF, _RING = "self", "ring"
 _MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its weights
@@ -73,6 +76,7 @@ def profile(
             taken=taken,
             timer=CudaTimer(agent.torch_device) if agent.torch_device.type == "cuda" else None,
             disturbance=find_disturbance(agent.torch_device),
+            before_iteration=_flood(agent.pacer),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
@@ -84,7 +88,13 @@ def profile(
         stack = time_stack(agent.runtime.stage)
 
         def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
-            cost = fit_cost(samples, workspace_bytes=0, max_batch_tokens=command.max_batch_tokens, source="so far")
+            cost = fit_cost(
+                samples,
+                workspace_bytes=0,
+                max_batch_tokens=command.max_batch_tokens,
+                source="so far",
+                gather_up_to_tokens=GATHER_UP_TO_TOKENS[agent.torch_device.type],
+            )
             already = sum(sample.is_refined for sample in samples)
             return points_to_add(sampler.points, samples, cost, already_added=already)
 
@@ -102,7 +112,7 @@ def profile(
             stack=stack,
             memory=use,
         ),
-        reference_kernel_s=None if agent.pacer is None else agent.pacer.nominal_s,
+        processor_speed=None if agent.pacer is None else agent.pacer.nominal,
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
         source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.torch_device}",
     )
@@ -247,6 +257,14 @@ class _Ring:
             for request, (past, new, is_decode) in zip(requests, parts, strict=True)
         )
         return Work(items=items, dtype=str(self._agent.runtime.stage.dtype).removeprefix("torch."))
+
+
+def _flood(pacer: Pacer | None) -> Callable[[], None]:
+    """Between iterations others use a shared machine's cache; a node with a machine of its own keeps it."""
+    if pacer is None:
+        return lambda: None
+    flood = CacheFlood()
+    return lambda: pacer.leave_out(flood)
 
 
 def _wait_for(tensor: torch.Tensor) -> None:

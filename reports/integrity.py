@@ -59,7 +59,7 @@ def _numbers_are_finite_and_positive(run: RunLog) -> str:
     for name, node in run.nodes.items():
         for field in node.__struct_fields__:
             value = getattr(node, field)
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
                 return f"nodes.{name}.{field} is {value}"
     for link in run.links:
         if min(link.payload_bytes, link.messages, link.tokens) < 0:

@@ -57,7 +57,14 @@ def test_time_never_falls_when_a_batch_grows(
 def test_time_is_the_product_that_was_fitted(
     cost: StageCost, batch: BatchShape, num_layers: int, first: bool, last: bool
 ) -> None:
-    row = feature_row(num_layers=num_layers, batch=batch, first=first, last=last, token_knots=cost.token_knots)
+    row = feature_row(
+        num_layers=num_layers,
+        batch=batch,
+        first=first,
+        last=last,
+        token_knots=cost.token_knots,
+        gather_up_to_tokens=cost.gather_up_to_tokens,
+    )
     seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
     assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
 
@@ -116,6 +123,16 @@ def test_each_coefficient_stands_for_its_own_quantity() -> None:
 def test_tokens_cost_what_their_segment_says(tokens: int, layer_s: float) -> None:
     cost = flat_cost(token_knots=(1.0, 4.0, 16.0), layer_token_s=(1.0, 10.0, 100.0))
     assert cost.time_s(num_layers=1, batch=BatchShape(decode_tokens=tokens), first=False, last=False) == layer_s
+
+
+@pytest.mark.parametrize(
+    ("sequences", "context", "gathered"), [(1, 90, 0), (4, 90, 3 * 90), (4, 192, 3 * 192), (4, 800, 3 * 192), (0, 0, 0)]
+)
+def test_contexts_are_gathered_where_several_sequences_decode(sequences: int, context: int, gathered: int) -> None:
+    """Up to a length, from which on each is attended by itself."""
+    cost = flat_cost(layer_gather_context_s=1.0, gather_up_to_tokens=192.0)
+    batch = BatchShape(decode_tokens=sequences, decode_context_tokens=sequences * context)
+    assert cost.time_s(num_layers=2, batch=batch, first=False, last=False) == 2 * gathered
 
 
 def test_embedding_alone_has_no_step_and_no_layers() -> None:

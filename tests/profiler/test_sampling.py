@@ -19,6 +19,7 @@ from profiler.sampling import (
     Block,
     Sampled,
     Sampler,
+    sample_of,
 )
 
 
@@ -73,6 +74,30 @@ def test_medians_and_spreads_are_those_of_the_blocks() -> None:
     assert samples[1].spread == pytest.approx(0)
     assert [sample.repeats for sample in samples] == [MIN_ROUNDS, MIN_ROUNDS]
     assert samples[0].device_median_s is None
+
+
+def test_the_variation_of_a_sample_is_that_of_all_its_iterations() -> None:
+    """Within a block, and from block to block."""
+    (point,) = points(1)
+    even = sample_of(point, [Block(point=point, mean_s=mean_s, deviation_s=0.0) for mean_s in (0.9, 1.0, 1.1)])
+    both = sample_of(point, [Block(point=point, mean_s=mean_s, deviation_s=0.3) for mean_s in (0.9, 1.0, 1.1)])
+    assert even.variation == pytest.approx((0.02 / 3) ** 0.5)
+    assert both.variation == pytest.approx((0.09 + 0.02 / 3) ** 0.5)
+
+
+def test_what_is_done_before_an_iteration_is_not_timed() -> None:
+    (point,) = points(1)
+    node = Node({point: [0.05]})
+    calls = []
+
+    def before() -> None:
+        calls.append(node.clock())
+        node.now_s += 9.0
+
+    sampled = Sampler((point,), node.run, seed=0, clock=node.clock, before_iteration=before).measure(budget_s=0.0)
+
+    assert sampled.samples[0].median_s == pytest.approx(0.05)
+    assert len(calls) == sum(count - 1 for count in node.iterations.values())
 
 
 @pytest.mark.parametrize(("iteration_s", "iterations"), [(0.001, 120), (0.04, 3), (7.0, MIN_BLOCK_ITERATIONS)])

@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from profiler.processor_speed import ProcessorSpeed
 from reference_server import pacing
 from reference_server.pacing import Pacer, take_short_turns
 
@@ -11,10 +12,10 @@ class FakeKernel:
     """A processor whose speed the test sets."""
 
     def __init__(self) -> None:
-        self.now_s = 1e-4
+        self.now = ProcessorSpeed(streaming_s=1e-4, matmul_s=2e-4)
 
-    def time_s(self) -> float:
-        return self.now_s
+    def speed(self) -> ProcessorSpeed:
+        return self.now
 
 
 @pytest.fixture
@@ -42,22 +43,32 @@ def held_s(pacer: Pacer, cpu_s: float) -> float:
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
 def test_an_iteration_takes_its_cpu_time_over_the_share(kernel: FakeKernel, share: float) -> None:
-    assert kernel.now_s
+    assert kernel.now
     assert held_s(Pacer(share), 0.03) == pytest.approx(1 / share, rel=0.1)
 
 
 @pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(kernel: FakeKernel, slower: float) -> None:
     pacer = Pacer(0.2)
-    kernel.now_s *= slower
+    kernel.now = ProcessorSpeed(streaming_s=1e-4 * slower, matmul_s=2e-4 * slower)
 
     assert held_s(pacer, 0.04) == pytest.approx(5 / slower, rel=0.1)
-    assert pacer.mean_kernel_s() == pytest.approx(kernel.now_s)
-    assert pacer.mean_kernel_s() is None
+    assert pacer.mean_speed() == kernel.now
+    assert pacer.mean_speed() is None
+
+
+def test_what_is_left_out_belongs_to_no_iteration(kernel: FakeKernel) -> None:
+    assert kernel.now
+    pacer = Pacer(0.25)
+    pacer.forget()
+    pacer.leave_out(lambda: spin(0.02))
+    begin = time.perf_counter()
+    pacer.hold(begin)
+    assert time.perf_counter() - begin < 0.02
 
 
 def test_cpu_time_beside_iterations_counts_and_loading_does_not(kernel: FakeKernel) -> None:
-    assert kernel.now_s
+    assert kernel.now
     pacer = Pacer(0.25)
     pacer.forget()
     spin(0.02)  # as receiving does, before the iteration begins
@@ -78,7 +89,7 @@ def test_cpu_time_beside_iterations_counts_and_loading_does_not(kernel: FakeKern
 def test_nominal_speed_is_the_mean_of_what_is_measured(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "_NOMINAL_S", 0.01)
     pacer = Pacer(0.5)
-    kernel.now_s = 3e-4
+    kernel.now = ProcessorSpeed(streaming_s=3e-4, matmul_s=3e-4)
     begin = time.perf_counter()
 
     def iterate() -> None:
@@ -87,17 +98,18 @@ def test_nominal_speed_is_the_mean_of_what_is_measured(kernel: FakeKernel, monke
 
     pacer.measure_nominal(iterate)
 
-    assert pacer.nominal_s == pytest.approx(3e-4)
+    assert (pacer.nominal.streaming_s, pacer.nominal.matmul_s) == pytest.approx((3e-4, 3e-4))
 
 
 def test_the_real_kernel_takes_about_as_long_each_time() -> None:
     from profiler.reference_kernel import ReferenceKernel
 
-    kernel = ReferenceKernel()
-    times = sorted(kernel.time_s() for _ in range(50))
+    reference = ReferenceKernel()
+    speeds = [reference.speed() for _ in range(50)]
 
-    assert 1e-5 < times[25] < 1e-2
-    assert times[30] < 3 * times[20]
+    for times in (sorted(speed.streaming_s for speed in speeds), sorted(speed.matmul_s for speed in speeds)):
+        assert 1e-6 < times[25] < 1e-2
+        assert times[30] < 3 * times[20]
 
 
 def test_short_turns_are_asked_for_in_a_thread_of_its_own() -> None:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, mean_speed, seconds_at
+
+NOMINAL = ProcessorSpeed(streaming_s=5e-5, matmul_s=6e-5)
+SECONDS = st.floats(1e-6, 1e-2)
+SPEEDS = st.builds(ProcessorSpeed, streaming_s=SECONDS, matmul_s=SECONDS)
+
+
+def slower(streaming: float, matmul: float) -> ProcessorSpeed:
+    return ProcessorSpeed(streaming_s=NOMINAL.streaming_s * streaming, matmul_s=NOMINAL.matmul_s * matmul)
+
+
+@given(speed=SPEEDS, cpu_s=SECONDS, flops=st.floats(0, 1e12))
+def test_at_its_own_speed_an_iteration_takes_what_it_took(speed: ProcessorSpeed, cpu_s: float, flops: float) -> None:
+    assert seconds_at(speed, now=speed, cpu_s=cpu_s, flops=flops) == pytest.approx(cpu_s)
+
+
+@given(factor=st.floats(0.3, 3), cpu_s=SECONDS, flops=st.floats(0, 1e12))
+def test_what_slows_all_work_down_alike_is_taken_out(factor: float, cpu_s: float, flops: float) -> None:
+    assert seconds_at(NOMINAL, now=slower(factor, factor), cpu_s=cpu_s, flops=flops) == pytest.approx(cpu_s / factor)
+
+
+def test_arithmetic_goes_with_the_matrix_product_and_the_rest_mostly_with_streaming() -> None:
+    now = slower(2.0, 1.0)
+    all_of_it = 100 * MATMUL_FLOPS
+    assert seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=all_of_it) == pytest.approx(1e-3)
+    without = seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=0.0)
+    assert 0.5e-3 < without < 0.7e-3
+    half = seconds_at(NOMINAL, now=now, cpu_s=2e-3, flops=1e-3 / now.matmul_s * MATMUL_FLOPS)
+    assert half == pytest.approx(1e-3 + without)
+
+
+def test_the_mean_of_no_speeds_is_none() -> None:
+    assert mean_speed([]) is None
+    assert mean_speed([slower(1, 1), slower(3, 2)]) == ProcessorSpeed(
+        streaming_s=pytest.approx(2 * NOMINAL.streaming_s), matmul_s=pytest.approx(1.5 * NOMINAL.matmul_s)
+    )
