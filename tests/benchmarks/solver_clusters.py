@@ -1,7 +1,9 @@
 """Max-flow, bound and gap on clusters made from seeds, beside the best baseline, as a table.
 
 Run: ``python -m tests.benchmarks.solver_clusters [seconds] [which]``. ``which`` is ``twenty`` (the default), ``scale``
-for how time grows with nodes, types and layers, or ``nodes/types/regions/seed[/layers],...``.
+for how time grows with nodes, types and layers, or ``nodes/types/regions/seed[/layers],...``; ``twenty:0-9`` are those
+of the twenty with seeds 0 to 9. ``python -m tests.benchmarks.solver_clusters means FILE ...`` gives the means over all
+rows that earlier runs printed to files.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from profiler.cluster_profile import ClusterProfile
 from solver import Infeasible, Progress, fixed_workload, problems_of, solve_placement
@@ -59,11 +63,21 @@ def best_baseline(profile: ClusterProfile) -> float:
     return max((max_flow(capacities, found, partial=True).tokens_per_s for found in placements if found), default=0.0)
 
 
-def main(seconds: float, clusters: tuple[Spec, ...]) -> None:
-    """Print one row for each cluster, the geometric means, and the most memory that it took."""
+@dataclass(frozen=True)
+class Result:
+    """What counts of one cluster: its number of regions, its max-flow, bound and best baseline in tokens/s."""
+
+    regions: int
+    flow: float
+    bound: float
+    baseline: float
+
+
+def main(seconds: float, clusters: Sequence[Spec]) -> None:
+    """Print one row for each cluster as it is done, the geometric means, and the most memory that it took."""
     print(f"| {COLUMNS} |")
-    print("|" + " --- |" * len(COLUMNS.split("|")))
-    ratios, gaps, worse = [], [], 0
+    print("|" + " --- |" * len(COLUMNS.split("|")), flush=True)
+    results = []
     for nodes, types, regions, seed, *more in clusters:
         layers = more[0] if more else 80
         profile = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, seed=seed, num_layers=layers)
@@ -73,28 +87,63 @@ def main(seconds: float, clusters: tuple[Spec, ...]) -> None:
         took = time.perf_counter() - began
         row = f"| {nodes} | {types} | {regions} | {layers} | {seed}"
         if isinstance(answer, Infeasible):
-            print(f"{row} | {answer.reason[:60]} | | | | | | {took:.1f} | |")
+            print(f"{row} | {answer.reason[:60]} | | | | | | {took:.1f} | |", flush=True)
             continue
         assert not list(problems_of(profile, answer))
-        baseline = best_baseline(profile)
-        flow, gap = answer.predicted.max_flow_tokens_per_s, answer.predicted.gap
-        gaps.append(gap)
-        if baseline > 0:
-            ratios.append(flow / baseline)
-            worse += flow < baseline * (1 - 1e-9)
+        flow, bound = answer.predicted.max_flow_tokens_per_s, answer.predicted.upper_bound_tokens_per_s
+        results.append(Result(regions, flow, bound, best_baseline(profile)))
         print(
-            f"{row} | {flow:.0f} | {answer.predicted.upper_bound_tokens_per_s:.0f} | {gap:.1%} | {baseline:.0f} "
+            f"{row} | {flow:.0f} | {bound:.0f} | {answer.predicted.gap:.1%} | {results[-1].baseline:.0f} "
             f"| {watch.first_s or took:.2f} | {watch.last_s:.1f} | {took:.1f} | {answer.solver.status} |",
             flush=True,
         )
-    if ratios:
-        over = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        mean_gap = math.exp(sum(math.log(1 + gap) for gap in gaps) / len(gaps)) - 1
-        print(f"\ngeometric means: {over:.3f} times the best baseline, gap {mean_gap:.1%}; below a baseline: {worse}")
+    print_means(results)
     print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
+def print_means(results: Sequence[Result]) -> None:
+    """Geometric means by number of regions and over all, and how many are below a baseline."""
+    print("\n| regions | clusters | times the best baseline | gap | largest gap |\n| --- | --- | --- | --- | --- |")
+    for regions in (*sorted({result.regions for result in results}), None):
+        chosen = [result for result in results if regions in (None, result.regions)]
+        over = [result.flow / result.baseline for result in chosen if result.baseline > 0]
+        gaps = [result.bound / result.flow for result in chosen]
+        mean_over = f"{_geometric_mean(over):.3f}" if over else "no baseline"
+        print(
+            f"| {regions or 'all'} | {len(chosen)} | {mean_over} | {_geometric_mean(gaps) - 1:.1%} "
+            f"| {max(gaps, default=1.0) - 1:.1%} |"
+        )
+    print(f"\nbelow a baseline: {sum(result.flow < result.baseline * (1 - 1e-9) for result in results)}", flush=True)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else 1.0
+
+
+def printed_results(lines: Sequence[str]) -> list[Result]:
+    """The results in rows as ``main`` prints them; other lines are passed over."""
+    found = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) == len(COLUMNS.split("|")) and cells[0].isdigit() and cells[6]:
+            found.append(Result(int(cells[2]), float(cells[5]), float(cells[6]), float(cells[8])))
+    return found
+
+
+def chosen_clusters(which: str) -> tuple[Spec, ...]:
+    """The clusters that a name, a range of seeds of one, or a list of specifications stands for."""
+    name, _, seeds = which.partition(":")
+    if name not in NAMED:
+        return tuple(tuple(map(int, spec.split("/"))) for spec in which.split(","))
+    first, last = map(int, seeds.split("-")) if seeds else (0, 10**9)
+    return tuple(spec for spec in NAMED[name] if first <= spec[3] <= last)
+
+
 if __name__ == "__main__":
-    asked = sys.argv[2] if len(sys.argv) > 2 else "twenty"
-    chosen = NAMED.get(asked) or tuple(tuple(map(int, spec.split("/"))) for spec in asked.split(","))
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0, chosen)
+    if sys.argv[1:2] == ["means"]:
+        print_means(printed_results([line for file in sys.argv[2:] for line in Path(file).read_text().splitlines()]))
+    else:
+        main(
+            float(sys.argv[1]) if len(sys.argv) > 1 else 60.0,
+            chosen_clusters(sys.argv[2] if len(sys.argv) > 2 else "twenty"),
+        )

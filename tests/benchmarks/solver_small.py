@@ -32,6 +32,8 @@ def main(count: int, first: int) -> int:
             except AssertionError as error:
                 failed[name] += 1
                 print(f"seed {seed}: {name}: {str(error).splitlines()[:1]}", flush=True)
+        if (seed - first) % 25 == 24:
+            print(f"{seed - first + 1} of {count} done, {time.perf_counter() - began:.0f} s", flush=True)
     for name, bad in failed.items():
         print(f"{name}: {count - bad} of {count}")
     print(f"{time.perf_counter() - began:.0f} s")
