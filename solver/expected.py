@@ -2,13 +2,15 @@
 
 A request in flight is always at one hop of its pipeline or on a link, so with ``N`` in flight and one output token each
 time round, ``N / (time round)`` output tokens/s come out (Little's law). Sequences that meet at a node are batched,
-leave together and stay together: nothing in a chain of batching servers parts them. So the time round is that of one
-group of all sequences, delayed by the prompts that it meets. ``rollout`` follows the groups themselves; this stands in
-for it in the search, and for nodes of which only a capacity table is known.
+leave together and stay together: nothing in a chain of batching servers parts them but the prompts between them. A
+prompt takes longer through a stage than a token, so whoever catches up with one stays behind it to the end: the time
+round is that of a group that is free up to there, and of a prompt from there on. ``rollout`` follows the groups
+themselves; this stands in for it in the search.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,10 @@ from .workload import Workload
 
 TABLE_KV_SHARE = 0.8
 """Of the KV cache of a node with a capacity table, what admission fills; a measured node's server fills all of it."""
+
+
+GROUPINGS = 3
+"""How often the number of groups and the time round are worked out, each from the other."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,13 @@ def predict_means(
     visits = visits_of(placement, flows)
     admitted = kv_requests(capacities, placement, visits)
     in_flight = admitted if concurrency is None else min(concurrency, admitted)
-    hops = [_hop(capacities, placement[visit.name], visit, visits, in_flight) for visit in visits]
     links_s = _link_seconds(links or LinkTable(capacities.profile), flows, in_flight)
-    round_s = _round_seconds(capacities.mix, hops, links_s, in_flight)
+    round_s, groups = 0.0, 1.0
+    for _ in range(GROUPINGS):
+        hops = [_hop(capacities, placement[visit.name], visit, visits, in_flight / groups) for visit in visits]
+        obstacles = _obstacles(hops)
+        round_s = _round_seconds(capacities.mix, hops, links_s, in_flight, obstacles)
+        groups = max(1.0, in_flight / round_s / capacities.mix.output_tokens * obstacles.number * obstacles.slower_s)
     carried = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)
     mix = capacities.mix
     round_s = max(round_s, in_flight * mix.tokens_per_output / carried)
@@ -144,23 +154,25 @@ def _link_seconds(links: LinkTable, flows: Sequence[LinkFlow], in_flight: int) -
 
 @dataclass(frozen=True)
 class _Hop:
-    """A visit with all sequences in one group: how many come by, and the seconds of their iteration and of a prompt."""
+    """A visit: how many sequences come by together, the seconds of their iteration, and those of a prompt in chunks."""
 
     name: str
     share: float
     sequences: float
     decode_s: float
     prefill_s: float
+    chunks: float = 1.0
 
 
-def _hop(capacities: Capacities, held: LayerRange, visit: Visit, visits: Sequence[Visit], in_flight: int) -> _Hop:
-    sequences = max(1.0, in_flight * sum(other.share for other in visits if other.name == visit.name))
+def _hop(capacities: Capacities, held: LayerRange, visit: Visit, visits: Sequence[Visit], together: float) -> _Hop:
+    sequences = max(1.0, together * sum(other.share for other in visits if other.name == visit.name))
     cost = capacities.nodes[visit.name].cost
     if cost is None:
         seconds = table_round_s(capacities, visit.name, held)
         return _Hop(visit.name, visit.share, sequences, seconds, 0.0)
     decode_s, prefill_s = _stage_seconds(capacities, cost, held, visit.entry, sequences)
-    return _Hop(visit.name, visit.share, sequences, decode_s, prefill_s)
+    chunks = max(1.0, capacities.mix.prompt_tokens / cost.max_batch_tokens)
+    return _Hop(visit.name, visit.share, sequences, decode_s, prefill_s, chunks)
 
 
 def table_round_s(capacities: Capacities, name: str, held: LayerRange) -> float:
@@ -196,9 +208,27 @@ def _stage_seconds(
     return decode_s, chunks * cost.stage.time_s(num_layers=run, batch=prefill, first=first, last=last)
 
 
-def _round_seconds(mix: RequestMix, hops: Sequence[_Hop], links_s: float, in_flight: int) -> float:
-    """Seconds of one time round: every hop's iteration, and the rest of any prompt that the group finds there.
+@dataclass(frozen=True)
+class _Obstacles:
+    """A prompt's chunks: how many there are, and the seconds that one takes more than a token over all hops."""
 
+    number: float
+    slower_s: float
+
+
+def _obstacles(hops: Sequence[_Hop]) -> _Obstacles:
+    """0 s for capacity tables, whose seconds have the prompts in them already."""
+    number = sum(hop.share * hop.chunks for hop in hops) / sum(hop.share for hop in hops)
+    return _Obstacles(number, sum(hop.share * hop.prefill_s / hop.chunks for hop in hops))
+
+
+def _round_seconds(
+    mix: RequestMix, hops: Sequence[_Hop], links_s: float, in_flight: int, obstacles: _Obstacles
+) -> float:
+    """Seconds of one time round: every hop's iteration, and those of the prompt's chunk that the group is behind.
+
+    Chunks set out at random times, ``c`` a second, and are ``d`` seconds slower than the group over all hops. One that
+    is ``u < d`` ahead at the start is caught up with and costs ``d - u``: in the mean ``d - (1 - exp(-c d)) / c``.
     No shorter than what any node needs for all that comes by in one round, prompts included.
     """
     bare_s = links_s + sum(hop.share * hop.decode_s for hop in hops)
@@ -208,9 +238,12 @@ def _round_seconds(mix: RequestMix, hops: Sequence[_Hop], links_s: float, in_fli
         whole = in_flight * hop.share / hop.sequences
         needed[hop.name] = needed.get(hop.name, 0.0) + whole * hop.decode_s + prompts * hop.prefill_s
     least_s = max(needed.values(), default=0.0)
+    slower_s = obstacles.slower_s
+    if slower_s <= 0:
+        return max(bare_s, least_s)
     round_s = max(bare_s, least_s)
     for _ in range(8):
-        prompts_per_s = in_flight / round_s / mix.output_tokens
-        met_s = sum(hop.share * min(1.0, prompts_per_s * hop.share * hop.prefill_s) * hop.prefill_s / 2 for hop in hops)
-        round_s = max(bare_s + met_s, least_s)
-    return round_s
+        chunks_per_s = obstacles.number * in_flight / round_s / mix.output_tokens
+        behind_s = slower_s + math.expm1(-chunks_per_s * slower_s) / chunks_per_s
+        round_s = (round_s + max(bare_s + behind_s, least_s)) / 2
+    return max(round_s, least_s)
