@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +9,6 @@ import pytest
 from hypothesis import settings
 
 from .greedy import Greedy, greedy_requests
-
-# As nodes have it, and before torch is imported: threads that wait for each other on busy cores take many times longer.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run, so that a change is what makes a test fail. To look for new failures:
 # pytest --hypothesis-profile=default
