@@ -151,7 +151,7 @@ class _Rollout:
                 dict(enumerate(self._pipelines)),
                 self._kernel,
                 is_last=held.end == self._profile.model.num_layers,
-                timer=StageTimer(timing.cost, held, num_layers=self._profile.model.num_layers),
+                timer=StageTimer(timing.cost, held, num_layers=self._profile.model.num_layers, seed=f"{seed} {name}"),
                 max_tokens=most,
                 max_decodes=most if max_decode_batch is None else max_decode_batch,
                 send=self._send,

@@ -6,6 +6,8 @@ gets the linear model of ``table_cost``, which says what it assumes.
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -86,6 +88,11 @@ def table_timing(capacities: Capacities, name: str, held: LayerRange) -> StageTi
     return StageTiming(cost, max(1, int(full_tokens)))
 
 
+def _gathered(decodes: float, context: float, cost: StageCost) -> float:
+    """As ``BatchShape.gathered_tokens``."""
+    return (decodes - 1.0) * min(cost.gather_up_to_tokens, context / decodes) if decodes > 1.0 else 0.0
+
+
 def _sequences(capacities: Capacities, name: str, held: LayerRange) -> float:
     """Sequences at the node at once where its KV cache is as full as admission lets it be."""
     here = admitted_requests(capacities, name, held) * held.num_layers / capacities.model.num_layers
@@ -107,10 +114,20 @@ class StageTimer:
     """Seconds of an iteration of one node, as ``StageCost.time_s`` has them, quickly.
 
     A batch whose requests enter at several layers runs as the stage runs it: layer by layer with all that have entered.
+    Single iterations scatter around their mean as the cost's ``variation`` says (log-normal, the same for a seed), for
+    nodes that wait for each other lose by that.
+
+    Args:
+        cost: of the node.
+        held: its layers.
+        num_layers: of the model.
+        seed: what the scatter is drawn from; another for each node.
     """
 
-    def __init__(self, cost: StageCost, held: LayerRange, *, num_layers: int) -> None:
+    def __init__(self, cost: StageCost, held: LayerRange, *, num_layers: int, seed: str = "") -> None:
         self._cost = cost
+        self._sigma = math.sqrt(math.log1p(cost.variation**2))
+        self._gauss = random.Random(seed).gauss
         self._end = held.end
         self._is_last = held.end == num_layers
         self._tokens_s: dict[float, float] = {}  # tokens of a batch -> their part of a layer's time
@@ -142,6 +159,7 @@ class StageTimer:
                 + self._layer_tokens_s(tokens)
                 + decodes * cost.layer_decode_item_s
                 + context * cost.layer_decode_context_s
+                + _gathered(decodes, context, cost) * cost.layer_gather_context_s
                 + chunks * cost.layer_prefill_chunk_s
                 + pairs * cost.layer_prefill_pair_s
                 + after_idle * cost.layer_idle_s
@@ -150,7 +168,11 @@ class StageTimer:
         seconds += cost.step_s + (decodes + chunks) * cost.step_item_s + tokens * cost.step_token_s
         if self._is_last:
             seconds += cost.head_s + sampled * cost.head_item_s
-        return seconds
+        return seconds * self._scatter() if self._sigma else seconds
+
+    def _scatter(self) -> float:
+        """A factor with a mean of 1."""
+        return math.exp(self._gauss(-(self._sigma**2) / 2, self._sigma))
 
     def _layer_tokens_s(self, tokens: float) -> float:
         known = self._tokens_s.get(tokens)

@@ -227,7 +227,7 @@ class _Simulation:
             name,
             self._kernel,
             is_last=held.end == plan.num_layers,
-            timer=StageTimer(timing.cost, held, num_layers=plan.num_layers),
+            timer=StageTimer(timing.cost, held, num_layers=plan.num_layers, seed=f"{self._config.seed} {name}"),
             batcher=Batcher(
                 max_batch_tokens=flow.max_batch_tokens or timing.max_batch_tokens,
                 max_decode_batch=plan.max_decode_batch,
