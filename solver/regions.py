@@ -37,6 +37,9 @@ STATES = (20_000, 1_000_000)
 A region with more than its share is split into yards with fewer.
 """
 
+LINK_SHARES = (1.0, 0.93)
+"""Of the mean of the links between two regions: what is planned with, for the few at a crossing may be slower."""
+
 MOST_KEPT = 40
 """Of the beginnings of rows of the same number of regions: the longest ones are gone on with."""
 
@@ -66,10 +69,12 @@ def regional_placements(
     """
     yards: list[int] = []
     for states in STATES:
-        planner = _Planner(capacities, links, bound, states, may_go_on)
-        if planner.num_yards != yards:
-            yards = planner.num_yards
-            yield from _planned(planner)
+        planner = _Planner(capacities, links, bound, states=states, may_go_on=may_go_on)
+        if planner.num_yards == yards:
+            break
+        yards = planner.num_yards
+        for share in LINK_SHARES if len(planner.regions) > 1 else (1.0,):
+            yield from _planned(planner.with_links(share))
 
 
 def _planned(planner: _Planner) -> Iterator[Placement]:
@@ -113,7 +118,13 @@ class _Planner:
     """Segments of each region at each flow, kept from one row to the next."""
 
     def __init__(
-        self, capacities: Capacities, links: LinkTable, bound: float, states: int, may_go_on: Callable[[], bool]
+        self,
+        capacities: Capacities,
+        links: LinkTable,
+        bound: float,
+        *,
+        states: int,
+        may_go_on: Callable[[], bool],
     ) -> None:
         self._capacities, self._bound, self._may_go_on = capacities, bound, may_go_on
         self._names: dict[str, list[str]] = {}  # region -> its nodes
@@ -123,10 +134,18 @@ class _Planner:
         self.regions = sorted(self._names)
         share = states // max(1, len(self._names))
         self._yards = {region: _yards(capacities, names, share) for region, names in self._names.items()}
-        self._rates = self._link_rates(links)
+        self._means = self._rates = self._link_rates(links)
         self._segments: dict[tuple[str, float], list[Segments]] = {}
         self._rows: dict[tuple[Regions, float], Row | None] = {}
         self._flows: dict[Regions, float] = {}
+
+    def with_links(self, share: float) -> _Planner:
+        """The same, to plan with so much of what links carry in the mean; nothing planned before is kept."""
+        self._rates = {between: share * rate for between, rate in self._means.items()}
+        self._segments.clear()
+        self._rows.clear()
+        self._flows.clear()
+        return self
 
     def _link_rates(self, links: LinkTable) -> dict[tuple[str, str], float]:
         """(region, region) -> tokens/s of a link between them: the mean, for links at a crossing add up."""
