@@ -36,7 +36,7 @@ MAX_BATCH_TOKENS, MAX_CONTEXT_TOKENS = 16, 64
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of no use, in little time: what is tested is not how long anything takes."""
     monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.001)
-    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 1)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
     monkeypatch.setattr(sampling, "MIN_ROUNDS", 1)
     monkeypatch.setattr(coordinator_cost, "_ROUNDS", 12)
 

@@ -26,7 +26,7 @@ from ..conftest import ModelDir
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of no use, in little time; the test's own process keeps its heap and its threads."""
     monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.001)
-    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 1)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
     monkeypatch.setattr(sampling, "MIN_ROUNDS", 2)
     monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
     monkeypatch.setattr(module, "keep_heap", lambda: True)
