@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from profiler.cost import BatchShape
 
 from .plan import LayerRange
 from .workload import Workload
+
+if TYPE_CHECKING:
+    from .network import LinkTable
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,20 @@ class Capacities:
             self._kinds[node.name] = known[key]
         self._rates: dict[tuple[int, int, bool, bool, int], Rate] = {}  # (kind, held, first, last, run) -> rate
         self._kv: dict[tuple[int, int, bool, bool], int] = {}  # (kind, held, first, last) -> KV tokens
+        self._links: LinkTable | None = None
 
     def kind(self, name: str) -> int:
         """The node's kind: equal for nodes that differ only in name."""
         return self._kinds[name]
+
+    @property
+    def links(self) -> LinkTable:
+        """The profile's links, for asking many times."""
+        if self._links is None:
+            from .network import LinkTable
+
+            self._links = LinkTable(self.profile)
+        return self._links
 
     @property
     def num_kinds(self) -> int:

@@ -74,7 +74,7 @@ def predict_means(
     visits = visits_of(placement, flows)
     admitted = kv_requests(capacities, placement, visits)
     in_flight = admitted if concurrency is None else min(concurrency, admitted)
-    links_s = _link_seconds(links or LinkTable(capacities.profile), flows, in_flight)
+    links_s = _link_seconds(links or capacities.links, flows, in_flight)
     round_s, groups = 0.0, 1.0
     for _ in range(GROUPINGS):
         hops = [_hop(capacities, placement[visit.name], visit, visits, in_flight / groups) for visit in visits]

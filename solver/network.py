@@ -60,7 +60,7 @@ def build_network(
         links: the profile's links, where the caller has them at hand already.
     """
     num_layers = capacities.model.num_layers
-    table = links or LinkTable(capacities.profile)
+    table = links or capacities.links
     by_name = sorted(placement)
     entering: dict[int, list[str]] = {}  # layer -> nodes that can be entered there
     for name in by_name:
