@@ -73,11 +73,11 @@ class Pacer:
         """
         cpu_s = time.process_time() - self._counted_s
         self._since_kernel_s += cpu_s
-        for _ in range(min(_KEPT, int(self._since_kernel_s / _EVERY_CPU_S))):
+        if runs := min(_KEPT, int(self._since_kernel_s / _EVERY_CPU_S)):
             self._since_kernel_s = 0.0
-            speed = self._kernel.speed()
-            self._runs.append(speed)
-            self._unread.append(speed)
+            self._kernel.speed()  # the first finds the iteration in the caches: 1.6 times the others
+            self._runs.extend(self._kernel.speed() for _ in range(runs))
+            self._unread.extend(list(self._runs)[-runs:])
         now = mean_speed(self._runs) or self.nominal
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
