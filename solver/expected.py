@@ -75,9 +75,15 @@ def predict_means(
     admitted = kv_requests(capacities, placement, visits)
     in_flight = admitted if concurrency is None else min(concurrency, admitted)
     links_s = _link_seconds(links or capacities.links, flows, in_flight)
+    passing: dict[str, float] = {}  # node -> share of requests that come by, at whatever layer
+    for visit in visits:
+        passing[visit.name] = passing.get(visit.name, 0.0) + visit.share
     round_s, groups = 0.0, 1.0
     for _ in range(GROUPINGS):
-        hops = [_hop(capacities, placement[visit.name], visit, visits, in_flight / groups) for visit in visits]
+        hops = [
+            _hop(capacities, placement[visit.name], visit, max(1.0, in_flight / groups * passing[visit.name]))
+            for visit in visits
+        ]
         obstacles = _obstacles(hops)
         round_s = _round_seconds(capacities.mix, hops, links_s, in_flight, obstacles)
         groups = max(1.0, in_flight / round_s / capacities.mix.output_tokens * obstacles.number * obstacles.slower_s)
@@ -164,8 +170,7 @@ class _Hop:
     chunks: float = 1.0
 
 
-def _hop(capacities: Capacities, held: LayerRange, visit: Visit, visits: Sequence[Visit], together: float) -> _Hop:
-    sequences = max(1.0, together * sum(other.share for other in visits if other.name == visit.name))
+def _hop(capacities: Capacities, held: LayerRange, visit: Visit, sequences: float) -> _Hop:
     cost = capacities.nodes[visit.name].cost
     if cost is None:
         seconds = table_round_s(capacities, visit.name, held)
