@@ -1,8 +1,9 @@
 """``expected`` against simulated: published24 with imported timings and ten clusters from seeds, three plans each.
 
 Run: ``python -m tests.benchmarks.simulation_expected [cluster,...]`` (numbers from 0; all of them without).
-All requests are there from the start and the KV caches say how many are in flight. Simulated are ``WARMUP_ROUNDS`` times as many
-requests, then ``WINDOW_ROUNDS`` times as many that count. One row a plan, then the median and the worst difference.
+All requests are there from the start and the KV caches say how many are in flight. Simulated are ``WARMUP_ROUNDS``
+times as many requests, then ``WINDOW_ROUNDS`` times as many that count. One row a plan, then
+the median and the worst difference.
 ``HELIXBENCH_DATA`` is the folder of published measurements; without it published24 is left out.
 """
 
