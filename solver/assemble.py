@@ -48,6 +48,9 @@ RANKED = Effort(max_work=300_000)
 REPORTED = Effort(max_work=2_000_000, max_windows=8)
 """What is reported for the requests in flight that were asked for: seconds."""
 
+REPORTED_BESIDE = Effort(max_work=600_000, max_windows=8)
+"""The same where the flow was asked for."""
+
 STEP = Effort(max_work=150_000, requests=288)
 """What is reported for fewer in flight: over more requests, for with fewer the last 3 % are left to chance."""
 
@@ -167,10 +170,19 @@ def is_followed(
     return events <= HOPELESS * effort.max_work and tokens <= TOKENS_PER_EVENT * effort.max_work
 
 
+@dataclass(frozen=True)
+class BestLimits:
+    """Limits on iterations, what is expected under them, and about how much work it was to find them."""
+
+    batching: Batching
+    expected: Expected
+    work: int
+
+
 def best_limits(
     question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool
-) -> tuple[Batching, Expected] | None:
-    """The limits on iterations that bring the most, and what they bring; ``None`` where requests are not followed."""
+) -> BestLimits | None:
+    """The limits on iterations that bring the most; ``None`` where requests are not followed."""
     held = {name: placement[name] for name in used_nodes(placement, flow)}
     concurrency = question.concurrency
     unlimited = follow(question, held, flow, concurrency)
@@ -178,9 +190,10 @@ def best_limits(
         return None
     sizes = [_max_batch_tokens(question.capacities, name) for name in held]
     if None in sizes:  # a table's largest batch is part of what the table means
-        return NO_LIMITS, unlimited.expected
+        return BestLimits(NO_LIMITS, unlimited.expected, unlimited.work)
     known = unlimited.expected
-    return best_batching(
+    thorough = thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK
+    batching, expected = best_batching(
         lambda batching: (
             known if batching == NO_LIMITS else expected_of(question, held, flow, concurrency, batching=batching)
         ),
@@ -188,8 +201,14 @@ def best_limits(
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
-        thorough=thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK,
+        thorough=thorough,
+        follow_longer=(
+            (lambda batching: expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED))
+            if thorough
+            else None
+        ),
     )
+    return BestLimits(batching, expected, BATCHINGS_TRIED // 2 * unlimited.work)
 
 
 def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
@@ -205,6 +224,7 @@ def assemble(
     bound: float,
     facts: SolverFacts,
     notes: tuple[str, ...] = (),
+    is_brief: bool = False,
 ) -> Plan:
     """The plan of a placement that carries something. Nodes that carry nothing are left out.
 
@@ -214,16 +234,18 @@ def assemble(
         bound: proven tokens/s that no placement exceeds.
         facts: how it was found.
         notes: remarks to keep with the assumptions.
+        is_brief: what is expected does not matter, and is taken by means alone.
     """
     capacities = question.capacities
     flow = carrying(question, placement, spread=True)
     used = used_nodes(placement, flow)
     held = {name: placement[name] for name in used}
     bound = max(bound, flow.tokens_per_s)
-    limits = best_limits(question, held, flow, thorough=True)
-    batching = NO_LIMITS if limits is None else limits[0]
+    has_tables = any(capacities.nodes[name].cost is None for name in held)
+    limits = None if is_brief or has_tables else best_limits(question, held, flow, thorough=True)
+    batching = NO_LIMITS if limits is None else limits.batching
     network = build_network(capacities, held, partial=question.partial)
-    expected, remarks = _over_concurrency(question, held, flow, batching)
+    expected, remarks = _over_concurrency(question, held, flow, batching, is_brief=is_brief)
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -267,21 +289,29 @@ def assemble(
 
 
 def _over_concurrency(
-    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching
+    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching, *, is_brief: bool
 ) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
     """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
 
     The steps end where means alone say that more requests in flight bring no more.
     """
     capacities, asked = question.capacities, question.concurrency
-    rolled = follow(question, held, flow, asked, batching=batching, effort=REPORTED)
+    if is_brief:
+        return (predict_means(capacities, held, flow.links, asked),), ()
+    effort = REPORTED if question.objective == "throughput" else REPORTED_BESIDE
+    rolled = follow(question, held, flow, asked, batching=batching, effort=effort)
     means = predict_means(capacities, held, flow.links, asked)
     end, notes = (means, (BY_MEANS_NOTE,)) if rolled is None else (rolled.expected, _notes(rolled))
     if any(capacities.nodes[name].cost is None for name in held):
         notes = (*notes, TABLE_NOTE)
     steps, step = [], 1
+    is_quick = rolled is not None and rolled.work <= RANKED.max_work
     while step < end.concurrency:
-        steps.append(expected_of(question, held, flow, step, batching=batching, effort=STEP))
+        steps.append(
+            expected_of(question, held, flow, step, batching=batching, effort=STEP)
+            if is_quick
+            else predict_means(capacities, held, flow.links, step)
+        )
         if predict_means(capacities, held, flow.links, step).total_tokens_per_s >= SATURATED * means.total_tokens_per_s:
             break
         step *= 2

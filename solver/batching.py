@@ -12,6 +12,9 @@ from .plan import Expected
 TOKEN_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Tried as an iteration's limit, in units of what its decoding sequences bring along in prompt tokens on average."""
 
+FINALISTS = 5
+"""Limits that are followed until they have settled."""
+
 
 @dataclass(frozen=True)
 class Batching:
@@ -32,6 +35,7 @@ def best_batching(
     mix: RequestMix,
     max_batch_tokens: int,
     thorough: bool,
+    follow_longer: FollowWith | None = None,
 ) -> tuple[Batching, Expected]:
     """The limits that bring the most tokens/s, and what they bring.
 
@@ -47,6 +51,8 @@ def best_batching(
         mix: of the workload.
         max_batch_tokens: the most that was measured.
         thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
+        follow_longer: the same until it has settled; decides between the ``FINALISTS`` that are best at first, for
+            under some limits groups merge over time and under others they do not.
     """
     tried = {Batching(): follow(Batching())}
 
@@ -65,4 +71,7 @@ def best_batching(
     if thorough:
         for groups in range(2, 2 * stages + 1):
             consider(Batching(math.ceil(in_flight / groups), best().max_batch_tokens))
+    if follow_longer is not None:
+        finalists = sorted(tried, key=lambda batching: -tried[batching].total_tokens_per_s)[:FINALISTS]
+        tried = {batching: follow_longer(batching) for batching in finalists}
     return best(), tried[best()]

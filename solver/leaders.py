@@ -8,22 +8,27 @@ from .plan import LayerRange
 
 Placement = dict[str, LayerRange]
 
-MAX_ROLLED_OUT = 8
-"""So many of the placements that means alone find best are compared by following their groups of requests."""
+MOST_OF_EACH = 16
+"""So many placements are followed of those that means alone find best, and of those with the largest flow."""
+
+MOST_WORK = 6_000_000
+"""Events and tokens of all their rollouts; some ten seconds."""
 
 
 def roll_out_leaders(search: Search) -> None:
-    """Compare the placements that means alone find best by following their groups of requests; keep the best."""
+    """Follow the requests of the placements that promise most; keep the one that delivers most."""
     question = search.question
     rolled: list[tuple[float, float, Placement]] = []
+    work = 0
     for _, flow, placement in _leaders(search):
-        if rolled and search.left() <= 0:
+        if rolled and (search.left() <= 0 or work > MOST_WORK):
             break
         carried = carrying(question, placement, spread=True, links=search.links)
         held = {name: placement[name] for name in used_nodes(placement, carried)}
         found = best_limits(question, held, carried, thorough=False)
         if found is not None:
-            rolled.append((found[1].total_tokens_per_s, flow, placement))
+            work += found.work
+            rolled.append((found.expected.total_tokens_per_s, flow, placement))
         elif not rolled:
             break  # too many in flight to follow any of them
     if rolled:
@@ -32,10 +37,15 @@ def roll_out_leaders(search: Search) -> None:
 
 
 def _leaders(search: Search) -> list[tuple[float, float, Placement]]:
-    """The best placement by means of each set of nodes, best first: near copies of the best would crowd out others."""
+    """Best by means of each set of nodes, best by means, largest flow: each in its order, and each placement once."""
+    by_means = sorted(search.leaders, key=lambda leader: -leader[0])
+    by_flow = sorted(search.leaders, key=lambda leader: -leader[1])
     by_nodes: dict[frozenset[str], tuple[float, float, Placement]] = {}
-    for leader in search.leaders:
-        nodes = frozenset(leader[2])
-        if nodes not in by_nodes or leader[0] > by_nodes[nodes][0]:
-            by_nodes[nodes] = leader
-    return sorted(by_nodes.values(), key=lambda leader: -leader[0])[:MAX_ROLLED_OUT]
+    for leader in by_means:
+        by_nodes.setdefault(frozenset(leader[2]), leader)
+    chosen = [*list(by_nodes.values())[: MOST_OF_EACH // 2]]
+    for mean, flow in zip(by_means, by_flow, strict=True):
+        if len(chosen) >= 2 * MOST_OF_EACH:
+            break
+        chosen += [leader for leader in (mean, flow) if leader not in chosen]
+    return chosen

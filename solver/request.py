@@ -187,7 +187,7 @@ def with_one_more(request: PlanRequest, plan: Plan, *, seconds: float, on_progre
     if on_progress is not None:
         doing = "what one more node of each type adds"
         on_progress(Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing))
-    search = _Searches(request, None)
+    search = _Searches(request, None, is_brief=request.objective == "max-flow")
 
     def solve(profile: ClusterProfile, time_limit_s: float) -> Plan | Infeasible:
         return search(profile, concurrency, time_limit_s, start=plan.placement)
@@ -208,7 +208,10 @@ def with_fewer_nodes(
         predicted = plan.predicted
         doing = "whether fewer nodes do as well"
         on_progress(Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing))
-    search, concurrency = _Searches(request, None), plan.assumptions.concurrency
+    search, concurrency = (
+        _Searches(request, None, is_brief=request.objective == "max-flow"),
+        plan.assumptions.concurrency,
+    )
     note = fewer_nodes(lambda profile, s: search(profile, concurrency, s), request.profile, plan, seconds=seconds)
     if note is None:
         return plan
@@ -219,8 +222,8 @@ def with_fewer_nodes(
 class _Searches:
     """Searches under a request's rules. Ctrl-C ends the one that goes, and those that follow almost at once."""
 
-    def __init__(self, request: PlanRequest, on_progress: OnProgress | None) -> None:
-        self._request = request
+    def __init__(self, request: PlanRequest, on_progress: OnProgress | None, *, is_brief: bool = False) -> None:
+        self._request, self._is_brief = request, is_brief
         self._on_progress = on_progress
         self._is_interrupted = False
 
@@ -243,6 +246,7 @@ class _Searches:
             time_limit_s=AFTER_INTERRUPT_S if self._is_interrupted else seconds,
             threads=request.threads,
             seed=request.seed,
+            is_brief=self._is_brief,
             partial=request.partial,
             pins={name: held for name, held in request.pins.items() if name in there},
             start=start,

@@ -38,6 +38,7 @@ def solve_placement(
     partial: bool = True,
     pins: Mapping[str, LayerRange] | None = None,
     start: Mapping[str, LayerRange] | None = None,
+    is_brief: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Plan | Infeasible:
     """The best plan found for a model on a cluster, checked, or why there is none.
@@ -54,6 +55,7 @@ def solve_placement(
         partial: whether a request may enter a node's range late.
         pins: node -> the range that it has to hold where it is used.
         start: a placement that the search begins with, such as the one that is served now.
+        is_brief: only the flow is of interest: what is expected is taken by means alone.
         on_progress: called as the search goes.
 
     Raises:
@@ -81,7 +83,14 @@ def solve_placement(
     facts = SolverFacts(
         method=method, backend=_backend(), seconds=search.elapsed(), status=status, seed=seed, threads=threads
     )
-    plan = assemble(question, search.best, bound=search.bound, facts=facts, notes=verdicts(question, search.best))
+    plan = assemble(
+        question,
+        search.best,
+        bound=search.bound,
+        facts=facts,
+        notes=() if is_brief else verdicts(question, search.best),
+        is_brief=is_brief,
+    )
     require_sound(profile, plan)
     return plan
 
