@@ -58,10 +58,15 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.prefill_chunks + self.decode_tokens
 
     def gathered_tokens(self, up_to: float) -> float:
-        """Cached tokens that are copied together, so that sequences are attended in one call; see ``StageCost``."""
-        if self.decode_tokens <= 1.0:
-            return 0.0
-        return (self.decode_tokens - 1.0) * min(up_to, self.decode_context_tokens / self.decode_tokens)
+        """Cached tokens that are copied together; see ``gathered_tokens``."""
+        return gathered_tokens(self.decode_tokens, self.decode_context_tokens, up_to=up_to)
+
+
+def gathered_tokens(decode_tokens: float, decode_context_tokens: float, *, up_to: float) -> float:
+    """Cached tokens that are copied together, so that several sequences are attended in one call; see ``StageCost``."""
+    if decode_tokens <= 1.0:
+        return 0.0
+    return (decode_tokens - 1.0) * min(up_to, decode_context_tokens / decode_tokens)
 
 
 class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

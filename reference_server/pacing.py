@@ -42,7 +42,7 @@ class Pacer:
         self._share = share
         self._kernel = ReferenceKernel()
         self._runs: deque[ProcessorSpeed] = deque(maxlen=_KEPT)
-        self._unread: list[ProcessorSpeed] = []
+        self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
         self._since_kernel_s = 0.0
         self.nominal = self._kernel.speed()
         self._counted_s = time.process_time()
@@ -51,7 +51,7 @@ class Pacer:
         """Let the share be of this processor as it is in the next seconds, between iterations."""
         self.mean_speed()
         until = time.perf_counter() + _NOMINAL_S
-        while time.perf_counter() < until or not self._unread:
+        while time.perf_counter() < until or not self._unread[0]:
             iterate()
         self.nominal = self.mean_speed() or self.nominal
 
@@ -76,8 +76,11 @@ class Pacer:
         if runs := min(_KEPT, int(self._since_kernel_s / _EVERY_CPU_S)):
             self._since_kernel_s = 0.0
             self._kernel.speed()  # the first finds the iteration in the caches: 1.6 times the others
-            self._runs.extend(self._kernel.speed() for _ in range(runs))
-            self._unread.extend(list(self._runs)[-runs:])
+            for _ in range(runs):
+                speed = self._kernel.speed()
+                count, streaming_s, matmul_s = self._unread
+                self._unread = (count + 1, streaming_s + speed.streaming_s, matmul_s + speed.matmul_s)
+                self._runs.append(speed)
         now = mean_speed(self._runs) or self.nominal
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
@@ -85,9 +88,9 @@ class Pacer:
 
     def mean_speed(self) -> ProcessorSpeed | None:
         """Mean of the kernel's runs since this was last asked; ``None`` where there were none."""
-        mean = mean_speed(self._unread)
-        self._unread.clear()
-        return mean
+        count, streaming_s, matmul_s = self._unread
+        self._unread = (0, 0.0, 0.0)
+        return ProcessorSpeed(streaming_s / count, matmul_s / count) if count else None
 
 
 def take_short_turns() -> bool:

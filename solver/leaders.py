@@ -1,4 +1,4 @@
-"""The placements that means alone find best, compared by following their groups of requests."""
+"""The placements that promise most, by means alone or by their flow, compared by following their requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _leaders(search: Search) -> list[tuple[float, float, Placement]]:
     by_nodes: dict[frozenset[str], tuple[float, float, Placement]] = {}
     for leader in by_means:
         by_nodes.setdefault(frozenset(leader[2]), leader)
-    chosen = [*list(by_nodes.values())[: MOST_OF_EACH // 2]]
+    chosen = list(by_nodes.values())[: MOST_OF_EACH // 2]
     for mean, flow in zip(by_means, by_flow, strict=True):
         if len(chosen) >= 2 * MOST_OF_EACH:
             break

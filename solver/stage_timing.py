@@ -1,7 +1,7 @@
 """Stage time: seconds of one iteration of a node over a batch, from the cluster profile.
 
 A node with a measured cost takes ``StageCost`` at the batch's own shape. A node of which only a capacity table is known
-gets the linear model of ``table_cost``, which says what it assumes.
+gets the linear model of ``table_timing``, which says what it assumes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from profiler.cluster_profile import Node
-from profiler.cost import IDLE_S, StageCost
+from profiler.cost import IDLE_S, StageCost, gathered_tokens
 
 from .capacity import Capacities
 from .expected import admitted_requests, table_round_s
@@ -88,11 +88,6 @@ def table_timing(capacities: Capacities, name: str, held: LayerRange) -> StageTi
     return StageTiming(cost, max(1, int(full_tokens)))
 
 
-def _gathered(decodes: float, context: float, cost: StageCost) -> float:
-    """As ``BatchShape.gathered_tokens``."""
-    return (decodes - 1.0) * min(cost.gather_up_to_tokens, context / decodes) if decodes > 1.0 else 0.0
-
-
 def _sequences(capacities: Capacities, name: str, held: LayerRange) -> float:
     """Sequences at the node at once where its KV cache is as full as admission lets it be."""
     here = admitted_requests(capacities, name, held) * held.num_layers / capacities.model.num_layers
@@ -159,7 +154,7 @@ class StageTimer:
                 + self._layer_tokens_s(tokens)
                 + decodes * cost.layer_decode_item_s
                 + context * cost.layer_decode_context_s
-                + _gathered(decodes, context, cost) * cost.layer_gather_context_s
+                + gathered_tokens(decodes, context, up_to=cost.gather_up_to_tokens) * cost.layer_gather_context_s
                 + chunks * cost.layer_prefill_chunk_s
                 + pairs * cost.layer_prefill_pair_s
                 + after_idle * cost.layer_idle_s
