@@ -96,8 +96,9 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
 
     ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
-    ``processor_speed`` is that of the processor that a testbed's node stands in for a share of. ``workspace_bytes`` is the memory that a node takes beside weights and KV cache, at the largest batch: the
-    peak of an iteration and the allocator's overhead.
+    ``processor_speed`` is that of the processor that a testbed's node stands in for a share of. ``workspace_bytes`` is
+    the memory that a node takes beside weights and KV cache, at the largest batch: the peak of an iteration and the
+    allocator's overhead.
     """
 
     stage: StageCost

@@ -51,8 +51,8 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a node did inside the window.
 
-    ``busy_s`` is time in iterations, batching and (de)serialising included. ``processor_speed`` is the mean CPU time
-    of the reference kernel on the node's processor, where it is paced: the plan has the profile's.
+    ``busy_s`` is time in iterations, batching and (de)serialising included. ``processor_speed`` is the mean of the
+    node's processor, where it is paced: the plan has the profile's.
     """
 
     busy_s: float

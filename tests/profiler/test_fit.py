@@ -170,3 +170,28 @@ def test_samples_of_one_kind_alone_give_no_cost(is_held_out: bool) -> None:
     samples = [msgspec.structs.replace(sample_of(point, true_cost()), held_out=is_held_out) for point in POINTS[:5]]
     with pytest.raises(MeasurementError, match=r"samples to fit and . to check it: need some of each"):
         fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="")
+
+
+def test_the_price_of_gathering_and_the_variation_are_found() -> None:
+    true = true_cost(layer_gather_context_s=4e-7, gather_up_to_tokens=192.0)
+    samples = [
+        msgspec.structs.replace(sample_of(point, true), variation=0.1 + 0.1 * (number % 3))
+        for number, point in enumerate(POINTS)
+    ]
+
+    def fit(up_to: float) -> StageCost:
+        made = fit_cost(
+            samples,
+            workspace_bytes=0.0,
+            max_batch_tokens=MAX_BATCH_TOKENS,
+            source="",
+            gather_up_to_tokens=up_to,
+        )
+        return made.stage
+
+    batch = BatchShape(decode_tokens=8, decode_context_tokens=8 * 100, sampled_tokens=8)
+    wanted_s = true.time_s(num_layers=10, batch=batch, first=False, last=False)
+    assert fit(192.0).time_s(num_layers=10, batch=batch, first=False, last=False) == pytest.approx(wanted_s, rel=0.01)
+    assert fit(192.0).layer_gather_context_s == pytest.approx(4e-7, rel=0.2)
+    assert fit(192.0).variation == pytest.approx(0.2)
+    assert fit(0.0).layer_gather_context_s == 0

@@ -1,0 +1,36 @@
+"""Which limits on iterations are chosen, given what is expected under each."""
+
+from __future__ import annotations
+
+from solver.batching import FINALISTS, Batching, best_batching
+from solver.capacity import request_mix
+from solver.plan import Expected
+from solver.workload import fixed_workload
+
+MIX = request_mix(fixed_workload(prompt_tokens=64, output_tokens=32))
+
+
+def expected(total: float) -> Expected:
+    return Expected(concurrency=24, total_tokens_per_s=total, output_tokens_per_s=total / 3, ttft_s=None, tpot_s=None)
+
+
+def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> None:
+    """Without a limit groups merge later: 300 at first, 250 once settled. Six a group keep their 290."""
+    settled: list[Batching] = []
+
+    def at_first(batching: Batching) -> Expected:
+        return expected(300.0 if batching == Batching() else 290.0 if batching.max_decode_batch == 6 else 100.0)
+
+    def later(batching: Batching) -> Expected:
+        settled.append(batching)
+        return expected(250.0 if batching == Batching() else 290.0)
+
+    options = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "thorough": True}
+    short, _ = best_batching(at_first, **options)  # type: ignore[arg-type]
+    long, promised = best_batching(at_first, **options, follow_longer=later)  # type: ignore[arg-type]
+
+    assert short == Batching()
+    assert long.max_decode_batch == 6
+    assert promised.total_tokens_per_s == 290.0
+    assert len(settled) == FINALISTS
+    assert Batching() in settled
