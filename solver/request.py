@@ -26,6 +26,9 @@ from .workload import Workload
 AFTER_INTERRUPT_S = 0.1
 """Of each search that is still to come after Ctrl-C: baselines only."""
 
+ROUNDING = 1e-6
+"""Relative: differences of expected values that are smaller say nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
@@ -123,13 +126,16 @@ def _answer(
 def _with_bound_of_expected(capacities: Capacities, plan: Plan) -> Plan:
     """The plan with the proven bound of what any plan can be expected to give with the requests in flight asked for.
 
-    It holds in the long run; what a rollout counted over its windows may be above by chance, and is then the bound.
+    It holds in the long run: what a rollout counted over its windows may be above by chance, and a note says so.
     """
-    predicted = plan.predicted
+    predicted, assumptions = plan.predicted, plan.assumptions
     bound = bound_of_expected(capacities, predicted.upper_bound_tokens_per_s)
-    counted = predicted.expected[-1].total_tokens_per_s
-    bound = msgspec.structs.replace(bound, tokens_per_s=max(bound.tokens_per_s, counted))
-    return msgspec.structs.replace(plan, predicted=msgspec.structs.replace(predicted, bound_of_expected=bound))
+    above = predicted.expected[-1].total_tokens_per_s / bound.tokens_per_s - 1
+    if above > ROUNDING:
+        note = f"expected lies {above:.1%} above its bound: by chance over the windows followed, or by an error"
+        assumptions = msgspec.structs.replace(assumptions, notes=(*assumptions.notes, note))
+    predicted = msgspec.structs.replace(predicted, bound_of_expected=bound)
+    return msgspec.structs.replace(plan, predicted=predicted, assumptions=assumptions)
 
 
 def answer_what_if(

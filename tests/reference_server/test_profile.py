@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from profiler import sampling
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
 from profiler.compute import grid
+from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError
 from profiler.model_files import ModelFiles
 from profiler.records import load_record
@@ -207,6 +208,8 @@ def test_a_cluster_is_measured_whole(
         assert node.cost is not None
         assert node.cost.max_batch_tokens == MAX_BATCH_TOKENS
         assert len(node.cost.samples) >= 40
+        assert node.cost.stage.gather_up_to_tokens == GATHER_UP_TO_TOKENS["cpu"]
+        assert node.cost.stage.variation > 0
         assert node.max_layers == 6
         assert node.device.kind == "cpu"
     big, small = made.nodes
@@ -222,3 +225,22 @@ def test_a_cluster_is_measured_whole(
 
 
 ENDS = (lambda link: link.src, lambda link: link.dst)
+
+
+def test_only_a_node_that_shares_its_machine_is_measured_with_cold_caches(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the time of that is left out of its iterations."""
+    floods: list[object] = []
+    monkeypatch.setattr(self_profile, "CacheFlood", lambda: lambda: floods.append("read"))
+
+    class SharingPacer:
+        def leave_out(self, work: Callable[[], object]) -> None:
+            floods.append("left out")
+            work()
+
+    assert agent.pacer is None
+    self_profile._flood(agent.pacer)()
+    assert floods == []
+    self_profile._flood(SharingPacer())()  # type: ignore[arg-type]
+    assert floods == ["left out", "read"]
