@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from . import milp
-from .assemble import Question, carrying, used_nodes
 from .bounds import coordinator_bound, work_bound
 from .configurations import Configurations
 from .expected import predict_means
+from .following import Question, carrying, used_nodes
 from .network import LinkTable
 from .plan import LayerRange
 from .progress import OnProgress, Progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .assemble import best_limits, carrying, used_nodes
+from .following import best_limits, carrying, used_nodes
 from .incumbent import Search
 from .plan import LayerRange
 

@@ -11,8 +11,9 @@ import msgspec
 from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
 
-from .assemble import Objective, Question, assemble
+from .assemble import assemble
 from .capacity import Capacities
+from .following import Objective, Question
 from .latency_bound import bound_of_expected
 from .marginal import objective_value, one_more_in_words, one_more_of_each
 from .plan import Infeasible, LayerRange, Plan

@@ -11,11 +11,12 @@ from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
 
 from . import milp
-from .assemble import Objective, Question, assemble
+from .assemble import assemble
 from .baselines import METHODS
 from .capacity import Capacities
 from .checker import require_sound
 from .feasibility import why_infeasible
+from .following import Objective, Question
 from .incumbent import Search
 from .plan import Infeasible, LayerRange, Plan, SolverFacts
 from .progress import OnProgress

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from profiler.cluster_profile import ClusterProfile
 
-from .assemble import Question, carrying, expected_of
+from .following import Question, carrying, expected_of
 from .marginal import objective_value
 from .plan import Infeasible, LayerRange, Plan
 from .whatif import without_nodes

@@ -7,9 +7,10 @@ import pytest
 
 from profiler.cluster_profile import ClusterProfile, Coordinator, DefaultLink, Link
 from solver import Plan, solve_placement
-from solver.assemble import Question, assemble
+from solver.assemble import assemble
 from solver.capacity import Capacities
 from solver.flow import max_flow
+from solver.following import Question
 from solver.marginal import STEP, marginals, one_more_in_words, one_more_of_each
 from solver.network import build_network
 from solver.plan import LayerRange, OneMore, SolverFacts

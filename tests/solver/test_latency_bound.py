@@ -9,9 +9,9 @@ import pytest
 
 from profiler.cluster_profile import ClusterProfile, DefaultLink
 from solver import Infeasible, Plan
-from solver.assemble import Question, carrying, expected_of, used_nodes
 from solver.capacity import Capacities
 from solver.expected import kv_requests, predict_means, visits_of
+from solver.following import Question, carrying, expected_of, used_nodes
 from solver.latency_bound import bound_of_expected, least_nodes, least_round_s, most_in_flight
 from solver.plan import LayerRange
 from solver.request import PlanRequest, answer

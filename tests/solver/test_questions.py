@@ -13,8 +13,9 @@ from profiler.cluster_profile import ClusterProfile, DefaultLink
 from profiler.errors import InputError
 from profiler.records import load_record, save_record
 from solver import Infeasible, Plan, problems_of, solve_placement
-from solver.assemble import Question, assemble
+from solver.assemble import assemble
 from solver.capacity import Capacities
+from solver.following import Question
 from solver.plan import LayerRange
 from solver.request import PlanRequest, answer, with_fewer_nodes
 from solver.whatif import parse_pin, with_nodes, without_nodes
