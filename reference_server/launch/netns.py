@@ -15,7 +15,7 @@ import msgspec
 
 from profiler.errors import MeasurementError
 
-from .shaping import MTU_BYTES, egress_commands, segment_bytes
+from .shaping import MAX_MTU_BYTES, egress_commands, frames_at_once, mtu_bytes
 
 NETNS_DIR = Path("/run/netns")
 _COMMAND_TIMEOUT_S = 30.0
@@ -116,23 +116,28 @@ def delete_namespace(namespace: str) -> None:
 
 
 def _hub_commands(stations: Sequence[Station]) -> list[str]:
-    lines = ["link set dev lo up", f"link add name bridge mtu {MTU_BYTES} type bridge"]
+    lines = ["link set dev lo up", f"link add name bridge mtu {MAX_MTU_BYTES} type bridge"]
     for index, station in enumerate(stations):
-        port = f"port{index}"
+        port, mtu = f"port{index}", mtu_bytes(station.card_bytes_per_s)
         lines += [
-            f"link add name {port} mtu {MTU_BYTES} type veth "
-            f"peer name eth0 mtu {MTU_BYTES} netns {namespace_file(station.namespace)}",
+            f"link add name {port} mtu {mtu} type veth peer name eth0 mtu {mtu} "
+            f"netns {namespace_file(station.namespace)}",
             f"link set dev {port} master bridge up",
         ]
     return [*lines, "link set dev bridge up"]
 
 
 def _station_commands(station: Station) -> list[str]:
+    card = station.card_bytes_per_s or float("inf")
     lines = ["link set dev lo up", f"address add {station.address}/16 dev eth0"]
-    slowest = min([*station.peer_bytes_per_s.values(), station.card_bytes_per_s or float("inf")])
+    slowest = min([*station.peer_bytes_per_s.values(), card])
     if slowest < float("inf"):
-        lines.append(f"link set dev eth0 gso_max_size {segment_bytes(slowest)}")
-    return [*lines, "link set dev eth0 up"]
+        lines.append(f"link set dev eth0 gso_max_segs {frames_at_once(slowest)}")
+    lines.append("link set dev eth0 up")
+    return lines + [
+        f"route add {address}/32 dev eth0 mtu {mtu_bytes(min(rate, card))}"
+        for address, rate in station.peer_bytes_per_s.items()
+    ]
 
 
 def _run_batch(program: str, namespace: str, lines: Sequence[str]) -> None:

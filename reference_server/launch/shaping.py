@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# Jumbo frames: headers then take 0.7 % of the rate, so what a program measures is what the file says.
-MTU_BYTES = 9000
-_FRAME_BYTES = MTU_BYTES + 14
+# A frame takes about this long on its link: the shaper lets the first frame after a pause through at full speed, and a
+# message of one frame would cost nothing. Frames of fast links are jumbo frames.
+_FRAME_S = 0.001
+_MIN_MTU_BYTES = 576
+MAX_MTU_BYTES = 9000
+_ETHERNET_BYTES = 14
+_HEADER_BYTES = 52  # of a frame's MTU: IPv4, TCP, and TCP's time stamps
 # A class may send this long at full speed after a pause: covers a late timer, and is less than a message takes.
-_BURST_S = 0.002
+_BURST_S = 0.0005
 # How much a queue holds: a switch with this much buffer loses nothing unless several nodes send to one at once.
 _QUEUE_S = 0.1
 _MIN_QUEUE_BYTES = 512 * 1024
-# TCP hands down up to 64 KiB at once, and a class sends it as one: on a slow link that would hold up a small message
-# far longer than frames do.
-_SEGMENT_S = 0.002
+# TCP hands down up to 64 KiB at once, and a class sends it as one: held to this long, but one frame at least.
+_SEGMENT_S = 0.001
 _MAX_SEGMENT_BYTES = 65_536
 # What a class may send before the next one's turn. Given, for the kernel's guess from the rate draws a warning.
 _QUANTUM_BYTES = 60_000
 _OTHERS_CLASS = 0x10
 _FIRST_PEER_CLASS = 0x11
+
+
+def mtu_bytes(rate_bytes_per_s: float | None) -> int:
+    """The MTU of a link or card of that rate; of one without a limit where it is ``None``."""
+    if rate_bytes_per_s is None:
+        return MAX_MTU_BYTES
+    return round(max(_MIN_MTU_BYTES, min(MAX_MTU_BYTES, rate_bytes_per_s * _FRAME_S)))
+
+
+def frames_at_once(rate_bytes_per_s: float) -> int:
+    """Most frames that TCP may hand to an interface of that rate as one."""
+    held = min(_MAX_SEGMENT_BYTES, rate_bytes_per_s * _SEGMENT_S)
+    return max(1, int(held / mtu_bytes(rate_bytes_per_s)))
 
 
 def egress_commands(
@@ -29,10 +45,11 @@ def egress_commands(
 
     Args:
         device: the interface, not shaped so far.
-        card_bytes_per_s: limit over all that leaves it; ``None`` for none.
-        peer_bytes_per_s: IPv4 address -> limit of what goes there.
+        card_bytes_per_s: payload limit over all that leaves it; ``None`` for none.
+        peer_bytes_per_s: IPv4 address -> payload limit of what goes there.
     """
-    peers = dict(peer_bytes_per_s or {})
+    card_bytes_per_s = None if card_bytes_per_s is None else _with_headers(card_bytes_per_s)
+    peers = {address: _with_headers(rate) for address, rate in (peer_bytes_per_s or {}).items()}
     if card_bytes_per_s is None and not peers:
         return []
     root = f"dev {device} parent 1:"
@@ -56,16 +73,16 @@ def egress_commands(
     return lines + [_to_class(root, address, minor) for address, minor in classes.items()]
 
 
-def segment_bytes(rate_bytes_per_s: float) -> int:
-    """Most that TCP may hand to an interface of that rate at once."""
-    return round(max(2 * _FRAME_BYTES, min(_MAX_SEGMENT_BYTES, rate_bytes_per_s * _SEGMENT_S)))
+def _with_headers(rate_bytes_per_s: float) -> float:
+    """Bytes/s on the wire where TCP carries that many."""
+    mtu = mtu_bytes(rate_bytes_per_s)
+    return rate_bytes_per_s * (mtu + _ETHERNET_BYTES) / (mtu - _HEADER_BYTES)
 
 
 def _htb(rate: float, ceil: float) -> str:
-    burst, ceil_burst = (round(max(2 * _FRAME_BYTES, value * _BURST_S)) for value in (rate, ceil))
     return (
         f"htb rate {round(rate * 8)}bit ceil {round(ceil * 8)}bit "
-        f"burst {burst} cburst {ceil_burst} quantum {_QUANTUM_BYTES}"
+        f"burst {round(rate * _BURST_S)} cburst {round(ceil * _BURST_S)} quantum {_QUANTUM_BYTES}"
     )
 
 

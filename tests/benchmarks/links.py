@@ -17,22 +17,26 @@ from profiler.net_records import NetworkProfile
 from profiler.records import load_record
 
 MBIT = 1e6 / 8
-RATES_MBIT = (10, 80, 400, 2000)
 FAST_MBIT, SLOW_MBIT = 2000, 400
-_SHARES = {10: (0.1, SLOW_MBIT), 80: (0.1, SLOW_MBIT), 400: (0.2, SLOW_MBIT), 2000: (0.6, FAST_MBIT)}  # cores, card
+PAIRS = {3: ("hub", "n3"), 10: ("hub", "n10"), 80: ("hub", "n80"), 400: ("hub", "n400"), 2000: ("fast", "n2000")}
+_CPU = {"hub": 0.3, "fast": 0.5, "n2000": 0.5}
 NUM_NODES = 8
 
 
 def rates_testbed() -> str:
-    """Links of each rate between one node and four others.
+    """A link of each rate.
 
-    Only two cards are fast: a round then has one fast pair at most, for two cores carry no more of them at full rate.
+    Only the two ends of the fastest have fast cards: a round then has one fast pair at most, for two cores carry no
+    more of them at full rate. They have no slow link, for a node with one sends single frames to all.
     """
     lines = []
-    for name, cpu, card in (("hub", 0.7, FAST_MBIT), *((f"n{rate}", *_SHARES[rate]) for rate in RATES_MBIT)):
-        lines.append(f'[[node]]\nname = "{name}"\ncpu = {cpu}\nmemory = "10MB"\nbandwidth = "{card}Mbit"')
-    for rate in RATES_MBIT:
-        lines.append(f'[[link]]\nbetween = ["hub", "n{rate}"]\nbandwidth = "{rate}Mbit"')
+    for name in dict.fromkeys(end for pair in PAIRS.values() for end in pair):
+        card = FAST_MBIT if name in PAIRS[FAST_MBIT] else SLOW_MBIT
+        lines.append(
+            f'[[node]]\nname = "{name}"\ncpu = {_CPU.get(name, 0.1)}\nmemory = "10MB"\nbandwidth = "{card}Mbit"'
+        )
+    for rate, (a, b) in PAIRS.items():
+        lines.append(f'[[link]]\nbetween = ["{a}", "{b}"]\nbandwidth = "{rate}Mbit"')
     return "\n".join([*lines, f'[coordinator]\ncpu = 0.2\nbandwidth = "{SLOW_MBIT}Mbit"']) + "\n"
 
 
@@ -54,11 +58,11 @@ def measure(testbed: str, *options: str) -> NetworkProfile:
 
 def show_rates() -> None:
     """Each shaped link and each card against what the testbed file says."""
-    network = measure(rates_testbed())
+    network = measure(rates_testbed(), "--no-messages")
     print(f"testbed: {network.testbed}")
     print(f"{'link':<16}{'shaped':>8}{'measured Mbit/s':>17}{'ratio':>8}")
-    for rate in RATES_MBIT:
-        for src, dst in (("hub", f"n{rate}"), (f"n{rate}", "hub")):
+    for rate, pair in PAIRS.items():
+        for src, dst in (pair, pair[::-1]):
             link = network.link(src, dst)
             assert link is not None
             assert link.bandwidth_bytes_per_s is not None
@@ -67,7 +71,7 @@ def show_rates() -> None:
     print(f"{'card':<16}{'shaped':>8}{'measured Mbit/s':>17}{'ratio':>8}")
     for card in network.cards:
         limit = card.limit_bytes_per_s()
-        shaped = FAST_MBIT if card.node in ("hub", "n2000") else SLOW_MBIT
+        shaped = FAST_MBIT if card.node in PAIRS[FAST_MBIT] else SLOW_MBIT
         if limit is not None:
             name, measured = f"{card.node} {card.direction}", limit / MBIT
             print(f"{name:<16}{shaped:>8}{measured:>17.1f}{measured / shaped:>8.3f}")
