@@ -10,6 +10,8 @@ the correction below 0.03 of those 0.17 are left.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Collection
 
 import msgspec
@@ -17,7 +19,7 @@ import msgspec
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
-_STREAMING_WEIGHT = 0.65  # of streaming in what is not bound by arithmetic; the rest goes with the matrix product
+_STREAMING_WEIGHT = 0.65  # power of streaming in what is not bound by arithmetic; the rest is the matrix product's
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -44,8 +46,21 @@ def mean_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
     )
 
 
+def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
+    """The median of each of both works; ``None`` of none. A few runs that something disturbed do not move it."""
+    if not speeds:
+        return None
+    return ProcessorSpeed(
+        streaming_s=statistics.median(speed.streaming_s for speed in speeds),
+        matmul_s=statistics.median(speed.matmul_s for speed in speeds),
+    )
+
+
 def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:
     """What an iteration of ``cpu_s`` CPU seconds at the speed ``now`` takes at the ``nominal`` speed.
+
+    A product of powers, so that another nominal speed changes all iterations by one factor: what was profiled and what
+    is served stay comparable however well the nominal speed was caught.
 
     Args:
         nominal: the speed that is asked for.
@@ -55,5 +70,5 @@ def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, fl
     """
     streaming, matmul = now.streaming_s / nominal.streaming_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
-    other = _STREAMING_WEIGHT * streaming + (1 - _STREAMING_WEIGHT) * matmul
+    other = math.pow(streaming, _STREAMING_WEIGHT) * math.pow(matmul, 1 - _STREAMING_WEIGHT)
     return arithmetic_s / matmul + (cpu_s - arithmetic_s) / other

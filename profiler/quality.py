@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from .processor_speed import ProcessorSpeed
+
 
 class MemoryUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bytes of one loaded stage of ``num_layers`` layers, by what was allocated and by what the device says.
@@ -76,6 +78,7 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         seconds: how long measuring took.
         stack: the stack against its layers.
         memory: what a stage occupies.
+        processor_speed: mean while it was measured, where iterations are paced.
     """
 
     drift: tuple[float, ...] = ()
@@ -84,3 +87,4 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     seconds: float = 0.0
     stack: StackTimes | None = None
     memory: MemoryUse | None = None
+    processor_speed: ProcessorSpeed | None = None

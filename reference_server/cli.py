@@ -75,7 +75,7 @@ def profile(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     max_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens of one iteration at most.")] = 128,
     max_context_tokens: Annotated[int, typer.Option(min=32, help="Longest context to measure.")] = 512,
-    budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds to measure each node.")] = 60.0,
+    budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds to measure each node.")] = 100.0,
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Measure nodes and links into a cluster profile."""

@@ -35,7 +35,7 @@ def profile_node_command(
     max_context_tokens: Annotated[int, typer.Option(min=32, help="Longest context to measure.")] = 512,
     budget_s: Annotated[
         float, typer.Option("--budget-s", min=0, help="Seconds to sample; three rounds at least.")
-    ] = 60.0,
+    ] = 100.0,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Say what would be measured, and how long.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")

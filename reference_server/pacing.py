@@ -17,12 +17,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from profiler.processor_speed import ProcessorSpeed, mean_speed, seconds_at
+from profiler.processor_speed import ProcessorSpeed, mean_speed, median_speed, seconds_at
 from profiler.reference_kernel import ReferenceKernel
 
 _EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
 _KEPT = 4  # runs that the present speed is the mean of: a tenth of a second later it is another
-_NOMINAL_S = 3.0
+_NOMINAL_S, _NOMINAL_RUNS = 3.0, 50
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
 _SLICE_NS = 500_000
@@ -42,18 +42,21 @@ class Pacer:
         self._share = share
         self._kernel = ReferenceKernel()
         self._runs: deque[ProcessorSpeed] = deque(maxlen=_KEPT)
+        self._nominal_runs: list[ProcessorSpeed] | None = None  # kept while the nominal speed is measured
         self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
         self._since_kernel_s = 0.0
         self.nominal = self._kernel.speed()
         self._counted_s = time.process_time()
 
     def measure_nominal(self, iterate: Callable[[], None]) -> None:
-        """Let the share be of this processor as it is in the next seconds, between iterations."""
-        self.mean_speed()
+        """Let the share be of this processor as it is in the next seconds, between iterations: by the median run."""
+        runs: list[ProcessorSpeed] = []
+        self._nominal_runs = runs
         until = time.perf_counter() + _NOMINAL_S
-        while time.perf_counter() < until or not self._unread[0]:
+        while time.perf_counter() < until or len(runs) < _NOMINAL_RUNS:
             iterate()
-        self.nominal = self.mean_speed() or self.nominal
+        self._nominal_runs = None
+        self.nominal = median_speed(runs) or self.nominal
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
@@ -81,6 +84,8 @@ class Pacer:
                 count, streaming_s, matmul_s = self._unread
                 self._unread = (count + 1, streaming_s + speed.streaming_s, matmul_s + speed.matmul_s)
                 self._runs.append(speed)
+                if self._nominal_runs is not None:
+                    self._nominal_runs.append(speed)
         now = mean_speed(self._runs) or self.nominal
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()

@@ -27,5 +27,5 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     regions: dict[str, str] = {}
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
-    budget_s: float = 60.0
+    budget_s: float = 100.0
     link_seconds: float = 1.0

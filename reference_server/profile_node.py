@@ -40,7 +40,7 @@ class NodeProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float | None = None
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
-    budget_s: float = 60.0
+    budget_s: float = 100.0
     command: str = ""
 
 

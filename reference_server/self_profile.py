@@ -85,6 +85,7 @@ def profile(
         if agent.pacer is not None:
             with ready.ring.run(first) as iterate:
                 agent.pacer.measure_nominal(iterate)
+                agent.pacer.mean_speed()  # from here on
         stack = time_stack(agent.runtime.stage)
 
         def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
@@ -111,6 +112,7 @@ def profile(
             seconds=time.monotonic() - began,
             stack=stack,
             memory=use,
+            processor_speed=None if agent.pacer is None else agent.pacer.mean_speed(),
         ),
         processor_speed=None if agent.pacer is None else agent.pacer.nominal,
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),

@@ -23,6 +23,7 @@ from .validate import validate
 PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY = 64, 32, 24
 # Equal lengths make requests end in waves; a window of whole waves counts each prompt once, wherever it begins.
 NUM_REQUESTS = 6 * CONCURRENCY
+PROFILE_S = 60  # less than usual: the demo is to take minutes
 SOLVE_S = 20
 
 
@@ -65,7 +66,7 @@ def plan_steps(config: DemoConfig) -> tuple[Step, ...]:
         *([make] if config.model is None else []),
         Step(
             title="Profile: measure every node and link",
-            arguments=("profile", *place, "-o", cluster),
+            arguments=("profile", *place, "--budget-s", str(PROFILE_S), "-o", cluster),
             makes="cluster.json",
         ),
         Step(

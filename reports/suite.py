@@ -36,7 +36,7 @@ class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class ProfileLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of ``helixbench profile``, by its own names and defaults."""
 
-    budget_s: Amount = 60.0
+    budget_s: Amount = 100.0
     max_batch_tokens: Positive = 128
     max_context_tokens: Positive = 512
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, mean_speed, seconds_at
+from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, mean_speed, median_speed, seconds_at
 
 NOMINAL = ProcessorSpeed(streaming_s=5e-5, matmul_s=6e-5)
 SECONDS = st.floats(1e-6, 1e-2)
@@ -33,6 +33,23 @@ def test_arithmetic_goes_with_the_matrix_product_and_the_rest_mostly_with_stream
     assert 0.5e-3 < without < 0.7e-3
     half = seconds_at(NOMINAL, now=now, cpu_s=2e-3, flops=1e-3 / now.matmul_s * MATMUL_FLOPS)
     assert half == pytest.approx(1e-3 + without)
+
+
+@given(other_nominal=SPEEDS, now=SPEEDS, later=SPEEDS, cpu_s=SECONDS)
+def test_another_nominal_speed_changes_all_iterations_alike(
+    other_nominal: ProcessorSpeed, now: ProcessorSpeed, later: ProcessorSpeed, cpu_s: float
+) -> None:
+    profiled, served = (
+        seconds_at(other_nominal, now=speed, cpu_s=cpu_s, flops=0.0)
+        / seconds_at(NOMINAL, now=speed, cpu_s=cpu_s, flops=0.0)
+        for speed in (now, later)
+    )
+    assert profiled == pytest.approx(served)
+
+
+def test_few_disturbed_runs_do_not_move_the_median() -> None:
+    assert median_speed([]) is None
+    assert median_speed([slower(1, 1), slower(9, 7), slower(1, 1)]) == slower(1, 1)
 
 
 def test_the_mean_of_no_speeds_is_none() -> None:

@@ -78,7 +78,7 @@ def test_the_chain_is_the_commands_that_a_user_would_type() -> None:
 
     assert commands == [
         "model make o/model --preset tiny --seed 0",
-        "profile --model o/model --testbed t.toml -o o/cluster.json",
+        "profile --model o/model --testbed t.toml --budget-s 60 -o o/cluster.json",
         "solve o/cluster.json --prompt-tokens 64 --output-tokens 32 --concurrency 24 --time-limit-s 20 -o o/plan.json",
         "bench o/plan.json --model o/model --testbed t.toml --concurrency 24 --requests 144 "
         "--prompt-tokens 64 --output-tokens 32 -o o/run.json",
@@ -90,7 +90,7 @@ def test_a_given_model_is_not_made_and_the_own_testbed_is_the_commands_default()
 
     steps = plan_steps(config)
 
-    assert steps[0].arguments == ("profile", "--model", "some/model", "-o", "o/cluster.json")
+    assert " ".join(steps[0].arguments) == "profile --model some/model --budget-s 60 -o o/cluster.json"
     assert not [argument for step in steps for argument in step.arguments if Path(argument).is_absolute()]
 
 

@@ -63,7 +63,7 @@ def test_the_steps_are_the_commands_that_a_user_would_type(tmp_path: Path) -> No
     assert commands[0] == f"model make {out}/model --preset tiny --seed 0"
     assert commands[1] == (
         f"profile {place} -o {out}/testbeds/two/cluster.json "
-        "--budget-s 60 --max-batch-tokens 128 --max-context-tokens 512"
+        "--budget-s 100 --max-batch-tokens 128 --max-context-tokens 512"
     )
     assert commands[3] == (
         f"solve {out}/testbeds/two/cluster.json --prompt-tokens 64 --output-tokens 32 --concurrency 16 "
