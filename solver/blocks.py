@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .bounds import card_limits
 from .capacity import Capacities
 from .knapsack import FloatArray, Group, cells_down, cheapest
 from .plan import LayerRange
@@ -70,7 +71,10 @@ class Shop:
 
 
 def open_shop(capacities: Capacities, names: Sequence[str]) -> Shop:
-    """The shop of the nodes named, with their rates in the middle of the model; pinned nodes are not in it."""
+    """The shop of the nodes named; pinned nodes are not in it.
+
+    Rates are those in the middle of the model, where tokens come in and go out through the node's network card.
+    """
     num_layers = capacities.model.num_layers
     counts: dict[int, int] = {}
     rates: dict[int, FloatArray] = {}
@@ -81,8 +85,9 @@ def open_shop(capacities: Capacities, names: Sequence[str]) -> Shop:
         counts[kind] = counts.get(kind, 0) + 1
         if kind not in rates:
             held = [_somewhere(length, num_layers) for length in range(1, capacities.max_layers(name) + 1)]
+            most = min(card_limits(capacities, name))
             rates[kind] = np.array(
-                [capacities.tokens_per_s(name, h) if capacities.can_hold(name, h) else 0.0 for h in held]
+                [min(capacities.tokens_per_s(name, h), most) if capacities.can_hold(name, h) else 0.0 for h in held]
             )
     return Shop(counts, rates, num_layers)
 

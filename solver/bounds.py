@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from profiler.cluster_profile import COORDINATOR
 
 from .capacity import Capacities
-from .network import LinkTable
 from .plan import LayerRange
 
 ROUNDING = 1e-12
@@ -17,8 +16,9 @@ ROUNDING = 1e-12
 def work_bound(capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> float:
     """The largest ``F`` with ``F * L <= `` the layers x tokens/s that all nodes can do when no token passes one twice.
 
-    No link, no memory but each node's own, no fitting of ranges: every placement's max-flow is at most this. The work
-    of a node at flow ``F`` is the best mix of the runs of layers it can do, in time at most one and flow at most ``F``.
+    No link, no memory and network card but each node's own, no fitting of ranges: every placement's max-flow is at most
+    this. The work of a node at flow ``F`` is the best mix of the runs of layers it can do, in time at most one and flow
+    at most ``F``.
 
     With time shared by runs of different length (partial inference, measured costs), a node may mix two of them.
     Placements of the nodes in ``names`` only, where those are given.
@@ -39,7 +39,7 @@ def coordinator_bound(capacities: Capacities) -> float:
     """What the coordinator's network card and its links to and from the nodes carry, in tokens/s."""
     profile = capacities.profile
     size = profile.model.token_bytes
-    links = LinkTable(profile)
+    links = capacities.links
     names = [name for name in capacities.nodes if capacities.max_layers(name) > 0]
     sent = sum(links.bandwidth(COORDINATOR, name) or 0.0 for name in names)
     received = sum(links.bandwidth(name, COORDINATOR) or 0.0 for name in names)
@@ -81,10 +81,21 @@ def best_rates(capacities: Capacities, name: str) -> tuple[float, ...]:
     return tuple(1.0 / seconds[k] if k in seconds else 0.0 for k in range(1, longest + 1))
 
 
+def card_limits(capacities: Capacities, name: str) -> tuple[float, float]:
+    """(in, out): tokens/s that a node's network card carries from and to other nodes; infinite where none is known."""
+    node, size = capacities.nodes[name], capacities.model.activation_bytes_per_token
+    cards = (node.nic_in_bytes_per_s, node.nic_out_bytes_per_s)
+    received, sent = (float("inf") if card is None else card / size for card in cards)
+    return received, sent
+
+
 def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, float]]:
     """(layers, least seconds per token over where they lie) of every run that the node can do."""
     best: dict[int, float] = {}
     num_layers = capacities.model.num_layers
+    # Tokens come in from a node or go out to one, unless the range is the whole model. Entries of different cost share
+    # time, which is no share of the card: there it is left out.
+    least = 0.0 if mixes else 1.0 / max(card_limits(capacities, name))
     for length in range(1, min(capacities.nodes[name].max_layers, num_layers) + 1):
         pin = capacities.pins.get(name)
         starts = {0, min(1, num_layers - length), num_layers - length} if pin is None else {pin.start}
@@ -97,6 +108,8 @@ def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, 
             entries = range(held.start, held.end) if mixes else (held.start,)
             for entry in entries:
                 seconds = 1.0 / capacities.tokens_per_s(name, held, entry)
+                if length < num_layers:
+                    seconds = max(seconds, least)
                 run = held.end - entry
                 best[run] = min(best.get(run, seconds), seconds)
     return sorted(best.items())

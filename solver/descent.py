@@ -18,7 +18,9 @@ def walk(search: Search) -> None:
     """Better neighbours until there are none; then again from the best, a few moves away from it."""
     if search.best is None:
         return
-    end_s = search.limits.time_s if search.is_for_flow else 0.7 * search.limits.time_s
+    end_s = search.elapsed() + search.left()
+    if not search.is_for_flow:
+        end_s = min(end_s, 0.7 * search.limits.time_s)
     rng = random.Random(search.limits.seed)
     _descend(search, search.best, search.best_score, end_s)
     vain = 0

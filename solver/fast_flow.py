@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from profiler.cluster_profile import COORDINATOR
 
 from .capacity import Capacities
-from .network import LinkTable
 
 UNITS_PER_TOKEN = 1000.0
 MOST_UNITS = 2.0e9
@@ -26,7 +25,7 @@ class FastFlow:
 
     def __init__(self, capacities: Capacities, *, partial: bool) -> None:
         names = list(capacities.nodes)
-        table = LinkTable(capacities.profile)
+        table = capacities.links
         model = capacities.model
         self._num_layers, self._partial = model.num_layers, partial
         self._between = _units(

@@ -22,6 +22,9 @@ from .plan import LayerRange, LinkFlow
 
 RELATIVE_TOLERANCE = 1e-9
 
+MANY_ARCS = 10_000
+"""Above this the interior point method and crossover to a vertex are several times as fast as the simplex method."""
+
 FloatArray = NDArray[np.float64]
 
 
@@ -130,6 +133,10 @@ def _solve_lp(network: Network, shared: list[Resource], upper: FloatArray, scale
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("threads", 1)
     highs.passModel(lp)
+    if len(network.arcs) > MANY_ARCS:
+        highs.setOptionValue("solver", "ipm")
+        highs.run()
+        highs.setOptionValue("solver", "simplex")  # starts from the vertex that crossover found
     _run(highs)
     solution = highs.getSolution()
     resource_values = np.array(solution.row_dual)[: len(shared)]

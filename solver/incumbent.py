@@ -12,7 +12,6 @@ from .bounds import coordinator_bound, work_bound
 from .configurations import Configurations
 from .expected import predict_means
 from .following import Question, carrying, used_nodes
-from .network import LinkTable
 from .plan import LayerRange
 from .progress import OnProgress, Progress
 
@@ -23,6 +22,10 @@ PROVEN = 1e-6
 
 LEADING = 0.7
 """Of the best by means alone: what may still turn out to be the best when requests are followed."""
+
+
+WRITE_UP = 3.0
+"""Times what it takes to score a placement: what it takes to write up its plan and to check it."""
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Search:
     best_score: float = 0.0
     best_flow: float = 0.0
     bound: float = 0.0
+    score_s: float = 0.0  # processor seconds of the slowest score so far
     seen: set[tuple[tuple[str, LayerRange], ...]] = field(default_factory=set)
     leaders: list[tuple[float, float, Placement]] = field(default_factory=list)  # (score, max-flow, placement) of each
 
@@ -44,7 +48,7 @@ class Search:
         capacities = self.question.capacities
         self.bound = min(work_bound(capacities, partial=self.question.partial), coordinator_bound(capacities))
         self.configurations = Configurations(capacities, partial=self.question.partial)
-        self.links = LinkTable(capacities.profile)
+        self.links = capacities.links
 
     @property
     def is_for_flow(self) -> bool:
@@ -61,8 +65,8 @@ class Search:
         return time.perf_counter() - self.started
 
     def left(self) -> float:
-        """Seconds until the time limit."""
-        return self.limits.time_s - self.elapsed()
+        """Seconds until the search has to end, so that the plan is written up by the time limit."""
+        return self.limits.time_s - WRITE_UP * self.score_s - self.elapsed()
 
     def is_proven(self) -> bool:
         """Whether no placement can have a larger max-flow than the best."""
@@ -87,7 +91,9 @@ class Search:
         """Its score if that is more than ``above``, else ``None``; taken as the best where it is."""
         if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
             return None
+        began_s = time.process_time()
         flow = carrying(self.question, placement, links=self.links)
+        self.score_s = max(self.score_s, time.process_time() - began_s)
         if flow.tokens_per_s <= above * (1 + PROVEN):
             return None  # what is expected never exceeds the max-flow
         score = flow.tokens_per_s

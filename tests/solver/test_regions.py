@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 
 from solver.blocks import open_shop
+from solver.bounds import work_bound
 from solver.capacity import Capacities
 from solver.flow import max_flow
 from solver.generate import make_cluster
@@ -36,6 +38,16 @@ def test_one_region_is_planned_to_its_optimum(nodes: int, types: int, seed: int,
 def test_four_regions_in_a_row_carry_more_than_each_by_itself() -> None:
     """Bound 3204; all links between regions are slow, and no region can hold the model by itself."""
     assert max(planned(capacities_of(28, 4, 4, 7), 3204.0)) >= 3100
+
+
+@pytest.mark.parametrize("way", ["nic_in_bytes_per_s", "nic_out_bytes_per_s"])
+def test_a_node_behind_a_slow_network_card_does_not_spoil_the_plan(way: str) -> None:
+    profile = make_cluster(num_nodes=24, num_types=3, num_regions=1, seed=3)
+    slow, *others = profile.nodes
+    with_slow = msgspec.structs.replace(profile, nodes=(msgspec.structs.replace(slow, **{way: 1e6}), *others))
+    without = Capacities(msgspec.structs.replace(profile, nodes=tuple(others)), WORKLOAD)
+    high = work_bound(without, partial=False)
+    assert max(planned(Capacities(with_slow, WORKLOAD), high)) >= 0.99 * max(planned(without, high))
 
 
 def longest_by_search(rates: list[np.ndarray], counts: tuple[int, ...], flow: float) -> int:
