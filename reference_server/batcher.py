@@ -11,15 +11,15 @@ from .messages import WorkItem
 
 
 class Queued(msgspec.Struct):
-    """Work that waits. ``inputs`` is what the caller runs (its first axis is tokens); ``taken`` of them have run."""
+    """A prompt that waits; ``taken`` of its tokens have run."""
 
     item: WorkItem
     inputs: Any
     taken: int = 0
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """A part of queued work that runs now: an ``item`` of its own, and where in ``inputs`` its tokens begin."""
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    """Work of one iteration: an ``item`` of its own, and where in ``inputs`` (first axis: tokens) its tokens begin."""
 
     item: WorkItem
     inputs: Any
@@ -39,7 +39,7 @@ class Batcher:
             )
         self._max_batch_tokens = max_batch_tokens
         self._max_decodes = min(max_batch_tokens, max_decode_batch or max_batch_tokens)
-        self._decodes: deque[Queued] = deque()
+        self._decodes: deque[Chunk] = deque()
         self._prefills: deque[Queued] = deque()
 
     @property
@@ -48,30 +48,35 @@ class Batcher:
         return bool(self._decodes or self._prefills)
 
     def add(self, item: WorkItem, inputs: Any) -> None:
-        """Queue work."""
-        (self._decodes if item.is_decode else self._prefills).append(Queued(item, inputs))
+        """Queue work. ``inputs`` is the caller's, and handed back with the chunks."""
+        if item.is_decode:
+            self._decodes.append(Chunk(item, inputs, 0))
+        else:
+            self._prefills.append(Queued(item, inputs))
 
     def next_batch(self) -> list[Chunk]:
         """Take what runs in the next iteration: so many tokens, and of these so many decoding, at most."""
-        batch: list[Chunk] = []
-        while self._decodes and len(batch) < self._max_decodes:
-            queued = self._decodes.popleft()
-            batch.append(Chunk(queued.item, queued.inputs, 0))
+        decodes = self._decodes
+        if len(decodes) <= self._max_decodes:
+            batch = list(decodes)
+            decodes.clear()
+        else:
+            batch = [decodes.popleft() for _ in range(self._max_decodes)]
         room = self._max_batch_tokens - len(batch)
         while self._prefills and room > 0:
             queued = self._prefills[0]
-            left = queued.item.num_tokens - queued.taken
+            whole, taken = queued.item, queued.taken
+            left = whole.num_tokens - taken
             size = min(left, room)
-            item = WorkItem(
-                queued.item.request,
-                queued.item.past + queued.taken,
-                size,
-                sample=queued.item.sample and size == left,
-                is_decode=False,
-            )
-            batch.append(Chunk(item, queued.inputs, queued.taken))
+            is_end = size == left
+            item = whole
+            if size < whole.num_tokens:
+                item = WorkItem(
+                    whole.request, whole.past + taken, size, sample=whole.sample and is_end, is_decode=False
+                )
+            batch.append(Chunk(item, queued.inputs, taken))
             queued.taken += size
             room -= size
-            if size == left:
+            if is_end:
                 self._prefills.popleft()
         return batch

@@ -19,6 +19,11 @@ class Gather:
         self._until_s = 0.0
         self._to_skip = 0
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether some request is on its way back."""
+        return bool(self._returning)
+
     def sampled(self, requests: set[int], *, now_s: float, iteration_s: float) -> None:
         """A batch has ended: these of its requests come straight back."""
         if self._to_skip:

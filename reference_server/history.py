@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from .messages import History, Interval
 
 MAX_INTERVALS = 128
@@ -57,7 +55,7 @@ class HistoryKeeper:
         after_s = at_s - self._start_s
         while after_s >= MAX_INTERVALS * self._width_s:
             self._halve()
-        missing = math.floor(after_s / self._width_s) + 1 - len(self._iterations)
+        missing = int(after_s / self._width_s) + 1 - len(self._iterations)
         if missing > 0:
             self._kv_tokens += [self._kv_tokens[-1] if self._kv_tokens else 0] * missing
             for counts in (self._iterations, self._decode_tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -51,13 +52,15 @@ class Router:
 
     def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
         """Index of the pipeline that the next request takes; ``None``, and no credit changes, where none has room."""
-        open_ones = [index for index, pipeline in enumerate(self.pipelines) if has_room(pipeline)]
-        if not open_ones:
+        credits_now = [before + share for before, share in zip(self._credits, self._shares, strict=True)]
+        chosen, most = None, -math.inf
+        for index, credit in enumerate(credits_now):  # room is asked for only where it matters: that is what takes time
+            if credit > most and has_room(self.pipelines[index]):
+                chosen, most = index, credit
+        if chosen is None:
             return None
-        for index, share in enumerate(self._shares):
-            self._credits[index] += share
-        chosen = max(open_ones, key=lambda index: (self._credits[index], -index))
-        self._credits[chosen] -= 1.0
+        credits_now[chosen] -= 1.0
+        self._credits = credits_now
         return chosen
 
     def ended(self, index: int) -> None:

@@ -34,9 +34,9 @@ class _Channel:
         """When a message that comes at ``at_s`` begins to pass, and when it has passed."""
         if self.rate is None:
             return at_s, at_s
-        begin_s = max(at_s, self.free_s)
-        self.free_s = begin_s + size / self.rate
-        return begin_s, self.free_s
+        begin_s = at_s if at_s > self.free_s else self.free_s
+        self.free_s = end_s = begin_s + size / self.rate
+        return begin_s, end_s
 
 
 class _Way:
@@ -75,7 +75,7 @@ class Wires:
         way = self._ways.get((src, dst)) or self._open(src, dst)
         out_begin_s, out_end_s = way.card_out.take(self._kernel.now_s, size)
         link_begin_s, link_end_s = way.link.take(out_begin_s, size)
-        there_s = max(out_end_s, link_end_s) + way.latency_s
+        there_s = (out_end_s if out_end_s > link_end_s else link_end_s) + way.latency_s
         if way.card_in.rate is None:
             self._kernel.at(there_s, ARRIVAL, deliver, message)
         else:  # who comes to the receiver's card first is known only then
@@ -92,7 +92,7 @@ class Wires:
     def _reach_card(self, reaching: tuple[_Channel, float, float, Deliver, Any]) -> None:
         card_in, size, there_s, deliver, message = reaching
         _, in_end_s = card_in.take(self._kernel.now_s, size)
-        self._kernel.at(max(there_s, in_end_s), ARRIVAL, deliver, message)
+        self._kernel.at(there_s if there_s > in_end_s else in_end_s, ARRIVAL, deliver, message)
 
     def _open(self, src: str, dst: str) -> _Way:
         bandwidth, latency_s = self._links.bandwidth(src, dst), self._links.latency_s(src, dst)

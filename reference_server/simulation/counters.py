@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -12,8 +13,10 @@ from .node import SimulatedNode
 
 
 class LinkCount(msgspec.Struct):
-    """What crossed a link so far."""
+    """A link in use, and what crossed it so far; ``deliver`` takes what arrives."""
 
+    bytes_per_token: float
+    deliver: Callable[[Any], None]
     messages: int = 0
     tokens: int = 0
 
@@ -66,7 +69,7 @@ def node_uses(begin: Snapshot, end: Snapshot) -> dict[str, NodeUse]:
     return uses
 
 
-def link_uses(begin: Snapshot, end: Snapshot, bytes_per_token: Mapping[tuple[str, str], float]) -> tuple[LinkUse, ...]:
+def link_uses(begin: Snapshot, end: Snapshot, links: Mapping[tuple[str, str], LinkCount]) -> tuple[LinkUse, ...]:
     """What crossed each link between the two, in the order of their names."""
     uses = []
     for (src, dst), (messages, tokens) in sorted(end.links.items()):
@@ -76,7 +79,7 @@ def link_uses(begin: Snapshot, end: Snapshot, bytes_per_token: Mapping[tuple[str
             LinkUse(
                 src=src,
                 dst=dst,
-                payload_bytes=round(crossed * bytes_per_token[src, dst]),
+                payload_bytes=round(crossed * links[src, dst].bytes_per_token),
                 messages=messages - messages_before,
                 tokens=crossed,
             )

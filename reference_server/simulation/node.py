@@ -5,6 +5,7 @@ What ``runtime.NodeRuntime`` does with messages is done here in the same order; 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -20,6 +21,8 @@ from ..messages import OpenRequest, WorkItem
 from .checks import ConservationError
 
 OnIteration: TypeAlias = Callable[[str, int, float], None]
+
+_IntCounts: TypeAlias = tuple[int, int, float, int, int, int]  # Counts, of which all but the third are whole
 
 _POLL_S = 1e-3  # the agent waits for messages in whole milliseconds, rounded up
 
@@ -39,14 +42,35 @@ Send: TypeAlias = Callable[[str, str, int, Any], None]
 """``(from, to, tokens, message)``: to a node a ``Message``, to the coordinator a tuple of request numbers."""
 
 
+class _Way:
+    """How requests of one kind pass this node: the layer at which they enter, and where they go from here."""
+
+    __slots__ = ("entry", "is_alone", "next_node")
+
+    def __init__(self, entry: int, next_node: str | None, is_alone: bool) -> None:
+        self.entry, self.next_node, self.is_alone = entry, next_node, is_alone
+
+
 class _Route:
-    """How an open request's tokens pass this node, and how many of its KV slots they have filled."""
+    """An open request: its way, and how many of its KV slots it has filled, counting the iteration that runs."""
 
-    __slots__ = ("entry", "filled", "is_alone", "kv_tokens", "next_node")
+    __slots__ = ("filled", "kv_tokens", "way")
 
-    def __init__(self, entry: int, next_node: str | None, is_alone: bool, kv_tokens: int) -> None:
-        self.entry, self.next_node, self.is_alone, self.kv_tokens = entry, next_node, is_alone, kv_tokens
+    def __init__(self, way: _Way, kv_tokens: int) -> None:
+        self.way, self.kv_tokens = way, kv_tokens
         self.filled = 0
+
+
+class _Iteration:
+    """What an iteration runs: ``counts`` by entry layer for the timer, and where its items go on from here."""
+
+    __slots__ = ("alone", "counts", "decodes", "going", "prefills")
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, Counts]] = []
+        self.going: dict[str | None, list[WorkItem]] = {}  # next node, None for the coordinator -> items
+        self.alone: set[int] = set()  # requests whose sampled token comes straight back
+        self.decodes = self.prefills = 0  # tokens
 
 
 class SimulatedNode:
@@ -86,6 +110,7 @@ class SimulatedNode:
         self._on_iteration = on_iteration
         self._gather = Gather()
         self._routes: dict[int, _Route] = {}  # open request -> how it passes
+        self._ways: dict[tuple[int, str | None, bool], _Way] = {}  # its three parts -> the way
         self._early: dict[int, list[WorkItem]] = {}  # not yet open -> work that came before
         self._is_last = is_last
         self._is_running = False
@@ -103,9 +128,19 @@ class SimulatedNode:
             self._close(request)
         for opened in message.opens:
             self._open(opened)
+        routes, add = self._routes, self._batcher.add
+        gather = self._gather if self._gather.is_waiting else None
         for item in message.items:
-            self._queue(item)
-        self._wake()
+            request = item.request
+            route = routes.get(request)
+            if route is None:
+                self._early.setdefault(request, []).append(item)
+                continue
+            if gather is not None:
+                gather.is_back(request)
+            add(item, route)
+        if not self._is_running and not self._is_woken:
+            self._wake()
 
     def _close(self, request: int) -> None:
         self._gather.is_back(request)
@@ -120,21 +155,18 @@ class SimulatedNode:
         following = opened.hops[place + 1].node if place + 1 < len(opened.hops) else None
         if request in self._routes:
             raise ConservationError(f"{self.name}: request {request} was opened twice")
-        self._routes[request] = _Route(opened.hops[place].start, following, len(opened.hops) == 1, opened.kv_tokens)
+        parts = (opened.hops[place].start, following, len(opened.hops) == 1)
+        way = self._ways.get(parts)
+        if way is None:
+            way = self._ways[parts] = _Way(*parts)
+        route = self._routes[request] = _Route(way, opened.kv_tokens)
         self.kv_used_tokens += opened.kv_tokens
         self.kv_peak_tokens = max(self.kv_peak_tokens, self.kv_used_tokens)
         if self.kv_used_tokens > self.kv_capacity_tokens:
             raise ConservationError(f"{self.name}: request {request} does not fit the KV cache")
         for item in self._early.pop(request, ()):
-            self._queue(item)
-
-    def _queue(self, item: WorkItem) -> None:
-        route = self._routes.get(item.request)
-        if route is None:
-            self._early.setdefault(item.request, []).append(item)
-            return
-        self._gather.is_back(item.request)
-        self._batcher.add(item, None)
+            self._gather.is_back(request)
+            self._batcher.add(item, route)
 
     def _wake(self) -> None:
         """Look at the end of this moment whether an iteration begins."""
@@ -151,84 +183,72 @@ class SimulatedNode:
         if wait_s > 0:
             self._kernel.at(now_s + math.ceil(wait_s / _POLL_S) * _POLL_S, ITERATION_BEGIN, self._begin)
             return
-        groups = self._by_entry(self._batcher.next_batch())
-        counts = [(entry, _counts(chunks)) for entry, chunks in groups]
-        seconds = self._timer.seconds(counts, idle_s=now_s - self._ended_s) * self.slowdown
+        iteration = self._take(self._batcher.next_batch())
+        seconds = self._timer.seconds(iteration.counts, idle_s=now_s - self._ended_s) * self.slowdown
         self._is_running = True
         self._running_since_s = now_s
-        self._kernel.at(now_s + seconds, ITERATION_END, self._end, groups)
+        self._kernel.at(now_s + seconds, ITERATION_END, self._end, iteration)
 
-    def _by_entry(self, chunks: list[Chunk]) -> list[tuple[int, list[Chunk]]]:
-        """The batch in the stage's order: by entry layer, else as it was."""
-        routes = self._routes
-        groups: dict[int, list[Chunk]] = {}
+    def _take(self, chunks: list[Chunk]) -> _Iteration:
+        """The batch in the stage's order: by entry layer, else as it was. A chunk's ``inputs`` is its route."""
+        by_way: dict[_Way, list[WorkItem]] = {}
         for chunk in chunks:
-            entry = routes[chunk.item.request].entry
-            if entry in groups:
-                groups[entry].append(chunk)
+            item, route = chunk.item, chunk.inputs
+            if item.past != route.filled:
+                raise ConservationError(f"{self.name}: request {item.request} runs a token twice, or skips one")
+            route.filled += item.num_tokens
+            way = route.way
+            if way in by_way:
+                by_way[way].append(item)
             else:
-                groups[entry] = [chunk]
-        return sorted(groups.items()) if len(groups) > 1 else list(groups.items())
+                by_way[way] = [item]
+        ways = sorted(by_way, key=lambda way: way.entry) if len(by_way) > 1 else list(by_way)
+        iteration = _Iteration()
+        going = iteration.going
+        for entry, alike in itertools.groupby(ways, key=lambda way: way.entry):
+            counts = (0, 0, 0.0, 0, 0, 0)
+            for way in alike:
+                items = by_way[way]
+                counts = _counted(counts, items)
+                if way.next_node is None:
+                    items = [item for item in items if item.sample]
+                    if way.is_alone:
+                        iteration.alone.update([item.request for item in items])
+                if items:
+                    going[way.next_node] = going[way.next_node] + items if way.next_node in going else items
+            iteration.counts.append((entry, counts))
+            iteration.prefills += counts[0]
+            iteration.decodes += counts[3]
+        return iteration
 
-    def _end(self, groups: list[tuple[int, list[Chunk]]]) -> None:
+    def _end(self, ran: _Iteration) -> None:
         now_s = self._kernel.now_s
         seconds = now_s - self._running_since_s
         self._is_running, self._ended_s = False, now_s
-        going: dict[str | None, list[WorkItem]] = {}
-        sizes: dict[str | None, int] = {}
-        decodes = prefills = 0
-        alone: set[int] = set()
-        routes = self._routes
-        for _, chunks in groups:
-            for chunk in chunks:
-                item = chunk.item
-                route = routes[item.request]
-                size = item.num_tokens
-                if item.past != route.filled:
-                    raise ConservationError(f"{self.name}: request {item.request} runs a token twice, or skips one")
-                route.filled += size
-                if item.is_decode:
-                    decodes += 1
-                else:
-                    prefills += size
-                to = route.next_node
-                if to is None:
-                    if not item.sample:
-                        continue
-                    size = 1
-                    if route.is_alone:
-                        alone.add(item.request)
-                if to in going:
-                    going[to].append(item)
-                    sizes[to] += size
-                else:
-                    going[to] = [item]
-                    sizes[to] = size
         self.busy_s += seconds
         self.iterations += 1
-        self.decode_tokens += decodes
-        self.prefill_tokens += prefills
-        self.history.add(now_s - seconds, now_s, decode_tokens=decodes, kv_tokens=self.kv_used_tokens)
+        self.decode_tokens += ran.decodes
+        self.prefill_tokens += ran.prefills
+        self.history.add(now_s - seconds, now_s, decode_tokens=ran.decodes, kv_tokens=self.kv_used_tokens)
         if self._on_iteration is not None:
-            self._on_iteration(self.name, decodes + prefills, seconds)
+            self._on_iteration(self.name, ran.decodes + ran.prefills, seconds)
         if self._is_last:
-            self._gather.sampled(alone, now_s=now_s, iteration_s=seconds)
-        for to, items in going.items():
+            self._gather.sampled(ran.alone, now_s=now_s, iteration_s=seconds)
+        for to, items in ran.going.items():
             if to is None:
-                self._send(self.name, COORDINATOR, sizes[to], [item.request for item in items])
+                self._send(self.name, COORDINATOR, len(items), [item.request for item in items])
             else:
-                self._send(self.name, to, sizes[to], Message(items))
+                self._send(self.name, to, sum([item.num_tokens for item in items]), Message(items))
         self._wake()
 
 
-def _counts(chunks: Sequence[Chunk]) -> Counts:
-    """What the timer has to know of the chunks."""
-    prefill = prefills = decodes = context = sampled = 0
-    pairs = 0.0
-    for chunk in chunks:
-        item = chunk.item
+def _counted(before: _IntCounts, items: Sequence[WorkItem]) -> _IntCounts:
+    """What the timer has to know of items that enter at one layer, added to what it knows of others there."""
+    prefill, prefills, pairs, decodes, context, sampled = before
+    for item in items:
         if item.is_decode:
             decodes += 1
+            sampled += 1
             context += item.past + 1
         else:
             size = item.num_tokens
@@ -236,4 +256,4 @@ def _counts(chunks: Sequence[Chunk]) -> Counts:
             prefills += 1
             pairs += size * (item.past + (size + 1) / 2)
             sampled += item.sample
-    return prefill, prefills, pairs, decodes, context, sampled + decodes
+    return prefill, prefills, pairs, decodes, context, sampled

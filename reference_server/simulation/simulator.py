@@ -121,7 +121,6 @@ class _Simulation:
         self._remarks: list[str] = []
         self._router = self._make_router()
         self._links: dict[tuple[str, str], LinkCount] = {}  # (from, to) -> what crossed it
-        self._bytes_per_token: dict[tuple[str, str], float] = {}
         capacities = Capacities(profile, config.workload)
         self._nodes = {name: self._make_node(name, capacities) for name in sorted(plan.placement)}
         admitted = {name: int(node.kv_capacity_tokens * self._kv_share(name)) for name, node in self._nodes.items()}
@@ -246,12 +245,11 @@ class _Simulation:
         ends = (src, dst)
         count = self._links.get(ends)
         if count is None:
-            count = self._links[ends] = LinkCount()
-            self._bytes_per_token[ends] = self._profile.bytes_per_token(src, dst)
+            deliver = self._front.receive if dst == COORDINATOR else self._nodes[dst].receive
+            count = self._links[ends] = LinkCount(self._profile.bytes_per_token(src, dst), deliver)
         count.messages += 1
         count.tokens += tokens
-        deliver = self._front.receive if dst == COORDINATOR else self._nodes[dst].receive
-        self._wires.send(src, dst, tokens * self._bytes_per_token[ends], deliver, message)
+        self._wires.send(src, dst, tokens * count.bytes_per_token, count.deliver, message)
 
     def _require_servable(self, coordinator: Coordinator) -> None:
         largest = coordinator.largest_request_tokens()
@@ -350,7 +348,7 @@ class _Simulation:
             requests=tuple(load.finished),
             pipelines=tuple(tuple((hop.node, hop.start, hop.end) for hop in p) for p in self._router.pipelines),
             nodes=node_uses(self._begin, self._end),
-            links=link_uses(self._begin, self._end, self._bytes_per_token),
+            links=link_uses(self._begin, self._end, self._links),
             timeline=load.timeline(self._end_s),
             node_timeline={n: node_points(node.history, now_s=self._kernel.now_s) for n, node in self._nodes.items()},
             device_names={name: node.device.name for name, node in used.items()},

@@ -122,10 +122,11 @@ def _rows(
 ) -> Iterator[StudyRow]:
     for on in spec.cluster:
         profile = cluster_of(on, folder)
+        made: dict[tuple[int, int], Plan | Infeasible] = {}  # (first load with these lengths, placement) -> its plan
         for load in spec.workload:
             workload, trace = workload_of(load, folder)
-            for placement in spec.placement:
-                plan: Plan | Infeasible | None = None
+            alike = next(index for index, other in enumerate(spec.workload) if _plans_for(other) == _plans_for(load))
+            for number, placement in enumerate(spec.placement):
                 for routing in spec.routings:
                     for seed in spec.seeds:
                         row = StudyRow(
@@ -134,14 +135,10 @@ def _rows(
                         if key_of(row) in known:
                             yield known[key_of(row)]
                             continue
+                        plan = made.get((alike, number))
                         if plan is None:
-                            numbers = (
-                                spec.cluster.index(on),
-                                spec.workload.index(load),
-                                spec.placement.index(placement),
-                            )
-                            kept = plans and plans / f"plan-{'-'.join(map(str, numbers))}.json"
-                            plan = _plan(placement, profile, workload, load, spec, folder, kept)
+                            kept = plans and plans / f"plan-{spec.cluster.index(on)}-{alike}-{number}.json"
+                            plan = made[alike, number] = _plan(placement, profile, workload, load, spec, folder, kept)
                         if isinstance(plan, Infeasible):
                             yield msgspec.structs.replace(row, problem=plan.reason)
                             continue
@@ -152,6 +149,12 @@ def _rows(
                             yield msgspec.structs.replace(row, problem=str(error))
                             continue
                         yield _filled(row, result.run)
+
+
+def _plans_for(load: WorkloadSpec) -> tuple[object, ...]:
+    """All of a load that decides about a solver's plan: lengths, and the requests in flight of a closed loop."""
+    lengths = (load.trace, load.max_prompt_tokens, load.max_output_tokens, load.prompt_tokens, load.output_tokens)
+    return (*lengths, load.concurrency if load.arrivals().kind == "closed loop" else None)
 
 
 def _plan(
