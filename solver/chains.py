@@ -10,6 +10,7 @@ import numpy as np
 from .blocks import Block, Shop, open_shop, worthwhile_blocks
 from .capacity import Capacities
 from .plan import LayerRange
+from .well_linked import well_linked
 
 Placement = dict[str, LayerRange]
 
@@ -27,7 +28,7 @@ def widest_chain(capacities: Capacities, *, bound: float, seconds: float) -> tup
         bound: no chain carries more.
         seconds: that the search may take.
     """
-    names = list(capacities.nodes)
+    names = well_linked(capacities, bound)
     shop = open_shop(capacities, names)
     if not shop.counts:
         return None

@@ -18,6 +18,7 @@ from .capacity import Capacities
 from .network import LinkTable
 from .plan import LayerRange
 from .segments import MOST_SIDE_BY_SIDE, Part, Segments, Width, Yard
+from .well_linked import well_linked
 
 Placement = dict[str, LayerRange]
 Regions = frozenset[str]
@@ -67,9 +68,10 @@ def regional_placements(
         bound: no placement carries more.
         may_go_on: asked before each flow that is tried.
     """
+    names = well_linked(capacities, bound)
     yards: list[int] = []
     for states in STATES:
-        planner = _Planner(capacities, links, bound, states=states, may_go_on=may_go_on)
+        planner = _Planner(capacities, names, links, bound, states=states, may_go_on=may_go_on)
         if planner.num_yards == yards:
             break
         yards = planner.num_yards
@@ -120,6 +122,7 @@ class _Planner:
     def __init__(
         self,
         capacities: Capacities,
+        names: Sequence[str],
         links: LinkTable,
         bound: float,
         *,
@@ -128,9 +131,9 @@ class _Planner:
     ) -> None:
         self._capacities, self._bound, self._may_go_on = capacities, bound, may_go_on
         self._names: dict[str, list[str]] = {}  # region -> its nodes
-        for name, node in capacities.nodes.items():
+        for name in names:
             if name not in capacities.pins:
-                self._names.setdefault(node.region, []).append(name)
+                self._names.setdefault(capacities.nodes[name].region, []).append(name)
         self.regions = sorted(self._names)
         share = states // max(1, len(self._names))
         self._yards = {region: _yards(capacities, names, share) for region, names in self._names.items()}

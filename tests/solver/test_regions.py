@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from profiler.cluster_profile import Link
 from solver.blocks import open_shop
 from solver.bounds import work_bound
 from solver.capacity import Capacities
@@ -16,6 +17,7 @@ from solver.generate import make_cluster
 from solver.network import LinkTable
 from solver.regions import best_parting, regional_placements, widths
 from solver.segments import Segments, Yard
+from solver.well_linked import well_linked
 
 from .clusters import WORKLOAD
 
@@ -48,6 +50,21 @@ def test_a_node_behind_a_slow_network_card_does_not_spoil_the_plan(way: str) -> 
     without = Capacities(msgspec.structs.replace(profile, nodes=tuple(others)), WORKLOAD)
     high = work_bound(without, partial=False)
     assert max(planned(Capacities(with_slow, WORKLOAD), high)) >= 0.99 * max(planned(without, high))
+
+
+def test_a_node_behind_slow_links_does_not_spoil_the_plan_though_it_is_like_others() -> None:
+    profile = make_cluster(num_nodes=24, num_types=3, num_regions=1, seed=3)
+    slow, *others = profile.nodes
+    links = tuple(
+        Link(src=src, dst=dst, bandwidth_bytes_per_s=1e6, latency_s=0.02)
+        for other in others
+        for src, dst in ((slow.name, other.name), (other.name, slow.name))
+    )
+    with_slow = Capacities(msgspec.structs.replace(profile, links=links), WORKLOAD)
+    without = Capacities(msgspec.structs.replace(profile, nodes=tuple(others)), WORKLOAD)
+    high = work_bound(without, partial=False)
+    assert well_linked(with_slow, high) == [node.name for node in others]
+    assert max(planned(with_slow, high)) >= 0.99 * max(planned(without, high))
 
 
 def longest_by_search(rates: list[np.ndarray], counts: tuple[int, ...], flow: float) -> int:
