@@ -2,7 +2,8 @@
 
 Two files for each type of device: ``*_<device>_prompt.csv`` (whole prompts) and ``*_<device>_decode.csv`` (one token
 for each sequence), rows ``tokens,ms``. What the tables do not time - the server's own work, embedding, head, context -
-is not in the cost, and ``source`` says so.
+is not in the cost, and ``source`` says so. Nor do they say what memory an engine leaves for KV caches: that is assumed,
+and ``source`` says what was.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from .cluster_profile import ClusterProfile, CostSample, MeasuredCost
+from .cluster_profile import ClusterProfile, CostSample, Device, MeasuredCost
 from .cost import BatchShape
 from .errors import InputError
 from .fit import fit_cost
@@ -21,9 +22,25 @@ HELD_OUT_EVERY = 5
 MAX_BATCH_TOKENS = 2048
 """Of the server that the profile stands for; the published one takes prompts of up to 2048 tokens whole."""
 
+MEMORY_UTILIZATION = 0.9
+"""Share of a device's memory that an engine uses at all; vLLM's default (``gpu_memory_utilization``)."""
+
+WORKSPACE_BYTES = 3e9
+"""Of that, what is neither weights nor KV cache: the CUDA context, captured graphs, libraries, and the activations of
+the largest iteration. An assumption: KV caches that were published for LLaMA-2 70B on A100, L4 and T4, by layers held,
+leave 2.7 to 3.7e9 where a layer is taken as 1.53e9 bytes."""
+
+WHOLE_MEMORY_FACT = "memory_before_utilization_bytes"
+"""Among a device's facts: its memory before the utilization was taken off."""
+
 
 def with_imported_costs(
-    cluster: ClusterProfile, tables: Path, *, max_batch_tokens: int = MAX_BATCH_TOKENS
+    cluster: ClusterProfile,
+    tables: Path,
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    memory_utilization: float = MEMORY_UTILIZATION,
+    workspace_bytes: float = WORKSPACE_BYTES,
 ) -> ClusterProfile:
     """The cluster with every node's capacity table replaced by a cost fitted to the timing tables of its device.
 
@@ -31,22 +48,52 @@ def with_imported_costs(
         cluster: nodes by name, device and memory; a node's device name finds its tables, in any case.
         tables: folder of the CSV files.
         max_batch_tokens: most tokens of one iteration.
+        memory_utilization: share of each device's memory that the engine uses: the rest is taken off ``memory_bytes``.
+        workspace_bytes: what each engine keeps of that beside weights and KV cache.
 
     Raises:
-        InputError: a device without tables, or a table that cannot be read.
+        InputError: a device without tables, a table that cannot be read, or memory out of range.
     """
+    if not 0 < memory_utilization <= 1:
+        raise InputError(f"--memory-utilization {memory_utilization}: need a share of the memory, above 0 and up to 1")
     costs: dict[str, MeasuredCost] = {}
     nodes = []
     for node in cluster.nodes:
-        device = node.device.name
-        if device not in costs:
-            costs[device] = import_cost(tables, device, max_batch_tokens=max_batch_tokens)
-        nodes.append(msgspec.structs.replace(node, capacity_tokens_per_s=None, cost=costs[device]))
+        device = node.device
+        if device.name not in costs:
+            costs[device.name] = import_cost(
+                tables, device.name, max_batch_tokens=max_batch_tokens, workspace_bytes=workspace_bytes
+            )
+        nodes.append(
+            msgspec.structs.replace(
+                node,
+                device=_used(device, memory_utilization, workspace_bytes=workspace_bytes),
+                capacity_tokens_per_s=None,
+                cost=costs[device.name],
+            )
+        )
     return msgspec.structs.replace(cluster, nodes=tuple(nodes))
 
 
+def _used(device: Device, utilization: float, *, workspace_bytes: float) -> Device:
+    """The device with the share of its memory that an engine uses; one that was cut before is cut from the whole."""
+    whole = float(device.facts.get(WHOLE_MEMORY_FACT, device.memory_bytes))
+    used = utilization * whole
+    if not 0 <= workspace_bytes < used:
+        raise InputError(
+            f"--workspace-bytes {workspace_bytes:g}: need at least 0, and less than the {used:g} that the engine uses "
+            f"of a {device.name}"
+        )
+    return msgspec.structs.replace(device, memory_bytes=used, facts={**device.facts, WHOLE_MEMORY_FACT: whole})
+
+
 def import_cost(
-    tables: Path, device: str, *, max_batch_tokens: int = MAX_BATCH_TOKENS, held_out_every: int = HELD_OUT_EVERY
+    tables: Path,
+    device: str,
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    held_out_every: int = HELD_OUT_EVERY,
+    workspace_bytes: float = WORKSPACE_BYTES,
 ) -> MeasuredCost:
     """A device's cost from its two tables.
 
@@ -55,6 +102,7 @@ def import_cost(
         device: as the files name it, in any case.
         max_batch_tokens: rows of more tokens are left out.
         held_out_every: every so manieth row of each table is kept out of the fit.
+        workspace_bytes: memory beside weights and KV cache.
 
     Raises:
         InputError: no such tables, or one that cannot be read.
@@ -66,13 +114,14 @@ def import_cost(
     ]
     cost = fit_cost(
         [*samples, *(_stacked(sample) for sample in samples)],
-        workspace_bytes=0.0,
+        workspace_bytes=workspace_bytes,
         max_batch_tokens=max_batch_tokens,
         has_tiles=True,
         lets_few_go=True,
         source=(
             f"imported from {prompt_path.name} and {decode_path.name}, which time one decoder layer; layers are taken "
-            "to add up, and the server's own time, embedding, head and the length of the context are not in it"
+            "to add up, and the server's own time, embedding, head and the length of the context are not in it; its "
+            f"workspace of {workspace_bytes / 1e9:.3g} GB is an assumption"
         ),
     )
     return msgspec.structs.replace(cost, samples=tuple(samples))

@@ -14,6 +14,7 @@ from .capacity import Capacities
 from .expected import predict_means
 from .flow import Flow
 from .following import (
+    LIMITED,
     NO_LIMITS,
     RANKED,
     REPORTED,
@@ -68,6 +69,8 @@ def assemble(
     bound = max(bound, flow.tokens_per_s)
     has_tables = any(capacities.nodes[name].cost is None for name in held)
     limits = None if is_brief or has_tables else best_limits(question, held, flow, thorough=True)
+    if limits is None and question.objective == "throughput" and not (is_brief or has_tables):
+        limits = best_limits(question, held, flow, thorough=False, effort=LIMITED)
     batching = NO_LIMITS if limits is None else limits.batching
     network = build_network(capacities, held, partial=question.partial)
     expected, remarks = _over_concurrency(question, held, flow, batching, is_brief=is_brief)

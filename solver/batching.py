@@ -24,7 +24,8 @@ class Batching:
     max_batch_tokens: int | None = None
 
 
-FollowWith = Callable[[Batching], Expected]
+FollowWith = Callable[[Batching], Expected | None]
+"""What is expected under such limits; ``None`` where that took too long to tell."""
 
 
 def best_batching(
@@ -36,8 +37,8 @@ def best_batching(
     max_batch_tokens: int,
     thorough: bool,
     follow_longer: FollowWith | None = None,
-) -> tuple[Batching, Expected]:
-    """The limits that bring the most tokens/s, and what they bring.
+) -> tuple[Batching, Expected] | None:
+    """The limits that bring the most tokens/s, and what they bring; ``None`` where none of them could be followed.
 
     Without a limit on decoding sequences the requests in flight gather in two or three groups however many stages there
     are, for a group that waits takes in the next; the other stages idle meanwhile. With as many prompt tokens in an
@@ -54,14 +55,18 @@ def best_batching(
         follow_longer: the same until it has settled; decides between the ``FINALISTS`` that are best at first, for
             under some limits groups merge over time and under others they do not.
     """
-    tried = {Batching(): follow(Batching())}
+    unlimited = follow(Batching())
+    if unlimited is None:
+        return None
+    tried = {Batching(): unlimited}
 
     def best() -> Batching:
         return max(tried, key=lambda batching: tried[batching].total_tokens_per_s)
 
     def consider(batching: Batching) -> None:
-        if batching not in tried:
-            tried[batching] = follow(batching)
+        found = None if batching in tried else follow(batching)
+        if found is not None:
+            tried[batching] = found
 
     per_stage = math.ceil(in_flight / max(2, stages))
     steps = TOKEN_STEPS if thorough else TOKEN_STEPS[1::2]
@@ -71,7 +76,10 @@ def best_batching(
     if thorough:
         for groups in range(2, 2 * stages + 1):
             consider(Batching(math.ceil(in_flight / groups), best().max_batch_tokens))
+    if len(tried) == 1:
+        return None
     if follow_longer is not None:
         finalists = sorted(tried, key=lambda batching: -tried[batching].total_tokens_per_s)[:FINALISTS]
-        tried = {batching: follow_longer(batching) for batching in finalists}
+        longer = {batching: follow_longer(batching) for batching in finalists}
+        tried = {batching: found for batching, found in longer.items() if found is not None}
     return best(), tried[best()]

@@ -147,6 +147,12 @@ def round_s(capacities: Capacities, name: str, held: LayerRange, sequences: floa
     return _stage_seconds(capacities, cost, held, held.start, sequences)[0]
 
 
+def prompt_s(capacities: Capacities, name: str, held: LayerRange) -> float:
+    """Seconds of one prompt by itself at a node; 0 for a capacity table, whose time for a token has prompts in it."""
+    cost = capacities.nodes[name].cost
+    return 0.0 if cost is None else _stage_seconds(capacities, cost, held, held.start, 1.0)[1]
+
+
 def _link_seconds(links: LinkTable, flows: Sequence[LinkFlow], in_flight: int) -> float:
     """Seconds that the group spends on links in one time round: latency, and the bytes of all that take the link."""
     total = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)

@@ -30,6 +30,9 @@ class Effort:
 RANKED = Effort(max_work=300_000)
 """To compare placements and limits: about a second."""
 
+LIMITED = Effort(max_work=1_500_000)
+"""To compare limits alone where requests gather so little under them that ``RANKED`` does not see a round: seconds."""
+
 REPORTED = Effort(max_work=2_000_000, max_windows=8)
 """What is reported for the requests in flight that were asked for: seconds."""
 
@@ -165,12 +168,16 @@ class BestLimits:
 
 
 def best_limits(
-    question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool
+    question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool, effort: Effort = RANKED
 ) -> BestLimits | None:
-    """The limits on iterations that bring the most; ``None`` where requests are not followed."""
+    """The limits on iterations that bring the most; ``None`` where requests are not followed.
+
+    Limits decide by up to a factor of three what a long pipeline delivers. So a placement of which only the rollout
+    without limits is within the effort counts as not followed: its figure says nothing beside those of others.
+    """
     held = {name: placement[name] for name in used_nodes(placement, flow)}
     concurrency = question.concurrency
-    unlimited = follow(question, held, flow, concurrency)
+    unlimited = follow(question, held, flow, concurrency, effort=effort)
     if unlimited is None:
         return None
     sizes = [max_batch_tokens(question.capacities, name) for name in held]
@@ -178,10 +185,15 @@ def best_limits(
         return BestLimits(NO_LIMITS, unlimited.expected, unlimited.work)
     known = unlimited.expected
     thorough = thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK
-    batching, expected = best_batching(
-        lambda batching: (
-            known if batching == NO_LIMITS else expected_of(question, held, flow, concurrency, batching=batching)
-        ),
+
+    def follow_with(batching: Batching) -> Expected | None:
+        if batching == NO_LIMITS:
+            return known
+        rolled = follow(question, held, flow, concurrency, batching=batching, effort=effort)
+        return None if rolled is None else rolled.expected
+
+    found = best_batching(
+        follow_with,
         in_flight=known.concurrency,
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
@@ -193,7 +205,7 @@ def best_limits(
             else None
         ),
     )
-    return BestLimits(batching, expected, BATCHINGS_TRIED // 2 * unlimited.work)
+    return None if found is None else BestLimits(*found, BATCHINGS_TRIED // 2 * unlimited.work)
 
 
 def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:

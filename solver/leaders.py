@@ -16,7 +16,11 @@ MOST_WORK = 6_000_000
 
 
 def roll_out_leaders(search: Search) -> None:
-    """Follow the requests of the placements that promise most; keep the one that delivers most."""
+    """Follow the requests of the placements that promise most; keep the one that delivers most.
+
+    The best by means stays where some of them take too long to follow: short pipelines are followed soonest, and would
+    otherwise be compared with their like alone.
+    """
     question = search.question
     rolled: list[tuple[float, float, Placement]] = []
     work = 0
@@ -29,8 +33,8 @@ def roll_out_leaders(search: Search) -> None:
         if found is not None:
             work += found.work
             rolled.append((found.expected.total_tokens_per_s, flow, placement))
-        elif not rolled:
-            break  # too many in flight to follow any of them
+        else:
+            return
     if rolled:
         search.take(*max(rolled, key=lambda item: item[0]))
         search.tell("following requests through the best plans")

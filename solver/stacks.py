@@ -1,26 +1,39 @@
 """Chains of stages, each held by one or more alike nodes side by side: the shape in which KV caches fill evenly.
 
-For ``N`` requests in flight and a target of ``X`` tokens/s every stage must admit ``N`` requests and carry ``X``. Which
-stages then make the shortest time round is a small integer program: so many of each kind of stage, layers adding up to
-the model's. Little's law turns the time round into tokens/s.
+For ``N`` requests in flight every stage must admit ``N`` requests. Which stages then make the shortest time round is a
+small program: so many of each kind of stage, layers adding up to the model's. With few kinds of nodes it is solved by
+dynamic programming over how many of each are used, else as an integer program. Little's law turns the time round into
+tokens/s.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .capacity import Capacities
-from .expected import admitted_requests, round_s
+from .expected import admitted_requests, prompt_s, round_s
 from .plan import LayerRange
 
 Placement = dict[str, LayerRange]
 
+FEW_SIDE_BY_SIDE = 2
 MOST_SIDE_BY_SIDE = 6
 MOST_LEVELS = 24
+"""Of requests in flight, from the most that any chain of stages admits."""
+
 MOST_KINDS = 16
+
+MOST_STATES = 200_000
+"""Layers reached times how many nodes of each kind are used; above it the program is left to HiGHS."""
+
+PROMPT_SHARES = (0.0, 0.5, 1.0)
+"""Of a prompt's time at a stage: how much of it a token is held up by in a round. All of it where prompts are many,
+next to nothing where they are few."""
 
 
 @dataclass(frozen=True)
@@ -31,38 +44,43 @@ class _Stage:
     width: int
     layers: int
     requests: float
-    tokens_per_s: float
+    most_tokens_per_s: float
 
 
-def stacks(capacities: Capacities, *, hop_s: float) -> Iterator[Placement]:
-    """Placements, for levels of requests in flight from few to many; the best for each level, then all better ones.
+def stacks(capacities: Capacities, *, hop_s: float, most_side_by_side: int) -> Iterator[Placement]:
+    """Placements with the shortest time round, for levels of requests in flight from many to few.
 
     Args:
         capacities: of the nodes.
         hop_s: seconds of a hop over a link.
+        most_side_by_side: nodes of a stage.
     """
     members: dict[int, list[str]] = {}
     for name in capacities.nodes:
         members.setdefault(capacities.kind(name), []).append(name)
     if len(members) > MOST_KINDS:
         return
-    stages = _stages(capacities, members)
-    reached = 0.0
-    for in_flight in _levels(capacities, stages):
-        while True:
-            chosen = _shortest(capacities, members, stages, in_flight, reached, hop_s)
-            if not chosen:
-                break
-            seconds = sum(count * _seconds(capacities, members, stage, in_flight, hop_s) for stage, count in chosen)
-            carried = min(stage.tokens_per_s for stage, _ in chosen)
-            tokens_per_s = min(carried, in_flight * capacities.mix.tokens_per_output / seconds)
-            if tokens_per_s <= reached * 1.001:
-                break
-            reached = tokens_per_s
-            yield _lay_out(members, chosen)
+    stages = _stages(capacities, members, most_side_by_side)
+    states = (capacities.model.num_layers + 1) * math.prod(len(names) + 1 for names in members.values())
+    shortest = _shortest if states <= MOST_STATES else _shortest_by_program
+
+    def chain_for(in_flight: float, share: float) -> tuple[tuple[_Stage, int], ...]:
+        usable = [stage for stage in stages if stage.requests >= in_flight * (1 - 1e-9)]
+        seconds = [_seconds(capacities, members, stage, in_flight, hop_s, share) for stage in usable]
+        return tuple(shortest(members, usable, seconds, capacities.model.num_layers))
+
+    levels = _levels(capacities, stages)
+    most = bisect_left(range(len(levels)), True, key=lambda i: not chain_for(levels[i], 1.0))  # the first out of reach
+    seen: set[tuple[tuple[_Stage, int], ...]] = set()
+    for in_flight in reversed(levels[max(0, most - MOST_LEVELS) : most]):
+        for share in PROMPT_SHARES:
+            chosen = chain_for(in_flight, share)
+            if chosen and chosen not in seen:
+                seen.add(chosen)
+                yield _lay_out(capacities, members, chosen)
 
 
-def _stages(capacities: Capacities, members: dict[int, list[str]]) -> list[_Stage]:
+def _stages(capacities: Capacities, members: dict[int, list[str]], most_side_by_side: int) -> list[_Stage]:
     num_layers = capacities.model.num_layers
     found = []
     for kind, names in members.items():
@@ -74,7 +92,7 @@ def _stages(capacities: Capacities, members: dict[int, list[str]]) -> list[_Stag
             rate = capacities.tokens_per_s(names[0], held)
             found += [
                 _Stage(kind, width, layers, width * requests, width * rate)
-                for width in range(1, min(len(names), MOST_SIDE_BY_SIDE) + 1)
+                for width in range(1, min(len(names), most_side_by_side) + 1)
             ]
     return found
 
@@ -85,60 +103,110 @@ def _levels(capacities: Capacities, stages: Sequence[_Stage]) -> list[float]:
     levels = sorted({round(stage.requests, 3) for stage in stages if stage.requests >= 1})
     if asked is not None:
         levels = [level for level in levels if level < asked] + [float(asked)]
-    if len(levels) > MOST_LEVELS:
-        levels = [levels[round(i)] for i in np.linspace(0, len(levels) - 1, MOST_LEVELS)]
     return levels
 
 
 def _seconds(
-    capacities: Capacities, members: dict[int, list[str]], stage: _Stage, in_flight: float, hop_s: float
+    capacities: Capacities,
+    members: dict[int, list[str]],
+    stage: _Stage,
+    in_flight: float,
+    hop_s: float,
+    prompt_share: float,
 ) -> float:
     num_layers = capacities.model.num_layers
     start = 1 if stage.layers < num_layers else 0
-    held = LayerRange(start, start + stage.layers)
-    return hop_s + round_s(capacities, members[stage.kind][0], held, max(1.0, in_flight / stage.width))
+    held, name = LayerRange(start, start + stage.layers), members[stage.kind][0]
+    decode_s = round_s(capacities, name, held, max(1.0, in_flight / stage.width))
+    return hop_s + decode_s + prompt_share * prompt_s(capacities, name, held)
 
 
 def _shortest(
-    capacities: Capacities,
-    members: dict[int, list[str]],
-    stages: Sequence[_Stage],
-    in_flight: float,
-    above: float,
-    hop_s: float,
+    members: dict[int, list[str]], stages: Sequence[_Stage], seconds: Sequence[float], num_layers: int
 ) -> list[tuple[_Stage, int]]:
-    """How many of each stage, for the shortest time round of all that carry more than ``above``; empty if none do."""
+    """How many of each stage, for the shortest time round; empty if no stages add up to the model's layers.
+
+    By dynamic programming: the shortest time to each layer with so many nodes of each kind used.
+    """
+    kinds = sorted(members)
+    shape = tuple(len(members[kind]) + 1 for kind in kinds)
+    best = np.full((num_layers + 1, *shape), np.inf)
+    last = np.full((num_layers + 1, *shape), -1, dtype=np.int32)  # the stage that ends there
+    best[(0,) * (len(kinds) + 1)] = 0.0
+    for layer in range(1, num_layers + 1):
+        for index, stage in enumerate(stages):
+            if stage.layers > layer:
+                continue
+            axis = kinds.index(stage.kind)
+            before = tuple(slice(None, -stage.width) if i == axis else slice(None) for i in range(len(kinds)))
+            after = tuple(slice(stage.width, None) if i == axis else slice(None) for i in range(len(kinds)))
+            reached = best[layer - stage.layers][before] + seconds[index]
+            is_shorter = reached < best[layer][after]
+            best[layer][after][is_shorter] = reached[is_shorter]
+            last[layer][after][is_shorter] = index
+    at = list(np.unravel_index(int(np.argmin(best[num_layers])), shape))
+    if not np.isfinite(best[(num_layers, *at)]):
+        return []
+    counts: dict[int, int] = {}
+    layer = num_layers
+    while layer:
+        index = int(last[(layer, *at)])
+        counts[index] = counts.get(index, 0) + 1
+        layer -= stages[index].layers
+        at[kinds.index(stages[index].kind)] -= stages[index].width
+    return [(stages[index], count) for index, count in sorted(counts.items())]
+
+
+def _shortest_by_program(
+    members: dict[int, list[str]], stages: Sequence[_Stage], seconds: Sequence[float], num_layers: int
+) -> list[tuple[_Stage, int]]:
+    """The same as an integer program."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    usable = [s for s in stages if s.requests >= in_flight * (1 - 1e-9) and s.tokens_per_s > above * 1.001]
-    if not usable:
+    if not stages:
         return []
     kinds = sorted(members)
-    rows = [[float(stage.width) if stage.kind == kind else 0.0 for stage in usable] for kind in kinds]
-    rows.append([float(stage.layers) for stage in usable])
-    num_layers = float(capacities.model.num_layers)
-    low = [0.0] * len(kinds) + [num_layers]
-    high = [float(len(members[kind])) for kind in kinds] + [num_layers]
+    rows = [[float(stage.width) if stage.kind == kind else 0.0 for stage in stages] for kind in kinds]
+    rows.append([float(stage.layers) for stage in stages])
+    low = [0.0] * len(kinds) + [float(num_layers)]
+    high = [float(len(members[kind])) for kind in kinds] + [float(num_layers)]
     result = milp(
-        [_seconds(capacities, members, stage, in_flight, hop_s) for stage in usable],
+        list(seconds),
         constraints=LinearConstraint(np.array(rows), low, high),
-        integrality=np.ones(len(usable), dtype=np.int64),
-        bounds=Bounds(0, np.array([float(len(members[stage.kind]) // stage.width) for stage in usable])),
+        integrality=np.ones(len(stages), dtype=np.int64),
+        bounds=Bounds(0, np.array([float(len(members[stage.kind]) // stage.width) for stage in stages])),
         options={"time_limit": 2.0, "mip_rel_gap": 1e-3},
     )
     if result.x is None:
         return []
-    return [(stage, round(count)) for stage, count in zip(usable, result.x, strict=True) if round(count)]
+    return [(stage, round(count)) for stage, count in zip(stages, result.x, strict=True) if round(count)]
 
 
-def _lay_out(members: dict[int, list[str]], chosen: Sequence[tuple[_Stage, int]]) -> Placement:
-    """The stages one after another, those of one kind together."""
+def _lay_out(capacities: Capacities, members: dict[int, list[str]], chosen: Sequence[tuple[_Stage, int]]) -> Placement:
+    """The stages one after another, those of one region together.
+
+    Where there are nodes side by side, single ones stand between them: what one of a pair gets more of than the other
+    then evens out before the next pair, however requests are routed.
+    """
     left = {kind: list(names) for kind, names in members.items()}
+    by_region: dict[str, list[_Stage]] = {}
+    for stage, count in sorted(chosen, key=lambda item: (item[0].kind, item[0].layers, item[0].width)):
+        region = capacities.nodes[members[stage.kind][0]].region
+        by_region.setdefault(region, []).extend([stage] * count)
     placement: Placement = {}
     reached = 0
-    for stage, count in sorted(chosen, key=lambda item: (item[0].kind, item[0].layers, item[0].width)):
-        for _ in range(count):
+    for stages in by_region.values():
+        for stage in _apart(stages):
             for _ in range(stage.width):
                 placement[left[stage.kind].pop(0)] = LayerRange(reached, reached + stage.layers)
             reached += stage.layers
     return placement
+
+
+def _apart(stages: Sequence[_Stage]) -> list[_Stage]:
+    """Wide stages alternate with single ones, those that carry most first, as long as there are both."""
+    wide = [stage for stage in stages if stage.width > 1]
+    single = sorted((stage for stage in stages if stage.width == 1), key=lambda stage: -stage.most_tokens_per_s)
+    turns = min(len(wide), len(single))
+    alternating = [stage for pair in zip(wide[:turns], single[:turns], strict=True) for stage in pair]
+    return [*alternating, *wide[turns:], *single[turns:]]

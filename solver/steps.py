@@ -16,13 +16,20 @@ from .leaders import roll_out_leaders
 from .published import published_model
 from .region_bound import RegionBound
 from .regions import regional_placements
-from .stacks import stacks
+from .stacks import FEW_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE, stacks
 
 MAX_ASIDE_S = 10.0
 """Of each program where the largest flow is not what is asked for, only a bound and a place to start from."""
 
 MOST_FOR_BOUND = 0.15
 """Of the time that is left, for the bound by configurations."""
+
+MOST_FOR_STACKS = 0.25
+"""Of the time that is left, for stages that fill evenly."""
+
+WIDE_GAIN = 1.02
+"""Of the best by means: what stages of more than two nodes side by side have to bring. Means take it that routing fills
+all of them evenly, and are further off than this."""
 
 MOST_ANNEALED = 150
 """Nodes. Above this a max-flow takes too long to ask for tens of thousands."""
@@ -40,12 +47,14 @@ def run_search(search: Search) -> str:
     """Search until a proof, the time limit or Ctrl-C; the status says which."""
     regions = {node.region for node in search.question.capacities.profile.nodes}
     steps: list[Callable[[Search], None]] = [_try_baselines, _bound_by_configurations, _try_regions]
+    if not search.is_for_flow:
+        steps.insert(1, _try_stacks)
     steps += [_try_chain, _prove_by_configurations] if len(regions) == 1 else [_prove_by_configurations]
     programs = [_solve_pooled, _solve_linked]
     is_small = linked_size(search.question.capacities, partial=search.question.partial) <= MOST_AT_ONCE
     steps += [*programs, _anneal] if is_small or len(regions) == 1 else [_anneal, *programs]
     if not search.is_for_flow:
-        steps += [_try_stacks, _try_fewer_nodes]
+        steps.append(_try_fewer_nodes)
     steps.append(walk)
     if not search.is_for_flow:
         steps.append(roll_out_leaders)
@@ -175,13 +184,17 @@ def _solve_linked(search: Search) -> None:
 
 
 def _try_stacks(search: Search) -> None:
-    """Chains of stages that carry and admit alike."""
+    """Chains of stages that admit alike; wide ones only where they are clearly better, for they need even routing."""
     capacities = search.question.capacities
-    for placement in stacks(capacities, hop_s=_hop_seconds(capacities)):
-        if all(capacities.can_hold(name, held) for name, held in placement.items()):
-            search.offer(placement, "stages that fill evenly")
-        if search.left() <= 0:
-            return
+    end_s = search.elapsed() + MOST_FOR_STACKS * search.left()
+    for width, gain in ((FEW_SIDE_BY_SIDE, 1.0), (MOST_SIDE_BY_SIDE, WIDE_GAIN)):
+        for placement in stacks(capacities, hop_s=_hop_seconds(capacities), most_side_by_side=width):
+            if gain == 1.0:
+                search.offer(placement, "stages that fill evenly")
+            elif all(capacities.can_hold(name, held) for name, held in placement.items()):
+                search.score(placement, above=gain * search.best_score, doing="stages that fill evenly")
+            if search.elapsed() > end_s:
+                return
 
 
 def _hop_seconds(capacities: Capacities) -> float:
