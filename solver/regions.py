@@ -70,8 +70,9 @@ def regional_placements(
     """
     names = well_linked(capacities, bound)
     yards: list[int] = []
+    work: dict[Regions, float] = {}
     for states in STATES:
-        planner = _Planner(capacities, names, links, bound, states=states, may_go_on=may_go_on)
+        planner = _Planner(capacities, names, links, bound, states=states, work=work, may_go_on=may_go_on)
         if planner.num_yards == yards:
             break
         yards = planner.num_yards
@@ -127,8 +128,10 @@ class _Planner:
         bound: float,
         *,
         states: int,
+        work: dict[Regions, float],
         may_go_on: Callable[[], bool],
     ) -> None:
+        self._work = work  # regions -> what they could carry by their work; kept by the caller, for it is slow to find
         self._capacities, self._bound, self._may_go_on = capacities, bound, may_go_on
         self._names: dict[str, list[str]] = {}  # region -> its nodes
         for name in names:
@@ -213,7 +216,10 @@ class _Planner:
 
     def _work_bound(self, chosen: Regions) -> float:
         """What the nodes of these regions could carry by their work."""
-        return work_bound(self._capacities, partial=False, names=[n for r in sorted(chosen) for n in self._names[r]])
+        if chosen not in self._work:
+            names = [name for region in sorted(chosen) for name in self._names[region]]
+            self._work[chosen] = work_bound(self._capacities, partial=False, names=names)
+        return self._work[chosen]
 
     def _row(self, chosen: Regions, flow: float) -> Row | None:
         """A row of the regions whose segments hold all layers at that flow, or ``None``."""
