@@ -28,7 +28,7 @@ Spec = tuple[int, ...]
 """nodes, types, regions, seed and, unless 80, layers."""
 
 TWENTY: tuple[Spec, ...] = tuple((10 + 50 * i // 19, 3 + i % 6, 1 + i % 4, i) for i in range(20))
-NODES: tuple[Spec, ...] = tuple((nodes, 8, 10, 0) for nodes in (25, 50, 100, 200, 400))
+NODES: tuple[Spec, ...] = tuple((nodes, 8, 10, 0) for nodes in (25, 100, 400))
 TYPES: tuple[Spec, ...] = tuple((100, types, 1, 0) for types in (1, 4, 8))
 LAYERS: tuple[Spec, ...] = tuple((100, 8, 1, 0, layers) for layers in (20, 40))
 NAMED = {"twenty": TWENTY, "scale": (*NODES, *TYPES, *LAYERS)}
