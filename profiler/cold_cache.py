@@ -24,7 +24,7 @@ class CacheFlood:
         self._buffer = torch.ones(self.num_bytes // 4, dtype=torch.float32)
 
     def __call__(self, *, streamed_bytes: float) -> int:
-        """Read so much that an iteration of so many bytes finds none of them again; how much that was.
+        """Read what is still to be read after an iteration of so many bytes until it finds none of them again; how much.
 
         One that reads more than the buffer holds drives its own out. Reading more than needed would keep the memory
         bus busier than serving does, which slows down the others that measure at the same time.
