@@ -1,16 +1,15 @@
 """How fast a processor is right now, and what a piece of work would have taken on it at another time. Pure.
 
 A processor that others share (a virtual machine's neighbours, a sibling thread, a common cache and memory bus) changes
-its speed from second to second, and not for all work alike. Measured over 100 s on a virtual machine with two cores, in
-spans of 1.4 s, as standard deviation of the logarithm: streaming weights 0.23, a matrix product in the cache 0.06, an
-iteration of one to sixteen sequences 0.17, of a prompt of 64 tokens 0.10, of 99 tokens 0.09. All of them move together
-(correlation above 0.9), so two works that are timed again and again tell what an iteration's seconds are worth: after
-the correction below 0.03 of those 0.17 are left.
+its speed from second to second, and not for all work alike. Two works that are timed again and again tell what an
+iteration's seconds are worth: one that streams weights, one of arithmetic in the cache. Measured over 170 s on a
+virtual machine with two cores, in spans of 4 s, as standard deviation of the logarithm: streaming 0.08 and 0.12,
+arithmetic 0.03 and 0.05, iterations of 1 to 16 sequences 0.08 to 0.12, of a prompt of 99 tokens 0.05 and 0.07; the
+iterations go with streaming (correlation above 0.9, slope 1.0). After the correction 0.03 to 0.05 are left.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Collection
 
@@ -19,7 +18,6 @@ import msgspec
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
-_STREAMING_WEIGHT = 0.65  # power of streaming in what is not bound by arithmetic; the rest is the matrix product's
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -59,8 +57,8 @@ def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
 def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:
     """What an iteration of ``cpu_s`` CPU seconds at the speed ``now`` takes at the ``nominal`` speed.
 
-    A product of powers, so that another nominal speed changes all iterations by one factor: what was profiled and what
-    is served stay comparable however well the nominal speed was caught.
+    What arithmetic bounds goes with the matrix product, all else with streaming: each part by one factor, so that what
+    was profiled and what is served stay comparable however well the nominal speed was caught.
 
     Args:
         nominal: the speed that is asked for.
@@ -70,5 +68,4 @@ def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, fl
     """
     streaming, matmul = now.streaming_s / nominal.streaming_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
-    other = math.pow(streaming, _STREAMING_WEIGHT) * math.pow(matmul, 1 - _STREAMING_WEIGHT)
-    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / other
+    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / streaming
