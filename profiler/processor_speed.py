@@ -10,6 +10,7 @@ iterations go with streaming (correlation above 0.9, slope 1.0). After the corre
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection
 
@@ -18,6 +19,7 @@ import msgspec
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
+_STREAMING_WEIGHT = 0.85  # power of streaming in what arithmetic does not bound; the rest is the matrix product's
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -34,16 +36,6 @@ class ProcessorSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     matmul_s: float
 
 
-def mean_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
-    """The mean of several; ``None`` of none."""
-    if not speeds:
-        return None
-    return ProcessorSpeed(
-        streaming_s=sum(speed.streaming_s for speed in speeds) / len(speeds),
-        matmul_s=sum(speed.matmul_s for speed in speeds) / len(speeds),
-    )
-
-
 def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
     """The median of each of both works; ``None`` of none. A few runs that something disturbed do not move it."""
     if not speeds:
@@ -57,8 +49,9 @@ def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
 def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:
     """What an iteration of ``cpu_s`` CPU seconds at the speed ``now`` takes at the ``nominal`` speed.
 
-    What arithmetic bounds goes with the matrix product, all else with streaming: each part by one factor, so that what
-    was profiled and what is served stay comparable however well the nominal speed was caught.
+    What arithmetic bounds goes with the matrix product, all else nearly with streaming, as a product of powers: each
+    part by one factor, so that what was profiled and what is served stay comparable however well the nominal speed was
+    caught.
 
     Args:
         nominal: the speed that is asked for.
@@ -68,4 +61,5 @@ def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, fl
     """
     streaming, matmul = now.streaming_s / nominal.streaming_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
-    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / streaming
+    other = math.pow(streaming, _STREAMING_WEIGHT) * math.pow(matmul, 1 - _STREAMING_WEIGHT)
+    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / other

@@ -17,11 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from profiler.processor_speed import ProcessorSpeed, mean_speed, median_speed, seconds_at
+from profiler.processor_speed import ProcessorSpeed, median_speed, seconds_at
 from profiler.reference_kernel import ReferenceKernel
 
 _EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
-_KEPT = 4  # runs that the present speed is the mean of: a tenth of a second later it is another
+_KEPT = 5  # runs that the present speed is the median of: a tenth of a second later it is another
 _NOMINAL_S, _NOMINAL_RUNS = 3.0, 50
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
@@ -86,7 +86,7 @@ class Pacer:
                 self._runs.append(speed)
                 if self._nominal_runs is not None:
                     self._nominal_runs.append(speed)
-        now = mean_speed(self._runs) or self.nominal
+        now = median_speed(self._runs) or self.nominal
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
         time.sleep(max(0.0, until - time.perf_counter()))

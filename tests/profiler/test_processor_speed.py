@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, mean_speed, median_speed, seconds_at
+from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, median_speed, seconds_at
 
 NOMINAL = ProcessorSpeed(streaming_s=5e-5, matmul_s=6e-5)
 SECONDS = st.floats(1e-6, 1e-2)
@@ -25,12 +25,12 @@ def test_what_slows_all_work_down_alike_is_taken_out(factor: float, cpu_s: float
     assert seconds_at(NOMINAL, now=slower(factor, factor), cpu_s=cpu_s, flops=flops) == pytest.approx(cpu_s / factor)
 
 
-def test_arithmetic_goes_with_the_matrix_product_and_the_rest_with_streaming() -> None:
+def test_arithmetic_goes_with_the_matrix_product_and_the_rest_mostly_with_streaming() -> None:
     now = slower(2.0, 1.0)
     all_of_it = 100 * MATMUL_FLOPS
     assert seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=all_of_it) == pytest.approx(1e-3)
     without = seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=0.0)
-    assert without == pytest.approx(0.5e-3)
+    assert 0.5e-3 < without < 0.6e-3
     half = seconds_at(NOMINAL, now=now, cpu_s=2e-3, flops=1e-3 / now.matmul_s * MATMUL_FLOPS)
     assert half == pytest.approx(1e-3 + without)
 
@@ -50,10 +50,3 @@ def test_another_nominal_speed_changes_all_iterations_alike(
 def test_few_disturbed_runs_do_not_move_the_median() -> None:
     assert median_speed([]) is None
     assert median_speed([slower(1, 1), slower(9, 7), slower(1, 1)]) == slower(1, 1)
-
-
-def test_the_mean_of_no_speeds_is_none() -> None:
-    assert mean_speed([]) is None
-    assert mean_speed([slower(1, 1), slower(3, 2)]) == ProcessorSpeed(
-        streaming_s=pytest.approx(2 * NOMINAL.streaming_s), matmul_s=pytest.approx(1.5 * NOMINAL.matmul_s)
-    )
