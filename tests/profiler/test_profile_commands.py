@@ -75,7 +75,8 @@ def test_help_lists_the_subcommands_and_an_unknown_one_is_wrong_usage(app: typer
 
 
 def test_import_fits_the_tables_of_each_device(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
-    options = ["--tables", str(write_tables(tmp_path)), "-o", str(tmp_path / "out.json"), "--json"]
+    options = ["--tables", str(write_tables(tmp_path)), "--workspace-bytes", "1e6", "--json"]
+    options += ["-o", str(tmp_path / "out.json")]
     result = CliRunner().invoke(app, ["profile", "import", str(cluster), *options])
     assert result.exit_code == 0, result.output
     imported = load_record(tmp_path / "out.json", ClusterProfile)
@@ -85,6 +86,16 @@ def test_import_fits_the_tables_of_each_device(app: typer.Typer, cluster: Path, 
     assert node.cost is not None
     assert node.cost.held_out_error_p90 < 0.01
     assert "toy_x1_prompt.csv" in node.cost.source
+    assert node.device.memory_bytes == pytest.approx(0.9e8), "what an engine leaves is not planned with"
+    assert node.cost.workspace_bytes == 1e6
+
+
+def test_import_refuses_a_workspace_that_a_device_cannot_hold(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
+    options = ["--tables", str(write_tables(tmp_path)), "-o", str(tmp_path / "never.json")]
+    result = CliRunner().invoke(app, ["profile", "import", str(cluster), *options])
+    assert isinstance(result.exception, InputError)
+    assert "--workspace-bytes 3e+09: need at least 0" in str(result.exception)
+    assert not (tmp_path / "never.json").exists()
 
 
 def test_import_names_the_table_that_is_missing(app: typer.Typer, cluster: Path, tmp_path: Path) -> None:
