@@ -19,7 +19,9 @@ import msgspec
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
-_STREAMING_WEIGHT = 0.85  # power of streaming in what arithmetic does not bound; the rest is the matrix product's
+# Power of streaming in what arithmetic does not bound; the rest is the matrix product's. Between 0.65, which spans of
+# tenths of a second show, and 1.0, which spans of 4 s do (docs/profile.md).
+_STREAMING_WEIGHT = 0.85
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 

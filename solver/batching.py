@@ -82,4 +82,6 @@ def best_batching(
         finalists = sorted(tried, key=lambda batching: -tried[batching].total_tokens_per_s)[:FINALISTS]
         longer = {batching: follow_longer(batching) for batching in finalists}
         tried = {batching: found for batching, found in longer.items() if found is not None}
+        if not tried:
+            return None
     return best(), tried[best()]

@@ -34,3 +34,12 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
     assert promised.total_tokens_per_s == 290.0
     assert len(settled) == FINALISTS
     assert Batching() in settled
+
+
+def test_no_limits_are_chosen_where_none_could_be_followed() -> None:
+    """Neither at first nor until settled: there is nothing to compare, and no error."""
+    options = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "thorough": True}
+
+    assert best_batching(lambda _: None, **options) is None  # type: ignore[arg-type]
+    assert best_batching(lambda b: expected(9.0) if b == Batching() else None, **options) is None  # type: ignore[arg-type]
+    assert best_batching(lambda _: expected(9.0), **options, follow_longer=lambda _: None) is None  # type: ignore[arg-type]
