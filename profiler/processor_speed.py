@@ -38,10 +38,8 @@ class ProcessorSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     matmul_s: float
 
 
-def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed | None:
-    """The median of each of both works; ``None`` of none. A few runs that something disturbed do not move it."""
-    if not speeds:
-        return None
+def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed:
+    """The median of each of both works, of one run or more. A few runs that something disturbed do not move it."""
     return ProcessorSpeed(
         streaming_s=statistics.median(speed.streaming_s for speed in speeds),
         matmul_s=statistics.median(speed.matmul_s for speed in speeds),

@@ -23,6 +23,10 @@ from profiler.reference_kernel import ReferenceKernel
 _EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
 _KEPT = 5  # runs that the present speed is the median of: a tenth of a second later it is another
 _NOMINAL_S, _NOMINAL_RUNS = 3.0, 50
+_HEADROOM = 1.25
+"""The processor that shares are of is so many times as slow as this one: a machine that others make slower by so much
+can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one another."""
+
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
 _SLICE_NS = 500_000
@@ -35,17 +39,18 @@ class Pacer:
         share: of a processor, 0 to 1.
 
     Attributes:
-        nominal: speed of the processor that the share is of.
+        nominal: speed of the processor that the share is of, ``_HEADROOM`` times as slow as this one.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._kernel = ReferenceKernel()
-        self._runs: deque[ProcessorSpeed] = deque(maxlen=_KEPT)
+        first = self._kernel.speed()
+        self._runs = deque([first], maxlen=_KEPT)
         self._nominal_runs: list[ProcessorSpeed] | None = None  # kept while the nominal speed is measured
         self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
         self._since_kernel_s = 0.0
-        self.nominal = self._kernel.speed()
+        self.nominal = _with_headroom(first)
         self._counted_s = time.process_time()
 
     def measure_nominal(self, iterate: Callable[[], None]) -> None:
@@ -56,7 +61,7 @@ class Pacer:
         while time.perf_counter() < until or len(runs) < _NOMINAL_RUNS:
             iterate()
         self._nominal_runs = None
-        self.nominal = median_speed(runs) or self.nominal
+        self.nominal = _with_headroom(median_speed(runs))
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
@@ -86,7 +91,7 @@ class Pacer:
                 self._runs.append(speed)
                 if self._nominal_runs is not None:
                     self._nominal_runs.append(speed)
-        now = median_speed(self._runs) or self.nominal
+        now = median_speed(self._runs)
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
         time.sleep(max(0.0, until - time.perf_counter()))
@@ -96,6 +101,10 @@ class Pacer:
         count, streaming_s, matmul_s = self._unread
         self._unread = (0, 0.0, 0.0)
         return ProcessorSpeed(streaming_s / count, matmul_s / count) if count else None
+
+
+def _with_headroom(speed: ProcessorSpeed) -> ProcessorSpeed:
+    return ProcessorSpeed(_HEADROOM * speed.streaming_s, _HEADROOM * speed.matmul_s)
 
 
 def take_short_turns() -> bool:

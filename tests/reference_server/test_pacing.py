@@ -45,7 +45,7 @@ def held_s(pacer: Pacer, cpu_s: float) -> float:
 @pytest.mark.parametrize("share", [0.1, 0.2])
 def test_an_iteration_takes_its_cpu_time_over_the_share(kernel: FakeKernel, share: float) -> None:
     assert kernel.now
-    assert held_s(Pacer(share), 0.03) == pytest.approx(1 / share, rel=0.1)
+    assert held_s(Pacer(share), 0.03) == pytest.approx(1.25 / share, rel=0.1)
 
 
 @pytest.mark.parametrize("slower", [0.5, 2.0])
@@ -53,7 +53,7 @@ def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(ker
     pacer = Pacer(0.2)
     kernel.now = ProcessorSpeed(streaming_s=1e-4 * slower, matmul_s=2e-4 * slower)
 
-    assert held_s(pacer, 0.04) == pytest.approx(5 / slower, rel=0.1)
+    assert held_s(pacer, 0.04) == pytest.approx(1.25 * 5 / slower, rel=0.1)
     assert pacer.mean_speed() == kernel.now
     assert pacer.mean_speed() is None
 
@@ -83,7 +83,7 @@ def test_cpu_time_beside_iterations_counts_and_loading_does_not(kernel: FakeKern
     pacer.hold(begin)
     after_loading = time.perf_counter() - begin
 
-    assert with_receiving == pytest.approx(0.08, rel=0.15)
+    assert with_receiving == pytest.approx(1.25 * 0.08, rel=0.15)
     assert after_loading < 0.02
 
 
@@ -100,7 +100,7 @@ def test_nominal_speed_is_the_median_of_what_is_measured(kernel: FakeKernel, mon
 
     pacer.measure_nominal(iterate)
 
-    assert (pacer.nominal.streaming_s, pacer.nominal.matmul_s) == pytest.approx((3e-4, 3e-4))
+    assert (pacer.nominal.streaming_s, pacer.nominal.matmul_s) == pytest.approx((1.25 * 3e-4, 1.25 * 3e-4))
 
 
 def test_the_real_kernel_takes_about_as_long_each_time() -> None:
