@@ -23,9 +23,16 @@ class CacheFlood:
         self.num_bytes = min(_MOST_BYTES, int(_TIMES * _cache_bytes()))
         self._buffer = torch.ones(self.num_bytes // 4, dtype=torch.float32)
 
-    def __call__(self) -> None:
-        """Read all of it."""
-        self._buffer.sum()
+    def __call__(self, *, streamed_bytes: float) -> int:
+        """Read what is missing after an iteration of so many bytes until it finds none of them again; how much.
+
+        One that reads more than the buffer holds drives its own out. Reading more than needed would keep the memory
+        bus busier than serving does, which slows down the others that measure at the same time.
+        """
+        elements = max(0, self.num_bytes - int(streamed_bytes)) // 4
+        if elements:
+            self._buffer[:elements].sum()
+        return 4 * elements
 
 
 def _cache_bytes() -> int:

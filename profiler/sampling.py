@@ -81,7 +81,7 @@ class Sampler:
         sleep: stands idle for so many seconds.
         timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
-        before_iteration: what is to be done before each iteration, not timed.
+        before_iteration: what is to be done before each iteration of a point, not timed.
         on_block: told (blocks done, blocks expected) after each.
         on_round: given all blocks after each round, to be kept.
     """
@@ -97,7 +97,7 @@ class Sampler:
         sleep: Callable[[float], None] = time.sleep,
         timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
-        before_iteration: Callable[[], None] = lambda: None,
+        before_iteration: Callable[[GridPoint], None] = lambda _: None,
         on_block: Callable[[int, int], None] = lambda _done, _expected: None,
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
@@ -231,7 +231,7 @@ class Sampler:
             while len(took_s) < MIN_BLOCK_ITERATIONS or sum(took_s) < MIN_BLOCK_S:
                 if point.idle_s:
                     self._sleep(point.idle_s)
-                self._before_iteration()
+                self._before_iteration(point)
                 begin = self._clock()
                 iterate()
                 took_s.append(self._clock() - begin)

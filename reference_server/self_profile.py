@@ -76,7 +76,7 @@ def profile(
             taken=taken,
             timer=CudaTimer(agent.torch_device) if agent.torch_device.type == "cuda" else None,
             disturbance=find_disturbance(agent.torch_device),
-            before_iteration=_flood(agent.pacer),
+            before_iteration=_flood(agent.pacer, layer_bytes=agent.runtime.stage.weight_bytes / ready.num_layers),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
@@ -261,12 +261,12 @@ class _Ring:
         return Work(items=items, dtype=str(self._agent.runtime.stage.dtype).removeprefix("torch."))
 
 
-def _flood(pacer: Pacer | None) -> Callable[[], None]:
+def _flood(pacer: Pacer | None, *, layer_bytes: float) -> Callable[[GridPoint], None]:
     """Between iterations others use a shared machine's cache; a node with a machine of its own keeps it."""
     if pacer is None:
-        return lambda: None
+        return lambda _: None
     flood = CacheFlood()
-    return lambda: pacer.leave_out(flood)
+    return lambda point: pacer.leave_out(lambda: flood(streamed_bytes=point.num_layers * layer_bytes))
 
 
 def _wait_for(tensor: torch.Tensor) -> None:

@@ -21,4 +21,6 @@ def test_more_than_the_cache_holds_is_read_and_not_without_end(
     monkeypatch.setattr(cold_cache, "_LEVEL_3", size)
     flood = CacheFlood()
     assert flood.num_bytes == bytes_read
-    flood()
+    assert flood(streamed_bytes=0.0) == bytes_read
+    assert flood(streamed_bytes=bytes_read - 4e6) == 4_000_000
+    assert flood(streamed_bytes=bytes_read + 1e6) == 0

@@ -90,7 +90,8 @@ def test_what_is_done_before_an_iteration_is_not_timed() -> None:
     node = Node({point: [0.05]})
     calls = []
 
-    def before() -> None:
+    def before(asked: GridPoint) -> None:
+        assert asked == point
         calls.append(node.clock())
         node.now_s += 9.0
 

@@ -12,7 +12,7 @@ import torch
 
 from profiler import sampling
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
-from profiler.compute import grid
+from profiler.compute import GridPoint, grid
 from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError
 from profiler.model_files import ModelFiles
@@ -231,16 +231,21 @@ def test_only_a_node_that_shares_its_machine_is_measured_with_cold_caches(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the time of that is left out of its iterations."""
-    floods: list[object] = []
-    monkeypatch.setattr(self_profile, "CacheFlood", lambda: lambda: floods.append("read"))
+    done: list[object] = []
+
+    def flood(*, streamed_bytes: float) -> None:
+        done.append(streamed_bytes)
+
+    monkeypatch.setattr(self_profile, "CacheFlood", lambda: flood)
 
     class SharingPacer:
         def leave_out(self, work: Callable[[], object]) -> None:
-            floods.append("left out")
+            done.append("left out")
             work()
 
+    point = GridPoint(part="layers", num_layers=3, decodes=(8,))
     assert agent.pacer is None
-    self_profile._flood(agent.pacer)()
-    assert floods == []
-    self_profile._flood(SharingPacer())()  # type: ignore[arg-type]
-    assert floods == ["left out", "read"]
+    self_profile._flood(agent.pacer, layer_bytes=2e6)(point)
+    assert done == []
+    self_profile._flood(SharingPacer(), layer_bytes=2e6)(point)  # type: ignore[arg-type]
+    assert done == ["left out", 6e6]
