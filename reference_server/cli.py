@@ -132,7 +132,9 @@ def bench(
     output_tokens: OutputOption = None,
     trace: TraceOption = None,
     trace_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths by this.")] = 1.0,
-    routing: Annotated[Literal["iwrr", "fixed"], typer.Option(help="How pipelines are chosen.")] = "iwrr",
+    routing: Annotated[
+        Literal["iwrr", "fixed", "random", "shortest-queue"], typer.Option(help="How pipelines are chosen.")
+    ] = "iwrr",
     seed: Annotated[int, typer.Option(help="Of prompts and of the order of lengths.")] = 0,
     allow_stale: StaleOption = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,

@@ -82,7 +82,7 @@ def stale_parts_of(
 
 def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
     if isinstance(job, BenchJob):
-        return load_plan(agents, plan, files, routing=job.routing)
+        return load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
     return load_plan(agents, plan, files)
 
 

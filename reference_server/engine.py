@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import array
-import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from profiler.errors import InputError, MeasurementError
 from profiler.model_files import ModelFiles
 from solver.plan import Plan
-from solver.routes import pipelines
 
 from .client import Agents
 from .coordinator import Actions, Coordinator, Request, TokenEvent
-from .messages import Counters, Hop, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
-from .router import Pipeline, Router, weighted_pipelines
+from .messages import Counters, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
+from .router import Pipeline
+from .routings import make_router, peers_of
 from .run_log import Routing
 
 _LOAD_TIMEOUT_S = 300.0
@@ -25,7 +24,7 @@ _SILENCE_S = 120.0  # without a token while requests are in flight: something ha
 class Engine:
     """Serves a plan on loaded agents. Not thread-safe: one thread calls it."""
 
-    def __init__(self, agents: Agents, coordinator: Coordinator, pipelines: tuple[Pipeline, ...]) -> None:
+    def __init__(self, agents: Agents, coordinator: Coordinator, pipelines: Sequence[Pipeline]) -> None:
         self.agents = agents
         self.coordinator = coordinator
         self.pipelines = pipelines
@@ -105,6 +104,7 @@ def load_plan(
     files: ModelFiles,
     *,
     routing: Routing = "iwrr",
+    seed: int = 0,
     max_concurrency: int | None = None,
 ) -> Engine:
     """Let every agent load its layer range, and give the engine that serves the plan.
@@ -114,6 +114,7 @@ def load_plan(
         plan: what to serve.
         files: the model.
         routing: how pipelines are chosen.
+        seed: of routings that draw.
         max_concurrency: requests in flight at most.
 
     Raises:
@@ -121,9 +122,8 @@ def load_plan(
         AgentFailedError: a range does not fit, or the model differs on a node.
         MeasurementError: an agent does not answer.
     """
-    weighted = weighted_pipelines(
-        [(tuple(Hop(*hop) for hop in pipeline), weight) for pipeline, weight in pipelines(plan)], routing=routing
-    )
+    router = make_router(plan, routing, seed=seed)
+    peers = peers_of(plan, router)
     commands = {
         node: Load(
             model=str(files.directory),
@@ -135,13 +135,12 @@ def load_plan(
             kv_capacity_tokens=_served(node, "kv_capacity_tokens", plan.nodes[node].kv_capacity_tokens),
             max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
             max_decode_batch=plan.max_decode_batch,
-            peers={peer: agents.addresses[peer] for peer in _peers(node, weighted)},
+            peers={peer: agents.addresses[peer] for peer in sorted(peers[node])},
             processor_speed=plan.nodes[node].processor_speed,
         )
         for node, held in plan.placement.items()
     }
     loaded = agents.ask(commands, Loaded, timeout_s=_LOAD_TIMEOUT_S)
-    router = Router(weighted)
     coordinator = Coordinator(
         router,
         kv_capacity_tokens={node: answer.kv_capacity_tokens for node, answer in loaded.items()},
@@ -156,8 +155,3 @@ def _served(node: str, field: str, value: int | None) -> int:
             f"plan: nodes.{node}.{field} is missing; only a plan of a cluster profiled by helixbench can be served"
         )
     return value
-
-
-def _peers(node: str, weighted: Iterable[tuple[Pipeline, float]]) -> set[str]:
-    """Nodes that work goes on to from ``node``."""
-    return {after.node for hops, _ in weighted for hop, after in itertools.pairwise(hops) if hop.node == node}

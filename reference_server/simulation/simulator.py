@@ -6,7 +6,6 @@ The same configuration and seed give the same run, byte for byte: nothing here r
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,16 +18,14 @@ from solver.capacity import Capacities
 from solver.expected import TABLE_KV_SHARE
 from solver.kernel import ARRIVAL, FAULT, MARK, Kernel
 from solver.plan import Plan
-from solver.routes import pipelines
 from solver.stage_timing import TABLE_NOTE, StageTimer, timing_of
 from solver.wires import Wires
 from solver.workload import Workload
 
 from ..batcher import Batcher
 from ..coordinator import Coordinator
-from ..hop_router import HopGraph, RandomRouter, ShortestQueueRouter, SwarmRouter
-from ..messages import Hop
-from ..router import Chooser, Router, weighted_pipelines
+from ..hop_router import SwarmRouter
+from ..routings import make_router
 from ..run_log import Routing, RunLog, Window
 from .arrivals import Arrivals, TracedRequest
 from .checks import ConservationError, Ledger
@@ -119,7 +116,12 @@ class _Simulation:
             seed=config.seed,
         )
         self._remarks: list[str] = []
-        self._router = self._make_router()
+        self._router = make_router(
+            plan,
+            config.routing,
+            seed=config.seed,
+            is_connected=lambda src, dst: self._wires.is_connected(src or COORDINATOR, dst or COORDINATOR),
+        )
         self._links: dict[tuple[str, str], LinkCount] = {}  # (from, to) -> what crossed it
         capacities = Capacities(profile, config.workload)
         self._nodes = {name: self._make_node(name, capacities) for name in sorted(plan.placement)}
@@ -187,25 +189,6 @@ class _Simulation:
         return result
 
     # --- what the cluster is made of
-
-    def _make_router(self) -> Chooser:
-        plan, config = self._plan, self._config
-        weighted = weighted_pipelines(
-            [(tuple(Hop(*hop) for hop in pipeline), weight) for pipeline, weight in pipelines(plan)],
-            routing=config.routing,
-        )
-        if config.routing in ("iwrr", "fixed"):
-            return Router(weighted)
-        graph = HopGraph(
-            plan.placement,
-            num_layers=plan.num_layers,
-            partial=plan.assumptions.partial_inference,
-            is_connected=lambda src, dst: self._wires.is_connected(src or COORDINATOR, dst or COORDINATOR),
-        )
-        rng = random.Random(f"routing {config.seed}")
-        if config.routing == "random":
-            return RandomRouter(graph, rng)
-        return ShortestQueueRouter(graph) if config.routing == "shortest-queue" else SwarmRouter(graph, rng)
 
     def _make_node(self, name: str, capacities: Capacities) -> SimulatedNode:
         plan, router = self._plan, self._router

@@ -14,6 +14,7 @@ from reference_server.client import AgentFailedError, Agents
 from reference_server.coordinator import Request
 from reference_server.engine import Engine, load_plan
 from reference_server.messages import Counters
+from reference_server.run_log import Routing
 from solver.plan import Plan
 
 from ..conftest import GreedyOf, ModelDir
@@ -106,6 +107,24 @@ def test_fixed_routing_uses_pipelines_that_share_no_node(
     assert [[hop.node for hop in hops] for hops in engine.pipelines] == [["n0", "n1"]]
     assert [tuple(outcome.tokens[number]) for number in range(8)] == [r.output for r in references[:8]]
     assert {node for node, counted in counters.items() if counted.iterations} == {"n0", "n1"}
+
+
+@pytest.mark.parametrize("routing", ["random", "shortest-queue"])
+def test_routings_that_go_hop_by_hop_serve_the_same_tokens(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...], routing: Routing
+) -> None:
+    """Work goes between any two nodes that hold layers one after the other, planned pipeline or not."""
+    plan = make_plan(model, *OVERLAPPING)
+    with running.engine(plan, model, routing=routing) as engine:
+        outcome = run_to_end(engine, requests_of(references))
+        counters = ask_counters(engine)
+
+    assert [tuple(outcome.tokens[number]) for number in range(len(references))] == [r.output for r in references]
+    for pipeline in engine.pipelines:
+        assert [hop.start for hop in pipeline] == [0, *(hop.end for hop in pipeline[:-1])]
+        assert pipeline[-1].end == plan.num_layers
+    assert len(engine.pipelines) > 1
+    assert all(counted.iterations for counted in counters.values()), "some node was never chosen"
 
 
 def test_stop_tokens_end_an_output_with_the_token(
