@@ -19,6 +19,7 @@ from profiler.cluster_profile import COORDINATOR
 from .capacity import Capacities
 from .network import LinkTable, Network, Resource, ResourceKind, build_network
 from .plan import LayerRange, LinkFlow
+from .spread import cache_shares, prefer_even_use
 
 RELATIVE_TOLERANCE = 1e-9
 
@@ -73,18 +74,19 @@ def max_flow(
 
     With ``spread`` the one among the largest that uses the nodes most evenly; it takes a second solve.
     """
-    return solve_network(build_network(capacities, placement, partial=partial, links=links), spread=spread)
+    network = build_network(capacities, placement, partial=partial, links=links)
+    return solve_network(network, shares=cache_shares(capacities, placement) if spread else None)
 
 
-def solve_network(network: Network, *, spread: bool = False) -> Flow:
-    """The largest flow through a network, with its cut; see ``max_flow``."""
+def solve_network(network: Network, *, shares: Mapping[str, float] | None = None) -> Flow:
+    """The largest flow through a network, with its cut; see ``max_flow``. It is spread where cache shares are given."""
     if not any(arc.src == COORDINATOR for arc in network.arcs):
         return Flow(0.0, (), {}, ())
     scale = _flow_scale(network.resources)
     # A link alone on its arc is a bound on a variable; what several arcs share is a row.
     shared = [resource for resource in network.resources if resource.kind != "link" and resource.use]
     upper = np.array([arc.capacity_tokens_per_s / scale for arc in network.arcs])
-    solved = _solve_lp(network, shared, upper, scale, spread=spread)
+    solved = _solve_lp(network, shared, upper, scale, shares)
     values = solved.values[: len(network.arcs)]
     flows = np.where(values > RELATIVE_TOLERANCE, values, 0.0) * scale
     return _as_flow(network, flows, _cut(network, shared, solved, upper, scale))
@@ -104,7 +106,9 @@ def _flow_scale(resources: tuple[Resource, ...]) -> float:
     return max((1.0 / min(s for _, s in r.use) for r in resources if r.kind == "node" and r.use), default=1.0)
 
 
-def _solve_lp(network: Network, shared: list[Resource], upper: FloatArray, scale: float, *, spread: bool) -> _Solved:
+def _solve_lp(
+    network: Network, shared: list[Resource], upper: FloatArray, scale: float, shares: Mapping[str, float] | None
+) -> _Solved:
     """Most flow out of the coordinator: ``use <= 1`` of every shared resource, as much into each node as out of it."""
     import highspy
 
@@ -142,8 +146,9 @@ def _solve_lp(network: Network, shared: list[Resource], upper: FloatArray, scale
     resource_values = np.array(solution.row_dual)[: len(shared)]
     limit_values = np.maximum(np.array(solution.col_dual), 0.0)
     best = highs.getInfo().objective_function_value
-    if spread and best > 0:
-        _spread(highs, network, shared, best, scale)
+    if shares is not None and best > 0:
+        prefer_even_use(highs, network, shared, shares, best=best, scale=scale)
+        _run(highs)
     return _Solved(
         values=np.array(highs.getSolution().col_value), resource_values=resource_values, limit_values=limit_values
     )
@@ -155,34 +160,6 @@ def _run(highs: Any) -> None:
     highs.run()
     status = highs.getModelStatus()
     assert status == highspy.HighsModelStatus.kOptimal, f"max-flow LP: {highs.modelStatusToString(status)}"
-
-
-UTILISATION_STEPS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
-"""Where the price of a node's use rises; within a step all spreads cost the same."""
-
-
-def _spread(highs: Any, network: Network, shared: list[Resource], best: float, scale: float) -> None:
-    """Among the flows of that size, the one whose nodes are used most evenly.
-
-    Each node's use ``u`` costs its capacity times a convex function of ``u`` (about ``u^2 / 2``, in straight steps),
-    so that a token costs the same on two nodes that are equally used.
-    """
-    sources = [number for number, arc in enumerate(network.arcs) if arc.src == COORDINATOR]
-    num_arcs = len(network.arcs)
-    highs.addRow(best, np.inf, len(sources), np.array(sources), np.ones(len(sources)))
-    highs.changeColsCost(num_arcs, np.arange(num_arcs, dtype=np.int32), np.zeros(num_arcs))
-    for row, resource in enumerate(shared):
-        if resource.kind != "node":
-            continue
-        weight = 1.0 / (min(share for _, share in resource.use) * scale)
-        # use - sum(steps) <= 0, steps <= their widths: the row's limit of one moves into the widths.
-        highs.changeRowBounds(row, -np.inf, 0.0)
-        below = 0.0
-        for step in UTILISATION_STEPS:
-            price = -weight * (below + step) / 2
-            highs.addCol(price, 0.0, step - below, 1, np.array([row]), np.array([-1.0]))
-            below = step
-    _run(highs)
 
 
 def _cut(

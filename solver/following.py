@@ -36,7 +36,7 @@ LIMITED = Effort(max_work=1_500_000)
 REPORTED = Effort(max_work=2_000_000, max_windows=8)
 """What is reported for the requests in flight that were asked for: seconds."""
 
-REPORTED_BESIDE = Effort(max_work=600_000, max_windows=8)
+REPORTED_BESIDE = Effort(max_work=1_500_000, max_windows=8)
 """The same where the flow was asked for."""
 
 STEP = Effort(max_work=150_000, requests=288)
