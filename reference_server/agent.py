@@ -149,6 +149,7 @@ class Agent:
             going = self._runtime.run_batch(self._tokens)
             if self.pacer is not None:
                 self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
+            self._runtime.ended()
             for outbound in going:
                 self._send(outbound)
         except HelixbenchError as error:

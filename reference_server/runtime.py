@@ -58,6 +58,8 @@ class NodeRuntime:
         self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_decode_batch=max_decode_batch)
         self._gather = Gather()
         self._clock = time.perf_counter
+        self._begin_s = 0.0  # of the last iteration
+        self._ending: set[int] = set()  # requests that it sampled for, whose token comes straight back
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
         self._layer_parameters = stage.layer_parameters
         self.arithmetic_flops = 0.0
@@ -101,10 +103,12 @@ class NodeRuntime:
     def run_batch(self, run_tokens: dict[bool, int]) -> list[Outbound]:
         """Run one iteration and say what goes where; adds its tokens to ``run_tokens`` (is decode -> tokens).
 
+        ``ended`` is to be called before any of it is sent.
+
         Raises:
             MeasurementError: what waits cannot be run: its request was closed, or its pipeline ends too early.
         """
-        begin_s = self._clock()
+        self._begin_s = self._clock()
         chunks = self._batcher.next_batch()
         output = self.stage.forward([self._stage_item(chunk) for chunk in chunks])
         self.arithmetic_flops = self._arithmetic_flops(chunks)
@@ -113,12 +117,17 @@ class NodeRuntime:
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
         if output.logits is not None:
             outbound = self._sample(output.items, output.logits)
-            ending = {item.request for item in output.items if item.sample and self._routes[item.request].is_alone}
-            now_s = self._clock()
-            self._gather.sampled(ending, now_s=now_s, iteration_s=now_s - begin_s)
+            alone = (item.request for item in output.items if item.sample and self._routes[item.request].is_alone)
+            self._ending = set(alone)
             return outbound
         assert output.hidden is not None
         return self._forward_on(output.items, output.hidden, is_decode)
+
+    def ended(self) -> None:
+        """The iteration is over, the time that it was held back included: what it sampled may come back from now on."""
+        if self.stage.is_last:
+            now_s = self._clock()
+            self._gather.sampled(self._ending, now_s=now_s, iteration_s=now_s - self._begin_s)
 
     def _arithmetic_flops(self, chunks: Sequence[Chunk]) -> float:
         layers = [self.stage.end - self._routes[chunk.item.request].entry_layer for chunk in chunks]

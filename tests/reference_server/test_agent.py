@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -215,6 +216,37 @@ def test_a_cuda_device_is_not_paced(
     agent.close()
     assert agent.pacer is None
     assert agent.torch_device == torch.device("cuda:0")
+
+
+class Held:
+    """A pacer that holds every iteration back for half a second."""
+
+    nominal = None
+
+    def forget(self) -> None:
+        pass
+
+    def hold(self, begin: float, *, flops: float) -> None:
+        time.sleep(0.5)
+
+
+def test_a_paced_node_waits_for_its_batch_after_it_was_held_back(
+    small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of the half second, and not of the few milliseconds of computing, which have long passed by then."""
+    small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
+    small_agent.pacer = Held()  # type: ignore[assignment]
+    small_agent.load(load_of(model_dir("test-llama")))
+    sent: list[object] = []
+    monkeypatch.setattr(small_agent, "_send", sent.append)
+    opened = OpenRequest(1, (Hop("n0", 0, 6),), 4, SamplingParams())
+    item = WorkItem(1, 0, 1, sample=True, is_decode=False)
+    small_agent.runtime.accept(Work(items=(item,), opens=(opened,)), np.int32(40).tobytes())
+
+    assert small_agent.turn(0)
+
+    assert 0 < small_agent.runtime.wait_s() <= 0.1
+    assert len(sent) == 1
 
 
 def test_memory_that_does_not_fit_is_refused_before_weights_are_read(

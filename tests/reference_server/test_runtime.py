@@ -10,6 +10,7 @@ import torch
 from profiler.errors import MeasurementError
 from profiler.model_files import ModelFiles
 from profiler.stage import Stage
+from reference_server.gather import WAIT_SHARE
 from reference_server.messages import Hop, OpenRequest, Sampled, Work, WorkItem
 from reference_server.runtime import NodeRuntime, Outbound, tensor_bytes
 from reference_server.sampling import SamplingParams
@@ -251,6 +252,20 @@ def test_arithmetic_is_counted_for_tokens_beyond_a_few(middle: NodeRuntime, monk
     middle.accept(work(prompt_item(1, 2, past=4), dtype="float32"), tensor_bytes(hidden[:2]))
     run_all(middle)
     assert middle.arithmetic_flops == 0
+
+
+def test_a_batch_is_waited_for_from_when_it_is_let_go(whole: NodeRuntime) -> None:
+    """A share of the whole iteration's time: 1 s that it takes here, and 9 s for which a paced node holds it back."""
+    times = iter([100.0, 110.0])  # it begins, and ends
+    whole._clock = lambda: next(times)
+    whole.accept(work(prompt_item(1, 3), opens=(opened(1),)), ids(40, 41, 42))
+    whole.run_batch({True: 0, False: 0})
+    whole.ended()
+
+    times = iter([110.0, 110.0 + 0.9 * WAIT_SHARE * 10, 110.0 + 1.1 * WAIT_SHARE * 10])
+    assert whole.wait_s() == pytest.approx(WAIT_SHARE * 10)
+    assert whole.wait_s() > 0
+    assert whole.wait_s() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
