@@ -102,6 +102,11 @@ class Coordinator:
         """Requests that hold KV slots."""
         return len(self._in_flight)
 
+    @property
+    def kv_held_tokens(self) -> Mapping[str, int]:
+        """Node -> KV slots that requests hold."""
+        return {node: capacity - self._free[node] for node, capacity in self._capacity.items()}
+
     def largest_request_tokens(self) -> int:
         """KV slots of the largest request that some pipeline can hold at all."""
         if self._largest is None:

@@ -36,7 +36,7 @@ class Reporter:
         self._bars.stop()
 
     def update(self, name: str, done: float, total: float) -> None:
-        """``done`` of ``total`` for that name."""
+        """``done`` of ``total`` for that name; of a total of 0 all is done."""
         if not self._bars.disable:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name)
@@ -47,7 +47,8 @@ class Reporter:
         self._finished |= {name} if is_news else set()
         if is_news or now - self._last_line.get(name, 0.0) >= _PLAIN_EVERY_S:
             self._last_line[name] = now
-            self._console.print(f"  {name}: {100 * done / total:.0f} %", highlight=False)
+            share = done / total if total else 1.0
+            self._console.print(f"  {name}: {100 * share:.0f} %", highlight=False)
 
     def say(self, line: str) -> None:
         """A line of its own."""

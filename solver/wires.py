@@ -83,10 +83,15 @@ class Wires:
             self._kernel.at(link_begin_s + way.latency_s, WIRE, self._reach_card, reaching)
 
     def scale(self, src: str, dst: str, factor: float) -> None:
-        """The link carries ``factor`` times its bandwidth of the profile; what was sent before is not affected."""
-        way = self._ways.get((src, dst)) or self._open(src, dst)
+        """The link carries ``factor`` times its bandwidth of the profile; what was sent before is not affected.
+
+        Raises:
+            InputError: the two are not connected.
+        """
         bandwidth = self._links.bandwidth(src, dst)
-        assert bandwidth is not None
+        if bandwidth is None:
+            raise InputError(f"{src} -> {dst}: the cluster has no such link, so its bandwidth cannot change")
+        way = self._ways.get((src, dst)) or self._open(src, dst)
         way.link.rate = bandwidth * factor
 
     def _reach_card(self, reaching: tuple[_Channel, float, float, Deliver, Any]) -> None:

@@ -97,7 +97,7 @@ def read_trace(path: Path) -> tuple[TracedRequest, ...]:
 
 def _traced(row: dict[str, str], *, origin: str) -> tuple[float, int, int]:
     try:
-        whole, _, fraction = row["TIMESTAMP"].partition(".")
+        whole, _, fraction = (row["TIMESTAMP"] or "").partition(".")  # None where the row is short
         at_s = datetime.fromisoformat(whole + "+00:00").timestamp() + float(f"0.{fraction or 0}")
         prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
     except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..coordinator import Request, TokenEvent
+    from ..coordinator import Coordinator, Request, TokenEvent
     from .node import SimulatedNode
 
 
@@ -43,10 +43,28 @@ class Ledger:
             self._left[event.request] = left - 1
 
     def close(self, nodes: Iterable[SimulatedNode], *, num_waiting: int, num_in_flight: int) -> None:
-        """At any moment: nothing is lost. Where nothing is in flight and on the way, nodes hold nothing either."""
+        """At any moment: no request is lost, and no node holds more than it has."""
         known = num_waiting + num_in_flight
         if len(self._left) != known:
             raise ConservationError(f"{len(self._left)} requests have not ended, but {known} wait or are in flight")
         for node in nodes:
             if not 0 <= node.kv_used_tokens <= node.kv_capacity_tokens:
                 raise ConservationError(f"{node.name}: {node.kv_used_tokens} KV slots of {node.kv_capacity_tokens}")
+
+
+def require_nothing_left(nodes: Iterable[SimulatedNode], coordinator: Coordinator) -> None:
+    """Where all requests have ended and nothing is on its way: KV slots freed are KV slots taken, and no work is left.
+
+    Raises:
+        ConservationError: naming who holds what.
+    """
+    for name, held in coordinator.kv_held_tokens.items():
+        if held:
+            raise ConservationError(f"the coordinator holds {held} KV slots of {name} for requests that have ended")
+    for node in nodes:
+        if node.kv_used_tokens or node.open_requests:
+            raise ConservationError(
+                f"{node.name}: {node.open_requests} requests that have ended hold {node.kv_used_tokens} KV slots"
+            )
+        if node.num_early or not node.is_idle:
+            raise ConservationError(f"{node.name}: work is left that no request waits for")

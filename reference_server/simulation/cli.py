@@ -77,6 +77,7 @@ def simulate(
     from ..progress import Reporter
     from .arrivals import read_trace
     from .events import load_events
+    from .fit import require_fit
     from .simulator import NodeDiedError, SimulationConfig
     from .simulator import simulate as run_simulation
 
@@ -90,8 +91,6 @@ def simulate(
         raise InputError("--replay: takes the trace's lengths as they are; leave out --trace-scale")
     if kv_share is not None and not 0 < kv_share <= 1:
         raise InputError(f"--kv-share {kv_share}: need more than 0 and at most 1")
-    if (warmup_s is not None and warmup_s < 0) or (duration_s is not None and duration_s <= 0):
-        raise InputError("--warmup-s, --duration-s: need at least 0, and more than 0 seconds")
     is_closed = arrivals.kind == "closed loop"
     if is_closed and requests is not None and duration_s is not None:
         raise InputError("--requests and --duration-s: give one of them in a closed loop")
@@ -103,10 +102,13 @@ def simulate(
         seed=seed,
         concurrency=(concurrency or made.assumptions.concurrency) if is_closed else concurrency,
         num_requests=requests,
-        duration_s=duration_s if requests is not None else duration_s or DEFAULT_DURATION_S,
+        duration_s=DEFAULT_DURATION_S if duration_s is None and requests is None else duration_s,
         warmup_s=(0.0 if requests is not None else DEFAULT_WARMUP_S) if warmup_s is None else warmup_s,
         kv_share=kv_share,
         events=load_events(events) if events is not None else (),
+    )
+    require_fit(
+        made, profile, config, plan_file=str(plan), cluster_file=str(cluster), events_file=str(events or "events")
     )
     began = time.process_time()
     with Reporter() as reporter:

@@ -59,6 +59,12 @@ class NodeJoins(_Timed, frozen=True, kw_only=True, tag="join"):
 Event: TypeAlias = NodeSlows | LinkChanges | NodeDies | NodeJoins
 
 
+def name_of(event: Event) -> str:
+    """The event in a few words."""
+    what = f"{event.src} -> {event.dst}" if isinstance(event, LinkChanges) else event.node
+    return f"{event.__struct_config__.tag} {what} at {event.at_s:g} s"
+
+
 class _EventFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event: tuple[Event, ...]
 

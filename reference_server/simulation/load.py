@@ -60,11 +60,21 @@ class Load:
         self._prompts: dict[int, tuple[int, ...]] = {}  # length -> a prompt of it; what is in it does not matter
         self._running: dict[int, _Running] = {}  # request -> its times
         self._numbers = itertools.count()
+        self._is_trace_over = False
         self.num_made = 0
         self.finished: list[RequestRecord] = []
         self.in_flight = self.peak_in_flight = 0
         self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each message
         self.prompt_tokens = self.output_tokens = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every request has come and has ended; never where more can come at any time."""
+        return self._has_all_come and len(self.finished) == self.num_made
+
+    @property
+    def _has_all_come(self) -> bool:
+        return self._is_trace_over or (self._limit is not None and self.num_made >= self._limit)
 
     def new_requests(self, count: int, now_s: float) -> list[Request]:
         """At most that many, arriving now, with lengths drawn from the workload."""
@@ -74,10 +84,11 @@ class Load:
 
     def next_arrival(self) -> tuple[float, Request] | None:
         """When the next request comes that comes by itself, and which; ``None`` where none does."""
-        if self._limit is not None and self.num_made >= self._limit:
+        if self._has_all_come:
             return None
         timed = next(self._timed, None)
         if timed is None:
+            self._is_trace_over = self.arrivals.kind == "replay"
             return None
         at_s, prompt_tokens, output_tokens = timed
         return at_s, self._make(prompt_tokens, output_tokens, at_s)

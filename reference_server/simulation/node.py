@@ -122,6 +122,16 @@ class SimulatedNode:
         """Requests that hold KV slots here."""
         return len(self._routes)
 
+    @property
+    def num_early(self) -> int:
+        """Requests that are not open, and work for which has come."""
+        return len(self._early)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs here, and nothing waits to run."""
+        return not (self._is_running or self._batcher.has_work)
+
     def receive(self, message: Message) -> None:
         """Take in a message: free, reserve, queue."""
         for request in message.closes:

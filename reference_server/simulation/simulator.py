@@ -6,7 +6,7 @@ The same configuration and seed give the same run, byte for byte: nothing here r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -28,9 +28,10 @@ from ..hop_router import SwarmRouter
 from ..routings import make_router
 from ..run_log import Routing, RunLog, Window
 from .arrivals import Arrivals, TracedRequest
-from .checks import ConservationError, Ledger
+from .checks import ConservationError, Ledger, require_nothing_left
 from .counters import LinkCount, Snapshot, link_uses, node_points, node_uses, snapshot
-from .events import Event, LinkChanges, NodeDies, NodeJoins, NodeSlows
+from .events import Event, LinkChanges, NodeJoins, NodeSlows, name_of
+from .fit import notes_on_fit, require_fit
 from .front import Front
 from .load import Load
 from .node import SimulatedNode
@@ -43,7 +44,8 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``concurrency`` is the number of requests of a closed loop, and the most that are let in of other arrivals. The
     window begins at ``warmup_s``, in a closed loop not before as many requests have ended as are in flight. It lasts
-    ``duration_s``, or ends when ``num_requests`` have: in a closed loop so many inside the window, else all that come.
+    ``duration_s``, or ends when ``num_requests`` have: in a closed loop so many inside the window, else all that come;
+    and before that where nothing more can come and all requests have ended.
     ``kv_share`` is how much of each KV cache admission fills; ``None`` for all of it, and for what ``solver.expected``
     takes (80 %) where a node has only a capacity table, since what the table means rests on that.
     """
@@ -103,8 +105,9 @@ def simulate(
 
 class _Simulation:
     def __init__(self, plan: Plan, profile: ClusterProfile, config: SimulationConfig) -> None:
-        _require_fit(plan, profile, config)
+        require_fit(plan, profile, config)
         self._plan, self._profile, self._config = plan, profile, config
+        self._is_closed = config.arrivals.kind == "closed loop"
         self._kernel = Kernel()
         self._wires = Wires(profile, self._kernel)
         self._ledger = Ledger()
@@ -112,10 +115,11 @@ class _Simulation:
             config.arrivals,
             config.workload,
             trace=config.trace,
-            limit=None if config.arrivals.kind == "closed loop" else config.num_requests,
+            limit=None if self._is_closed else config.num_requests,
             seed=config.seed,
         )
-        self._remarks: list[str] = []
+        self._remarks = notes_on_fit(plan, profile)
+        self._to_come = list(config.events)
         self._router = make_router(
             plan,
             config.routing,
@@ -126,11 +130,10 @@ class _Simulation:
         capacities = Capacities(profile, config.workload)
         self._nodes = {name: self._make_node(name, capacities) for name in sorted(plan.placement)}
         admitted = {name: int(node.kv_capacity_tokens * self._kv_share(name)) for name, node in self._nodes.items()}
-        is_closed = config.arrivals.kind == "closed loop"
         coordinator = Coordinator(
             self._router,
             kv_capacity_tokens=admitted,
-            max_concurrency=None if is_closed else config.concurrency,
+            max_concurrency=None if self._is_closed else config.concurrency,
         )
         self._require_servable(coordinator)
         self._front = Front(
@@ -152,12 +155,12 @@ class _Simulation:
         config, kernel = self._config, self._kernel
         for event in config.events:
             kernel.at(event.at_s, FAULT, self._happen, event)
-        is_closed = config.arrivals.kind == "closed loop"
-        if not is_closed:
+        if not self._is_closed:
             kernel.at(config.warmup_s, MARK, self._begin_window)
         elif config.warmup_s > 0:
             kernel.at(config.warmup_s, MARK, lambda _: self._check_window())
-        self._front.start(config.concurrency or 0 if is_closed else 0)
+        # As what arrives at 0: after the marks and the events of that moment.
+        kernel.at(0.0, ARRIVAL, self._front.start, config.concurrency or 0 if self._is_closed else 0)
         self._schedule_arrival()
         interrupted = False
         while kernel.run(_EVENTS_A_TURN) and not interrupted:
@@ -167,26 +170,42 @@ class _Simulation:
 
     def _finish(self, cut_short: str) -> SimulationResult:
         coordinator = self._front.coordinator
-        if not cut_short and self._end_s is None:
-            if coordinator.num_in_flight or coordinator.num_waiting:
+        if self._end_s is None:
+            if not cut_short and (coordinator.num_in_flight or coordinator.num_waiting):
                 raise ConservationError(f"nothing happens any more with {coordinator.num_in_flight} in flight")
             self._end_window(None)
         self._ledger.close(
             self._nodes.values(), num_waiting=coordinator.num_waiting, num_in_flight=coordinator.num_in_flight
         )
-        result = None
-        if self._begin is not None and self._kernel.now_s > self._begin_s:
-            if self._end_s is None:
-                self._end_window(None)
-            result = SimulationResult(self._record(cut_short), self._kernel.num_events, tuple(self._remarks))
+        nothing = self._why_nothing()
+        result = None if nothing else self._result(cut_short)
+        if self._load.is_over:
+            while self._kernel.run(_EVENTS_A_TURN):
+                pass  # what is on its way yet: nodes are told of the last requests that they have ended
+            require_nothing_left(self._nodes.values(), coordinator)
         if self._died:
             raise NodeDiedError(self._died, result)
         if result is None:
-            why = (
-                cut_short or f"all ended by {self._kernel.now_s:.3g} s, before the window begins: give --warmup-s less"
-            )
-            raise MeasurementError(f"nothing was measured: {why}")
+            raise MeasurementError(f"nothing was measured: {cut_short or nothing}")
         return result
+
+    def _why_nothing(self) -> str:
+        """Why there is nothing to tell; empty where there is."""
+        now_s = self._kernel.now_s
+        if self._begin is None or now_s <= self._begin_s:
+            return f"all ended by {now_s:.3g} s, before the window begins: give --warmup-s less"
+        if self._end.output_tokens == self._begin.output_tokens:
+            return (
+                f"no token came out in the window, {self._begin_s:.3g} s to {self._end_s:.3g} s: "
+                "give --duration-s more, or --warmup-s less"
+            )
+        return ""
+
+    def _result(self, cut_short: str) -> SimulationResult:
+        if self._to_come:
+            named = ", ".join(name_of(event) for event in self._to_come)
+            self._remarks.append(f"the run had ended at {self._kernel.now_s:.6g} s, before these events: {named}")
+        return SimulationResult(self._record(cut_short), self._kernel.num_events, tuple(self._remarks))
 
     # --- what the cluster is made of
 
@@ -203,7 +222,8 @@ class _Simulation:
             swarm = router
 
             def on_iteration(node: str, tokens: int, seconds: float) -> None:
-                swarm.observed(node, tokens / seconds)
+                if seconds > 0:  # no time tells of no speed
+                    swarm.observed(node, tokens / seconds)
 
         return SimulatedNode(
             name,
@@ -256,6 +276,9 @@ class _Simulation:
         self._schedule_arrival()
 
     def _happen(self, event: Event) -> None:
+        if self._end_s is not None:
+            return
+        self._to_come.remove(event)
         at = f"{event.at_s:g} s"
         if isinstance(event, NodeSlows):
             self._nodes[event.node].slowdown = event.factor
@@ -272,9 +295,11 @@ class _Simulation:
     # --- the window that counts
 
     def _check_window(self) -> None:
-        """In a closed loop the window begins and ends with requests."""
+        """In a closed loop the window begins and ends with requests; else it ends with the last one that comes."""
         config, load, now_s = self._config, self._load, self._kernel.now_s
-        if config.arrivals.kind != "closed loop":
+        if not self._is_closed:
+            if load.is_over:
+                self._end_early()
             return
         assert config.concurrency is not None
         if self._begin is None:
@@ -283,18 +308,29 @@ class _Simulation:
         elif config.num_requests is not None and len(load.finished) - self._finished_before >= config.num_requests:
             self._end_window(None)
 
+    def _end_early(self) -> None:
+        """Nothing more can come: idle time after the work is no part of what is measured."""
+        duration_s = self._config.duration_s
+        if duration_s is not None and self._begin is not None:
+            seconds = self._kernel.now_s - self._begin_s
+            self._remarks.append(f"the window ends after {seconds:.6g} of {duration_s:g} s: all requests had ended")
+        self._end_window(None)
+
     def _begin_window(self, _: None) -> None:
+        if self._end_s is not None:
+            return  # all had ended before
         self._begin = self._read()
         self._finished_before = len(self._load.finished)
         # What happened until now is before the window, what else happens now is in it only at its very beginning.
-        is_at_message = self._config.arrivals.kind == "closed loop"
         now_s = self._kernel.now_s
-        self._begin_s = math.nextafter(now_s, math.inf) if is_at_message else now_s
+        self._begin_s = math.nextafter(now_s, math.inf) if self._is_closed else now_s
         if self._config.duration_s is not None:
             self._kernel.at(self._begin_s + self._config.duration_s, MARK, self._end_window)
 
     def _end_window(self, marked: None) -> None:
         del marked
+        if self._end_s is not None:
+            return  # all had ended before
         self._end = self._read()
         now_s = self._kernel.now_s
         is_marked = self._config.duration_s is not None and now_s == self._begin_s + self._config.duration_s
@@ -309,20 +345,19 @@ class _Simulation:
 
     def _progress(self) -> tuple[float, float]:
         config = self._config
-        if config.arrivals.kind == "closed loop" and config.num_requests is not None:
-            return len(self._load.finished), config.num_requests + (config.concurrency or 0)
+        if config.num_requests is not None and config.duration_s is None:
+            return len(self._load.finished), config.num_requests + (config.concurrency or 0 if self._is_closed else 0)
         return self._kernel.now_s, config.warmup_s + (config.duration_s or 0.0)
 
     def _record(self, cut_short: str) -> RunLog:
         config, load, plan, profile = self._config, self._load, self._plan, self._profile
         assert self._begin is not None
         assert self._end_s is not None
-        is_closed = config.arrivals.kind == "closed loop"
         used = {node.name: node for node in profile.nodes if node.name in plan.placement}
         return RunLog(
             plan=plan,
             workload=config.workload,
-            concurrency=config.concurrency if is_closed and config.concurrency else max(1, load.peak_in_flight),
+            concurrency=config.concurrency if self._is_closed and config.concurrency else max(1, load.peak_in_flight),
             routing=config.routing,
             seed=config.seed,
             window=Window(self._begin_s, self._end_s),
@@ -350,24 +385,3 @@ class _Simulation:
 def _description(config: SimulationConfig, remarks: list[str]) -> str:
     share = "" if config.kv_share is None else f", admission fills {config.kv_share:.0%} of the KV caches"
     return "; ".join([f"simulated: {config.arrivals}{share}", *remarks])
-
-
-def _require_fit(plan: Plan, profile: ClusterProfile, config: SimulationConfig) -> None:
-    """Refuse what does not belong together."""
-    known: Mapping[str, object] = {node.name: node for node in profile.nodes}
-    missing = sorted(set(plan.placement) - set(known))
-    if missing:
-        raise InputError(f"plan: placement names {', '.join(missing)}, which the cluster does not have")
-    if plan.num_layers != profile.model.num_layers:
-        raise InputError(f"plan: {plan.num_layers} layers, but the cluster's model has {profile.model.num_layers}")
-    if config.arrivals.kind == "closed loop" and config.concurrency is None:
-        raise InputError("a closed loop needs --concurrency: the requests in flight")
-    if config.duration_s is None and config.num_requests is None:
-        raise InputError("need --duration-s or --requests: when does the run end?")
-    for event in config.events:
-        ends = [event.src, event.dst] if isinstance(event, LinkChanges) else [event.node]
-        for name in ends:
-            if name not in known and not (name == COORDINATOR and isinstance(event, LinkChanges)):
-                raise InputError(f"events: at_s {event.at_s:g} names {name!r}, which the cluster does not have")
-            if isinstance(event, NodeSlows | NodeDies) and name not in plan.placement:
-                raise InputError(f"events: at_s {event.at_s:g} names {name!r}, which the plan does not use")

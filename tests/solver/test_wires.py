@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.cluster_profile import ClusterProfile, DefaultLink, Link
+from profiler.errors import InputError
 from solver.kernel import WIRE, Kernel
 from solver.wires import Wires
 from tests.solver.clusters import cost_node, model
@@ -88,3 +89,14 @@ def test_an_empty_network_adds_the_slowest_channel_and_the_latency() -> None:
     while kernel.run(10):
         pass
     assert arrived == [pytest.approx(1000 / 5e5 + LATENCY_S)]
+
+
+def test_a_link_that_is_not_there_carries_nothing_and_cannot_change() -> None:
+    nodes = tuple(cost_node(name, speed=1.0, max_layers=4) for name in NAMES)
+    links = (Link(src="a", dst="b", bandwidth_bytes_per_s=1e6),)
+    net = Wires(ClusterProfile(model=model(4), nodes=nodes, links=links), Kernel())
+    net.scale("a", "b", 0.5)
+    with pytest.raises(InputError, match="b -> a: the cluster has no such link, so its bandwidth cannot change"):
+        net.scale("b", "a", 0.5)
+    with pytest.raises(InputError, match="b -> a: the cluster has no such link, but the plan sends requests over it"):
+        net.send("b", "a", 1, lambda _: None, None)

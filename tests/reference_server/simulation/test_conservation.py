@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference_server.batcher import Batcher, Chunk
-from reference_server.coordinator import Request, TokenEvent
-from reference_server.run_log import Routing
+from reference_server.coordinator import Coordinator, Request, TokenEvent
+from reference_server.messages import WorkItem
+from reference_server.run_log import Routing, RunLog
 from reference_server.simulation import Arrivals, SimulationConfig, simulate
 from reference_server.simulation.checks import ConservationError, Ledger
+from reference_server.simulation.node import Message, SimulatedNode
 from reports.integrity import check_run
 from solver.workload import Workload
 
@@ -110,6 +112,53 @@ def test_a_token_that_is_lost_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     profile, plan = two_in_a_row()
     with pytest.raises(ConservationError, match="nothing happens any more with 1 in flight"):
         simulate(plan, profile, closed(1))
+
+
+def four_offline() -> RunLog:
+    """Four requests that are there from the start; the run ends with them."""
+    profile, plan = two_in_a_row()
+    workload = plan.assumptions.workload
+    config = SimulationConfig(workload=workload, arrivals=OFFLINE, num_requests=4, duration_s=None, warmup_s=0.0)
+    return simulate(plan, profile, config).run
+
+
+def test_kv_slots_that_a_node_does_not_free_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SimulatedNode._close
+
+    def lossy(self: SimulatedNode, request: int) -> None:
+        if (self.name, request) != ("b", 3):
+            original(self, request)
+
+    monkeypatch.setattr(SimulatedNode, "_close", lossy)
+    with pytest.raises(ConservationError, match="b: 1 requests that have ended hold 51 KV slots"):
+        four_offline()
+
+
+def test_kv_slots_that_the_coordinator_does_not_free_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Coordinator.sampled
+
+    def forgetful(self: Coordinator, tokens: Any) -> Any:
+        actions = original(self, tokens)
+        if not self.num_in_flight:
+            self._free["a"] -= 7
+        return actions
+
+    monkeypatch.setattr(Coordinator, "sampled", forgetful)
+    with pytest.raises(ConservationError, match="the coordinator holds 7 KV slots of a for requests that have ended"):
+        four_offline()
+
+
+def test_work_that_no_request_waits_for_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SimulatedNode.receive
+
+    def echoing(self: SimulatedNode, message: Message) -> None:
+        original(self, message)
+        for request in message.closes:
+            original(self, Message([WorkItem(request, 51, 1, sample=True, is_decode=True)]))
+
+    monkeypatch.setattr(SimulatedNode, "receive", echoing)
+    with pytest.raises(ConservationError, match="a: work is left that no request waits for"):
+        four_offline()
 
 
 def test_the_ledger_knows_every_request_and_token() -> None:

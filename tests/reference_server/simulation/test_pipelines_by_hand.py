@@ -7,6 +7,7 @@ import pytest
 
 from profiler.cluster_profile import ClusterProfile, Coordinator, Link
 from profiler.cost import BatchShape, StageCost
+from reference_server.run_log import Routing
 from reference_server.simulation import SimulationConfig, simulate
 from solver import solve_placement
 from solver.capacity import Capacities
@@ -188,7 +189,8 @@ def test_the_coordinator_takes_its_time() -> None:
     assert min(tpot for tpot in tpots if tpot is not None) > 1.0
 
 
-def test_zero_seconds_are_allowed() -> None:
+@pytest.mark.parametrize("routing", ["iwrr", "swarm"])
+def test_zero_seconds_are_allowed(routing: Routing) -> None:
     """A cost of nothing is a legal cost; time then passes on links only."""
     zero = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,)}))  # type: ignore[arg-type]
@@ -197,5 +199,5 @@ def test_zero_seconds_are_allowed() -> None:
         msgspec.structs.replace(n, cost=msgspec.structs.replace(n.cost, stage=stage))  # type: ignore[type-var]
         for n in profile.nodes
     )
-    run = simulate(plan, msgspec.structs.replace(profile, nodes=nodes), closed(2)).run
+    run = simulate(plan, msgspec.structs.replace(profile, nodes=nodes), closed(2, routing=routing)).run
     assert run.output_tokens > 0

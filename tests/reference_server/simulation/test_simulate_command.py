@@ -163,7 +163,13 @@ def test_a_node_that_dies_ends_the_run_and_what_was_until_then_is_kept(files: Pa
         (["--offline", "--kv-share", "0"], "--kv-share 0.0"),
         (["--offline", "--prompt-tokens", "100000000", "--output-tokens", "1"], "use shorter requests"),
         (["--offline", "--events", "missing.toml"], "missing.toml: cannot be read"),
-        (["--offline", "--warmup-s", "-1"], "--warmup-s, --duration-s"),
+        (["--offline", "--warmup-s", "-1"], r"--warmup-s\) is -1: need a finite number of seconds, at least 0"),
+        (["--offline", "--warmup-s", "nan"], r"--warmup-s\) is nan"),
+        (["--offline", "--warmup-s", "inf"], r"--warmup-s\) is inf"),
+        (["--offline", "--duration-s", "nan"], r"--duration-s\) is nan"),
+        (["--offline", "--duration-s", "inf"], r"--duration-s\) is inf"),
+        (["--offline", "--duration-s", "0"], r"--duration-s\) is 0: need a finite number of seconds, more than 0"),
+        (["--offline", "--requests", "3", "--duration-s", "nan"], r"--duration-s\) is nan"),
     ],
 )
 def test_mistakes_are_named(files: Path, options: list[str], says: str) -> None:
@@ -191,8 +197,26 @@ def test_a_plan_of_another_cluster_is_refused(files: Path) -> None:
     profile = load_record(files / "cluster.json", ClusterProfile)
     smaller = ClusterProfile(model=profile.model, nodes=profile.nodes[:3], default_link=profile.default_link)
     save_record(files / "cluster.json", smaller)
-    with pytest.raises(InputError, match="placement names d, which the cluster does not have"):
+    with pytest.raises(InputError, match=r"plan\.json: placement names d, which .* \(.*cluster\.json\)"):
         simulate(files, "--offline")
+
+
+def test_a_row_of_a_trace_without_a_time_is_named(files: Path) -> None:
+    rows = ["20,3,2023-11-16 18:15:46.5", "33,1"]
+    (files / "trace.csv").write_text("ContextTokens,GeneratedTokens,TIMESTAMP\n" + "\n".join(rows) + "\n")
+    with pytest.raises(InputError, match=r"trace\.csv:3: need a time"):
+        simulate(files, "--trace", str(files / "trace.csv"), "--replay")
+
+
+def test_so_many_requests_are_simulated_where_stderr_is_a_file(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("reference_server.simulation.simulator._EVENTS_A_TURN", 100)
+    monkeypatch.setattr("reference_server.progress._PLAIN_EVERY_S", 0.0)
+    arguments = [files / "plan.json", "--cluster", files / "cluster.json", "--offline", "--requests", "80"]
+    printed = run_command("simulate", *arguments, "-o", files / "run.json")
+    assert len(load_record(files / "run.json", RunLog).requests) == 80
+    assert "simulating: " in printed
 
 
 def test_the_record_holds_no_clock_and_no_host(files: Path) -> None:
