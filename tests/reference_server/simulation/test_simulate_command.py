@@ -208,9 +208,7 @@ def test_a_row_of_a_trace_without_a_time_is_named(files: Path) -> None:
         simulate(files, "--trace", str(files / "trace.csv"), "--replay")
 
 
-def test_so_many_requests_are_simulated_where_stderr_is_a_file(
-    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_so_many_requests_are_simulated_where_stderr_is_a_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reference_server.simulation.simulator._EVENTS_A_TURN", 100)
     monkeypatch.setattr("reference_server.progress._PLAIN_EVERY_S", 0.0)
     arguments = [files / "plan.json", "--cluster", files / "cluster.json", "--offline", "--requests", "80"]
