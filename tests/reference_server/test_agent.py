@@ -234,7 +234,7 @@ class Held:
         time.sleep(HELD_S)
 
 
-def test_a_paced_node_waits_for_its_batch_as_long_as_it_was_held_back_lets_it(
+def test_how_long_a_paced_node_waits_follows_from_how_long_it_was_held_back(
     small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
