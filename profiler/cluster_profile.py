@@ -19,6 +19,11 @@ def _require_positive(field: str, value: float) -> None:
         raise ValueError(f"{field}: need a finite value > 0, got {value}")
 
 
+def _require_not_negative(field: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{field}: need a finite value >= 0, got {value}")
+
+
 def _require_nic(name: str, *values: float | None) -> None:
     for value in values:
         if value is not None:
@@ -54,6 +59,8 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             "kv_bytes_per_token_per_layer",
         ):
             _require_positive(name, getattr(self, name))
+        _require_not_negative("embedding_bytes", self.embedding_bytes)
+        _require_not_negative("head_bytes", self.head_bytes)
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -195,8 +202,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         _require_positive(f"bandwidth_bytes_per_s of {self.src} -> {self.dst}", self.bandwidth_bytes_per_s)
         if self.src == self.dst:
             raise ValueError(f"link {self.src} -> {self.dst}: need two different nodes")
-        if not 0 <= self.latency_s < float("inf"):
-            raise ValueError(f"latency_s of {self.src} -> {self.dst}: need >= 0 seconds, got {self.latency_s}")
+        _require_not_negative(f"latency_s of {self.src} -> {self.dst}", self.latency_s)
 
 
 class DefaultLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -207,6 +213,7 @@ class DefaultLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         _require_positive("default_link.bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        _require_not_negative("default_link.latency_s", self.latency_s)
 
 
 class ClusterProfile(

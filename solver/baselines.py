@@ -44,19 +44,20 @@ def petals(capacities: Capacities) -> Placement | None:
 def swarm(capacities: Capacities) -> Placement | None:
     """Equal stages that fit the smallest node; nodes by throughput, each to the stage that has least.
 
+    Nodes that can hold no layer are left out: the smallest is one that can.
     Equal throughputs: the later node in the file first; equal stages: the first. Where the layers do not divide, the
     first stages hold one layer more.
     """
     num_layers = capacities.model.num_layers
-    sizes = {name: capacities.max_layers(name) for name in capacities.nodes}
-    smallest = min(sizes.values())
-    if smallest == 0:
+    sizes = {name: size for name in capacities.nodes if (size := capacities.max_layers(name))}
+    if not sizes:
         return None
+    smallest = min(sizes.values())
     num_stages = -(-num_layers // smallest)
     cuts = [stage * (num_layers // num_stages) + min(stage, num_layers % num_stages) for stage in range(num_stages + 1)]
     stages = [LayerRange(a, b) for a, b in itertools.pairwise(cuts)]
     middle = stages[len(stages) // 2]
-    index = {name: number for number, name in enumerate(capacities.nodes)}
+    index = {name: number for number, name in enumerate(sizes)}
     order = sorted(index, key=lambda name: (-capacities.tokens_per_s(name, middle), -index[name]))
     gathered = [0.0] * len(stages)
     placement: Placement = {}

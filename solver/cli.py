@@ -71,7 +71,8 @@ def solve(
 ) -> None:
     """Plan a model onto a cluster: the best placement in the time given, its proven bound and what to expect."""
     from profiler.cluster_profile import ClusterProfile
-    from profiler.records import encode_record, load_record, save_record
+    from profiler.errors import InputError
+    from profiler.records import encode_record, load_record, require_writable, save_record
 
     from .compare import comparison_lines
     from .live import shown_progress
@@ -79,7 +80,7 @@ def solve(
     from .plan import Infeasible
     from .request import PlanRequest, answer, answer_what_if, asks_for_one_more, with_fewer_nodes, with_one_more
     from .summary import summary_lines
-    from .whatif import difference_lines, parse_pin, with_nodes, without_nodes
+    from .whatif import difference_lines, parse_pins, with_nodes, without_nodes
 
     as_it_is = without_nodes(load_record(cluster, ClusterProfile), exclude or [])
     request = PlanRequest(
@@ -92,11 +93,14 @@ def solve(
         max_ttft_s=max_ttft_s,
         min_tokens_per_s=min_tokens_per_s,
         partial=not no_partial,
-        pins=dict(parse_pin(text) for text in pin or []),
+        pins=parse_pins(pin or []),
         time_limit_s=time_limit_s,
         threads=threads,
         seed=seed,
     )
+    if one_more_s is not None and not 0 <= one_more_s < float("inf"):
+        raise InputError(f"--one-more-s {one_more_s}: need a finite number of seconds, 0 or more")
+    require_writable(output)
     with shown_progress() as on_progress:
         if add or remove:
             before, plan = answer_what_if(request, as_it_is, on_progress)
@@ -167,8 +171,6 @@ def _workload(prompt: int | None, output: int | None, trace: Path | None, scale:
     if trace is not None:
         if prompt is not None or output is not None:
             raise InputError("--trace and --prompt-tokens/--output-tokens both say how long requests are; give one")
-        if scale <= 0:
-            raise InputError(f"--trace-scale {scale}: need more than 0")
         return trace_workload(trace, scale=scale)
     if (prompt is None) != (output is None):
         raise InputError("give --prompt-tokens and --output-tokens together, or neither")

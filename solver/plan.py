@@ -219,7 +219,14 @@ class Plan(
             raise ValueError(f"placement: layers [{reached},{self.num_layers}) are held by no node")
 
 
-class Infeasible(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Infeasible(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag_field="schema",
+    tag="helixbench.infeasible/1",
+):
     """The answer that no plan exists, and why: ``reason`` is one sentence for a person."""
 
     reason: str

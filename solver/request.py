@@ -13,10 +13,11 @@ from profiler.errors import InputError
 
 from .assemble import assemble
 from .capacity import Capacities
-from .following import Objective, Question
+from .checker import require_sound
+from .following import Objective, Question, carrying
 from .latency_bound import bound_of_expected
 from .marginal import objective_value, one_more_in_words, one_more_of_each
-from .plan import Infeasible, LayerRange, Plan
+from .plan import Expected, Infeasible, LayerRange, Plan
 from .progress import OnProgress, Progress
 from .search import solve_placement
 from .targets import fewest_nodes, most_within_latency
@@ -82,6 +83,13 @@ class PlanRequest:
         """Whether a latency is limited or a throughput is wanted."""
         return self.has_latency_limit or self.min_tokens_per_s is not None
 
+    def is_met_by(self, expected: Expected) -> bool:
+        """Whether what is expected keeps every limit; a latency that is not known keeps none."""
+        latencies = ((expected.tpot_s, self.max_tpot_s), (expected.ttft_s, self.max_ttft_s))
+        if any(limit is not None and (given is None or given > limit) for given, limit in latencies):
+            return False
+        return self.min_tokens_per_s is None or expected.total_tokens_per_s >= self.min_tokens_per_s
+
 
 def answer(
     request: PlanRequest, on_progress: OnProgress | None = None, *, start: Mapping[str, LayerRange] | None = None
@@ -95,7 +103,7 @@ def answer(
     """
     capacities = Capacities(request.profile, request.workload, concurrency=request.concurrency, pins=request.pins)
     found = _answer(request, capacities, _Searches(request, on_progress), start)
-    return found if isinstance(found, Infeasible) else _with_bound_of_expected(capacities, found)
+    return found if isinstance(found, Infeasible) else _beside_the_question(capacities, found)
 
 
 def _answer(
@@ -122,6 +130,16 @@ def _answer(
             seconds=request.time_limit_s,
         )
     return solve(request.profile, request.concurrency, request.time_limit_s, start=start)
+
+
+def _beside_the_question(capacities: Capacities, plan: Plan) -> Plan:
+    """The plan with what only the whole question says: the bound of what is expected, and pins that it leaves aside."""
+    unused = [f"{name}={held}" for name, held in capacities.pins.items() if name not in plan.placement]
+    if unused:
+        note = f"pinned, but the plan does not use it: {', '.join(unused)}"
+        assumptions = msgspec.structs.replace(plan.assumptions, notes=(*plan.assumptions.notes, note))
+        plan = msgspec.structs.replace(plan, assumptions=assumptions)
+    return _with_bound_of_expected(capacities, plan)
 
 
 def _with_bound_of_expected(capacities: Capacities, plan: Plan) -> Plan:
@@ -164,9 +182,10 @@ def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
     asked = after.assumptions.concurrency
     capacities = Capacities(request.profile, request.workload, concurrency=asked, pins=request.pins)
     placement = with_fewest_bytes_moved(capacities, before.placement, after.placement)
-    if placement == after.placement:
-        return after
     question = Question(capacities, request.objective, request.partial)
+    least_flow = _max_flow(after) * (1 - ROUNDING)
+    if placement == after.placement or carrying(question, placement).tokens_per_s < least_flow:
+        return after
     swapped = assemble(
         question,
         placement,
@@ -174,9 +193,16 @@ def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
         facts=after.solver,
         notes=verdicts(question, placement),
     )
-    is_as_good = all(value(swapped) >= value(after) * (1 - 1e-6) for value in (_max_flow, objective_value))
-    swapped = _with_bound_of_expected(capacities, swapped)
-    return swapped if is_as_good and len(swapped.placement) == len(placement) else after
+    is_as_good = all(value(swapped) >= value(after) * (1 - ROUNDING) for value in (_max_flow, objective_value))
+    is_met = request.is_met_by(swapped.predicted.expected[-1])
+    if not (is_as_good and is_met) or len(swapped.placement) < len(placement):
+        return after
+    predicted = msgspec.structs.replace(swapped.predicted, least_nodes=after.predicted.least_nodes)
+    swapped = msgspec.structs.replace(swapped, predicted=predicted)
+    require_sound(request.profile, swapped)
+    # The bounds are those of the requests in flight that were asked for; a latency limit may have left fewer.
+    whole = Capacities(request.profile, request.workload, concurrency=request.concurrency, pins=request.pins)
+    return _beside_the_question(whole, swapped)
 
 
 def _max_flow(plan: Plan) -> float:

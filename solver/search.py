@@ -25,6 +25,9 @@ from .steps import run_search, solve_published
 from .verdict import verdicts
 from .workload import Workload
 
+MAX_SEED = 2**31 - 1
+"""What HiGHS takes."""
+
 
 def solve_placement(
     profile: ClusterProfile,
@@ -60,11 +63,13 @@ def solve_placement(
         on_progress: called as the search goes.
 
     Raises:
-        InputError: no such method or node, or an option out of range.
+        InputError: no such method or node, an option out of range, or a node with a capacity table that has no memory
+            for any layer.
     """
-    _require_options(method, time_limit_s, threads, concurrency)
+    _require_options(method, time_limit_s, threads, concurrency, seed)
     require_pins(profile, pins or {})
     capacities = Capacities(profile, workload, concurrency=concurrency, pins=pins)
+    _require_room_at_tables(capacities)
     reason = why_infeasible(capacities)
     if reason is not None:
         return Infeasible(reason=reason)
@@ -102,16 +107,36 @@ def _backend() -> str:
     return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
 
 
-def _require_options(method: str, time_limit_s: float, threads: int, concurrency: int | None) -> None:
+def _require_options(method: str, time_limit_s: float, threads: int, concurrency: int | None, seed: int) -> None:
     known = ("auto", *METHODS, PUBLISHED)
     if method not in known:
         raise InputError(f"--method {method}: no such method; choose from {', '.join(known)}")
-    if time_limit_s <= 0:
-        raise InputError(f"--time-limit-s {time_limit_s}: need more than 0 seconds")
+    if not 0 < time_limit_s < float("inf"):
+        raise InputError(f"--time-limit-s {time_limit_s}: need a finite limit of more than 0 seconds")
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"--seed {seed}: need 0 to {MAX_SEED}")
     if threads < 1:
         raise InputError(f"--threads {threads}: need at least 1")
     if concurrency is not None and concurrency < 1:
         raise InputError(f"--concurrency {concurrency}: need at least 1 request in flight")
+
+
+def _require_room_at_tables(capacities: Capacities) -> None:
+    """A capacity table is taken at its word on layers, but beside one of them some KV cache has to fit.
+
+    Raises:
+        InputError: a node with a table whose memory holds no layer.
+    """
+    last = capacities.model.num_layers - 1
+    for name, node in capacities.nodes.items():
+        if node.cost is not None or not node.max_layers:
+            continue
+        if not any(capacities.kv_tokens(name, LayerRange(at, at + 1)) for at in {0, min(1, last), last}):
+            raise InputError(
+                f"node {name}: device.memory_bytes {node.device.memory_bytes:.4g}, which does not hold the KV cache of "
+                f"a token beside one layer of {capacities.model.layer_weight_bytes:.4g} bytes, though its capacity "
+                f"table says {node.max_layers} layers; give its memory in bytes, or leave it out (--exclude {name})"
+            )
 
 
 def require_pins(profile: ClusterProfile, pins: Mapping[str, LayerRange]) -> None:

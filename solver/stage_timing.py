@@ -96,8 +96,10 @@ def _sequences(capacities: Capacities, name: str, held: LayerRange) -> float:
 
 def _fixed_share(points: Sequence[tuple[float, float]], full_tokens: float) -> float:
     """Share of a full iteration's time that does not depend on its tokens, from 0 to 1; 1 where nothing tells."""
+    if len(points) < 2:
+        return 1.0
     tokens, seconds = np.array(points).T
-    if len(points) < 2 or np.ptp(tokens) < 1e-9 * tokens.max():
+    if np.ptp(tokens) < 1e-9 * tokens.max():
         return 1.0
     slope, intercept = np.polyfit(tokens, seconds, 1)
     if slope <= 0:

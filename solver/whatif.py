@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from profiler.cluster_profile import ClusterProfile, ModelFacts
+from profiler.cluster_profile import ClusterProfile, Link, ModelFacts, Node
 from profiler.errors import InputError
 
 from .capacity import Capacities
@@ -34,6 +35,10 @@ def without_nodes(profile: ClusterProfile, names: Sequence[str]) -> ClusterProfi
 def with_nodes(profile: ClusterProfile, wanted: Sequence[str]) -> ClusterProfile:
     """The cluster with more nodes like some that it has: ``2xL4``. They get the links of the node they are like.
 
+    With that node and with each other they are linked as it is with another node of its device and region or, where it
+    has no link to such a one and there is no ``default_link``, by its fastest link to and from a node of its region.
+    Where it has none of these they are not linked.
+
     Raises:
         InputError: not of that form, or no node with that device or name to be like.
     """
@@ -58,8 +63,46 @@ def _with_more_nodes(profile: ClusterProfile, wanted: str) -> ClusterProfile:
     for name in fresh:
         links += [msgspec.structs.replace(k, src=name) for k in profile.links if k.src == example.name]
         links += [msgspec.structs.replace(k, dst=name) for k in profile.links if k.dst == example.name]
+    links += _links_among(profile, example, fresh)
     nodes = (*profile.nodes, *(msgspec.structs.replace(example, name=name) for name in fresh))
     return msgspec.structs.replace(profile, nodes=nodes, links=tuple(links))
+
+
+def _links_among(profile: ClusterProfile, example: Node, fresh: Sequence[str]) -> Iterator[Link]:
+    """Links of the example and the nodes like it with each other, both ways; see ``with_nodes``."""
+    outward = _link_beside(profile, example, [(link.dst, link) for link in profile.links if link.src == example.name])
+    inward = _link_beside(profile, example, [(link.src, link) for link in profile.links if link.dst == example.name])
+    names = (example.name, *fresh)
+    for first, second in itertools.combinations(names, 2):
+        if outward is not None:
+            yield msgspec.structs.replace(outward, src=first, dst=second)
+        if inward is not None:
+            yield msgspec.structs.replace(inward, src=second, dst=first)
+
+
+def _link_beside(profile: ClusterProfile, example: Node, links: Sequence[tuple[str, Link]]) -> Link | None:
+    """Of (other end, link) one way: that with a twin, else the fastest inside the region where no default stands in."""
+    beside = {node.name: node for node in profile.nodes if node.region == example.region and node is not example}
+    with_twin = [link for end, link in links if end in beside and beside[end].device.name == example.device.name]
+    if with_twin or profile.default_link is not None:
+        return next(iter(with_twin), None)
+    inside = [link for end, link in links if end in beside]
+    return max(inside, key=lambda link: (link.bandwidth_bytes_per_s, -link.latency_s), default=None)
+
+
+def parse_pins(texts: Iterable[str]) -> dict[str, LayerRange]:
+    """Pins by node.
+
+    Raises:
+        InputError: one is not of the form that ``parse_pin`` reads, or two are of one node.
+    """
+    pins: dict[str, LayerRange] = {}
+    for text in texts:
+        name, held = parse_pin(text)
+        if name in pins:
+            raise InputError(f"--pin {text}: {name} is pinned to {pins[name]} already; give one pin for each node")
+        pins[name] = held
+    return pins
 
 
 def parse_pin(text: str) -> tuple[str, LayerRange]:

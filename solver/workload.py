@@ -71,8 +71,10 @@ def trace_workload(path: Path, *, scale: float = 1.0, max_requests: int | None =
         max_requests: take only that many rows from the start.
 
     Raises:
-        InputError: not such a file, or no usable row.
+        InputError: not such a file, no usable row, or a scale that is no finite number above 0.
     """
+    if not 0 < scale < float("inf"):
+        raise InputError(f"--trace-scale {scale}: need a finite number of more than 0")
     lengths: list[tuple[int, int]] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -97,4 +99,7 @@ def _scaled_lengths(row: dict[str, str], scale: float, *, origin: str) -> tuple[
         prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
     except (TypeError, ValueError) as error:
         raise InputError(f"{origin}: ContextTokens and GeneratedTokens must be whole numbers ({error})") from error
-    return max(1, round(prompt * scale)), max(1, round(output * scale))
+    try:
+        return max(1, round(prompt * scale)), max(1, round(output * scale))
+    except OverflowError as error:
+        raise InputError(f"{origin}: {prompt} and {output} tokens x --trace-scale {scale:g} are too many") from error

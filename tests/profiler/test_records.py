@@ -20,6 +20,7 @@ from profiler.records import (
     load_record,
     provenance_now,
     require_unique,
+    require_writable,
     save_bytes,
     save_record,
     source_commit,
@@ -77,6 +78,13 @@ def test_a_saved_record_is_loaded_as_it_was(tmp_path: Path) -> None:
         (["nodes", 0, "capacity_tokens_per_s", 1], -5.0, r"capacity_tokens_per_s of a.*-5"),
         (["nodes", 0, "capacity_tokens_per_s"], [1.0], r"capacity_tokens_per_s of a: need 2 values.*got 1"),
         (["nodes"], [], r"nodes: need at least one"),
+        (["model", "embedding_bytes"], -1.0, r"embedding_bytes: need a finite value >= 0, got -1.*\$\.model"),
+        (["model", "head_bytes"], -1.0, r"head_bytes: need a finite value >= 0, got -1.*\$\.model"),
+        (
+            ["default_link"],
+            {"bandwidth_bytes_per_s": 1e9, "latency_s": -1e-3},
+            r"default_link\.latency_s: need a finite value >= 0, got -0\.001",
+        ),
         (["schema"], "helixbench.plan/1", r"helixbench\.plan/1.*helixbench\.cluster/1"),
         (["colour"], 1, r"unknown field `colour`"),
     ],
@@ -170,6 +178,22 @@ def test_a_file_in_the_way_of_the_folder_is_an_input_error(tmp_path: Path) -> No
     with pytest.raises(InputError, match="cannot be written"):
         save_record(tmp_path / "out" / "cluster.json", cluster())
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_place_is_tried_without_leaving_anything_there(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "cluster.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    save_bytes(tmp_path / "cluster.json", b"old")
+    require_writable(tmp_path / "cluster.json")
+    assert (tmp_path / "cluster.json").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("place", ["file/cluster.json", "folder"])
+def test_a_place_that_cannot_be_written_is_found_by_trying(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=f"{place}: cannot be written"):
+        require_writable(tmp_path / place)
 
 
 def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from profiler.cluster_profile import ClusterProfile
+from profiler.cluster_profile import ClusterProfile, Node
 from solver import Infeasible, Plan, problems_of, solve_placement
-from solver.baselines import METHODS
+from solver.baselines import METHODS, swarm
 from solver.capacity import Capacities
 from solver.flow import max_flow
 
-from .clusters import WORKLOAD, published
+from .clusters import WORKLOAD, cost_node, published, table_node
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,12 @@ def test_baselines_match_their_published_max_flow(
     placement = METHODS[method](capacities)
     assert placement is not None
     assert max_flow(capacities, placement, partial=partial).tokens_per_s == pytest.approx(tokens_per_s, abs=0.01)
+
+
+@pytest.mark.parametrize("useless", [table_node("z", []), cost_node("z", memory_bytes=1e6)])
+def test_swarm_leaves_out_what_holds_no_layer(published24: ClusterProfile, useless: Node) -> None:
+    more = msgspec.structs.replace(published24, nodes=(*published24.nodes, useless))
+    assert swarm(Capacities(more, WORKLOAD)) == swarm(Capacities(published24, WORKLOAD)) is not None
 
 
 def test_separate_finds_nothing_where_no_type_holds_the_model_alone(published24: ClusterProfile) -> None:

@@ -116,6 +116,68 @@ def test_infeasible_names_what_every_node_holds(four: ClusterProfile) -> None:
     assert answer.reason == "the model needs 6 layers; all nodes together hold 3: d 3"
 
 
+def test_pins_are_what_too_few_layers_are_put_down_to(four: ClusterProfile) -> None:
+    pins = {"a": LayerRange(0, 1), "b": LayerRange(0, 1), "c": LayerRange(0, 1)}
+    answer = solve_placement(without_nodes(four, ["d"]), WORKLOAD, pins=pins)
+    assert isinstance(answer, Infeasible)
+    assert "all nodes together hold 3: a 1, b 1, c 1 (pinned: a=[0,1), b=[0,1), c=[0,1);" in answer.reason
+    assert "KV cache" not in answer.reason
+
+
+def refused_without_search(monkeypatch: pytest.MonkeyPatch, profile: ClusterProfile, **options: object) -> str:
+    """Why there is no plan, as told before any search."""
+    searches: list[object] = []
+    monkeypatch.setattr("solver.search.run_search", lambda search: searches.append(search) or "")
+    found = solve_placement(profile, WORKLOAD, **options)  # type: ignore[arg-type]
+    assert isinstance(found, Infeasible)
+    assert not searches
+    return found.reason
+
+
+def test_layers_that_pins_leave_to_no_node_are_named(four: ClusterProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = {name: LayerRange(1, 3) for name in ("a", "b", "c", "d")} | {"d": LayerRange(4, 5)}
+    reason = refused_without_search(monkeypatch, four, pins=pins)
+    assert reason.startswith("no node can hold layers [0,1), [3,4), [5,6) of 6 (pinned: a=[1,3), ")
+
+
+@pytest.mark.parametrize(
+    ("part", "layers", "sizes"),
+    [("embedding", "[0,1)", {"embedding_bytes": 2e9}), ("head", "[5,6)", {"head_bytes": 2e9})],
+)
+def test_an_embedding_or_head_that_fits_no_node_is_named(
+    monkeypatch: pytest.MonkeyPatch, part: str, layers: str, sizes: dict[str, float]
+) -> None:
+    nodes = tuple(cost_node(name, max_layers=6, memory_bytes=1e9) for name in ("a", "b"))
+    profile = ClusterProfile(model=model(6, **sizes), nodes=nodes, default_link=DefaultLink(1e9))
+    reason = refused_without_search(monkeypatch, profile)
+    assert reason == (
+        f"no node can hold layers {layers} of 6 together with the {part} of 2e+09 bytes and "
+        "the KV cache of the longest request, 150 tokens"
+    )
+
+
+def test_a_pin_that_the_plan_does_not_use_is_noted(four: ClusterProfile) -> None:
+    request = PlanRequest(
+        profile=four, workload=WORKLOAD, min_tokens_per_s=20.0, time_limit_s=2, pins={"d": LayerRange(0, 3)}
+    )
+    plan = answer(request)
+    assert isinstance(plan, Plan)
+    assert "d" not in plan.placement
+    assert "pinned, but the plan does not use it: d=[0,3)" in plan.assumptions.notes
+    used = answer(PlanRequest(profile=four, workload=WORKLOAD, objective="max-flow", pins={"d": LayerRange(0, 3)}))
+    assert isinstance(used, Plan)
+    assert "d" in used.placement
+    assert not any("pinned" in note for note in used.assumptions.notes)
+
+
+def test_a_table_without_memory_for_any_layer_is_refused() -> None:
+    """24 for 24 GB; either node holds the whole model, so both would be used."""
+    nodes = tuple(table_node(name, [9.0, 5.0], memory_bytes=size) for name, size in (("a", 24e9), ("b", 24.0)))
+    profile = ClusterProfile(model=model(2), nodes=nodes, default_link=DefaultLink(1e9))
+    with pytest.raises(InputError, match=r"node b: device\.memory_bytes 24, .*one layer of 1e\+06 bytes.*--exclude b"):
+        solve_placement(profile, WORKLOAD, objective="max-flow", concurrency=4)
+
+
 def _run(*arguments: str):  # type: ignore[no-untyped-def]
     app = typer.Typer()
     solver.cli.mount(app)
@@ -132,6 +194,13 @@ def test_targets_and_comparison_by_command(tmp_path: Path) -> None:
     result = _run(*common, "--compare")
     assert result.exit_code == 0, result.output
     assert all(name in result.stdout for name in ("petals", "swarm", "homogeneous", "separate", "published"))
+    table = [line.split() for line in result.stdout.split("method ")[1].splitlines()]
+    assert table[0] == ["nodes", "max-flow", "bound", "gap", "expected", "tokens/s"]
+    bounds = [float(row[3]) for row in table[1:] if row[1].isdigit()]
+    assert len(bounds) >= 5
+    assert bounds == sorted(bounds, reverse=True)
+    for _, _, flow, bound, gap, _ in (row for row in table[1:] if row[1].isdigit()):
+        assert float(gap.rstrip("%")) == pytest.approx(100 * (float(bound) / float(flow) - 1), abs=0.2)
     assert len(load_record(plan, Plan).placement) == 2
     limit = (load_record(plan, Plan).predicted.expected[0].tpot_s or 0.0) * 1.2
     assert _run(*common, "--max-tpot-s", str(limit)).exit_code == 0

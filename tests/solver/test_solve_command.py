@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 import solver.cli
 from profiler.cluster_profile import ClusterProfile, DefaultLink
 from profiler.errors import InputError
-from profiler.records import load_record, save_record
-from solver import Plan
+from profiler.records import decode_record, load_record, save_record
+from solver import Infeasible, Plan
+from solver.workload import trace_workload
 
 from .clusters import demo_cluster, model, random_cluster, table_node
 
@@ -85,9 +86,11 @@ def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Pa
     path = tmp_path / "cluster.json"
     nodes = (table_node("a", [1.0] * 5), table_node("b", [1.0] * 6))
     save_record(path, ClusterProfile(model=model(16), nodes=nodes, default_link=DefaultLink(1e9)))
-    result = CliRunner().invoke(app, ["solve", str(path), "-o", str(tmp_path / "plan.json")])
+    result = CliRunner().invoke(app, ["solve", str(path), "--json", "-o", str(tmp_path / "plan.json")])
     assert result.exit_code == 1
-    assert "the model needs 16 layers; all nodes together hold 11: a 5, b 6" in result.stderr
+    reason = "the model needs 16 layers; all nodes together hold 11: a 5, b 6"
+    assert reason in result.stderr
+    assert decode_record(result.stdout.encode(), Infeasible, origin="stdout") == Infeasible(reason=reason)
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -96,6 +99,15 @@ def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Pa
     [
         (["--method", "magic"], "no such method"),
         (["--time-limit-s", "0"], "more than 0 seconds"),
+        (["--time-limit-s", "nan"], "more than 0 seconds"),
+        (["--time-limit-s", "inf"], "finite"),
+        (["--one-more-s", "inf"], "--one-more-s inf"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--seed", "2147483648"], "need 0 to 2147483647"),
+        (["--trace", "nowhere.csv", "--trace-scale", "0"], "--trace-scale 0"),
+        (["--trace", "nowhere.csv", "--trace-scale", "nan"], "--trace-scale nan"),
+        (["--trace", "nowhere.csv", "--trace-scale", "inf"], "--trace-scale inf"),
+        (["--pin", "big=[0,2)", "--pin", "big=[2,4)"], "big is pinned to [0,2) already"),
         (["--concurrency", "0"], "at least 1 request"),
         (["--threads", "0"], "at least 1"),
         (["--prompt-tokens", "5"], "together"),
@@ -109,6 +121,26 @@ def test_wrong_options_are_input_errors(
     result = CliRunner().invoke(app, ["solve", str(cluster), *options, "-o", str(tmp_path / "plan.json")])
     assert isinstance(result.exception, InputError)
     assert said in str(result.exception)
+
+
+def test_a_trace_is_not_scaled_beyond_what_can_be_counted(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("ContextTokens,GeneratedTokens\n1000,10\n")
+    with pytest.raises(InputError, match=r"trace\.csv:2: 1000 and 10 tokens x --trace-scale 1e\+307"):
+        trace_workload(tmp_path / "trace.csv", scale=1e307)
+
+
+@pytest.mark.parametrize("place", ["file/plan.json", "folder"])
+def test_a_place_for_the_plan_is_tried_before_the_search(
+    app: typer.Typer, cluster: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    searches: list[object] = []
+    monkeypatch.setattr("solver.request.answer", lambda *arguments, **_: searches.append(arguments))
+    result = CliRunner().invoke(app, ["solve", str(cluster), *SHORT, "-o", str(tmp_path / place)])
+    assert isinstance(result.exception, InputError)
+    assert f"{place}: cannot be written" in str(result.exception)
+    assert not searches
 
 
 def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from profiler.cost import IDLE_S, BatchShape, StageCost
 from solver.capacity import Capacities
 from solver.plan import LayerRange, LinkFlow
 from solver.rollout import roll_out
-from solver.stage_timing import StageTimer
+from solver.stage_timing import StageTimer, table_timing
 from solver.workload import fixed_workload
 
-from .clusters import cost_node, model
+from .clusters import WORKLOAD, cost_node, model, table_node
 
 
 def stage(**changes: float) -> StageCost:
@@ -79,3 +79,14 @@ def test_nodes_in_a_row_lose_throughput_where_their_iterations_scatter() -> None
     steady, scattered, wild = throughput(0.0), throughput(0.15), throughput(0.4)
     assert 0.85 * steady < scattered < 0.97 * steady
     assert wild < scattered
+
+
+def test_a_table_is_timed_where_only_its_first_range_does_not_fit() -> None:
+    """The embedding fits no node; the ranges behind it do."""
+    node = table_node("a", [100.0, 40.0], memory_bytes=1e8)
+    profile = ClusterProfile(model=model(4, embedding_bytes=1e9), nodes=(node,), default_link=DefaultLink(1e9))
+    capacities = Capacities(profile, WORKLOAD)
+    timing = table_timing(capacities, "a", LayerRange(1, 3))
+    full = BatchShape(decode_tokens=timing.cost.max_tokens)
+    seconds = timing.cost.time_s(num_layers=2, batch=full, first=False, last=False)
+    assert timing.cost.max_tokens / seconds == pytest.approx(40.0)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
 import solver.cli
+import solver.request
 from profiler.cluster_profile import ClusterProfile, DefaultLink, Link, ModelFacts
 from profiler.records import load_record, save_record
 from solver import Plan, problems_of
 from solver.capacity import Capacities
 from solver.plan import LayerRange
-from solver.request import PlanRequest, answer_what_if
+from solver.request import PlanRequest, answer, answer_what_if
 from solver.whatif import bytes_to_load, difference_lines, with_fewest_bytes_moved, with_nodes, without_nodes
 
-from .clusters import WORKLOAD, model, table_node
+from .clusters import WORKLOAD, cost_node, model, table_node
 
 SIZED = model(12, embedding_bytes=5e5, head_bytes=7e5)
 
@@ -104,6 +107,115 @@ def test_swapped_nodes_whose_links_differ_keep_the_plan_with_the_larger_flow() -
     alone = answer_what_if(request, request.profile)[1]
     assert isinstance(alone, Plan)
     assert after.predicted.max_flow_tokens_per_s == pytest.approx(alone.predicted.max_flow_tokens_per_s)
+
+
+def both_ways(*links: tuple[str, str, float]) -> tuple[Link, ...]:
+    """Links of so many bytes/s, half of it on the way back."""
+    forth = (Link(src=a, dst=b, bandwidth_bytes_per_s=size) for a, b, size in links)
+    back = (Link(src=b, dst=a, bandwidth_bytes_per_s=size / 2) for a, b, size in links)
+    return (*forth, *back)
+
+
+def linked(links: tuple[Link, ...], *, like: str = "") -> dict[tuple[str, str], float]:
+    """Bandwidths among a, which is in a region with c and d, and two more like it; ``like`` is its twin."""
+    nodes = [table_node(name, [90.0] if name in ("a", like) else [90.0, 50.0], region="here") for name in "acd"]
+    nodes.append(table_node("far", [90.0], region="there"))
+    profile = ClusterProfile(model=model(4), nodes=tuple(nodes), links=links)
+    more = with_nodes(profile, ["2xa"])
+    among = {"a", "a-new1", "a-new2"}
+    return {(k.src, k.dst): k.bandwidth_bytes_per_s for k in more.links if {k.src, k.dst} <= among}
+
+
+LINKS = both_ways(("a", "c", 3e6), ("a", "d", 2e6), ("a", "far", 9e6), ("coordinator", "a", 1e5))
+
+
+@pytest.mark.parametrize(("like", "forth"), [("d", 2e6), ("", 3e6)], ids=["as with its twin", "as the fastest here"])
+def test_added_nodes_are_linked_with_the_one_they_are_like_and_with_each_other(like: str, forth: float) -> None:
+    pairs = itertools.combinations(["a", "a-new1", "a-new2"], 2)
+    expected = {link: size for a, b in pairs for link, size in (((a, b), forth), ((b, a), forth / 2))}
+    assert linked(LINKS, like=like) == expected
+
+
+def test_added_nodes_far_from_all_others_are_not_linked_by_guess() -> None:
+    assert linked(both_ways(("a", "far", 9e6))) == {}
+
+
+def test_an_added_node_goes_on_in_a_row_with_the_one_it_is_like() -> None:
+    """One node that holds half the model, linked with the coordinator and a far slower one: two of it hold it all."""
+    nodes = (table_node("a", [90.0, 50.0]), table_node("b", [1.0, 1.0]))
+    links = both_ways(("coordinator", "a", 1e6), ("coordinator", "b", 1e6), ("a", "b", 1e6))
+    more = with_nodes(ClusterProfile(model=model(4), nodes=nodes, links=links), ["1xa"])
+    plan = answer(PlanRequest(profile=more, workload=WORKLOAD, objective="max-flow", time_limit_s=5))
+    assert isinstance(plan, Plan)
+    assert {"a", "a-new1"} <= set(plan.placement)
+    assert plan.predicted.max_flow_tokens_per_s == pytest.approx(50.0)
+
+
+def test_added_nodes_leave_the_default_link_to_link_them() -> None:
+    assert with_nodes(alike(2), ["3xn0"]).links == ()
+
+
+def swapped_round(_: Capacities, before: dict[str, LayerRange], after: dict[str, LayerRange]) -> dict[str, LayerRange]:
+    """Every range at the next node: stands in for what moves least."""
+    names = list(after)
+    return dict(zip((*names[1:], names[0]), after.values(), strict=True))
+
+
+class TestSwapped:
+    """The plan whose alike nodes are swapped is one for the same question, under the same limits."""
+
+    @pytest.fixture(autouse=True)
+    def swap(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("solver.request.with_fewest_bytes_moved", swapped_round)
+
+    def both(self, **options: Any) -> tuple[Plan, Plan]:
+        """The plan without swapping, and the one that comes out."""
+        profile = options.pop("profile", alike(4))
+        request = PlanRequest(profile=profile, workload=WORKLOAD, time_limit_s=2, **options)
+        plain, (_, after) = answer(request), answer_what_if(request, profile)
+        assert isinstance(plain, Plan)
+        assert isinstance(after, Plan)
+        return plain, after
+
+    def test_keeps_the_least_nodes_of_a_target(self) -> None:
+        plain, after = self.both(profile=alike(8), min_tokens_per_s=10.0)
+        assert after.placement != plain.placement
+        assert after.predicted.least_nodes == plain.predicted.least_nodes is not None
+
+    def test_keeps_the_bound_of_the_requests_in_flight_asked_for(self) -> None:
+        nodes = tuple(cost_node(f"n{i}", max_layers=6) for i in range(2))
+        profile = ClusterProfile(model=model(12), nodes=nodes, default_link=DefaultLink(1e9))
+        plain, after = self.both(profile=profile, concurrency=64, max_tpot_s=0.02)
+        assert after.placement != plain.placement
+        assert (after.assumptions.concurrency or 0) < 64
+        assert after.predicted.bound_of_expected == plain.predicted.bound_of_expected
+
+    @pytest.mark.parametrize("limit", ["max_tpot_s", "max_ttft_s"])
+    def test_is_left_where_it_breaks_a_latency_limit(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+        real = solver.request.assemble
+
+        def slower(*arguments: Any, **options: Any) -> Plan:
+            plan = real(*arguments, **options)
+            worse = msgspec.structs.replace(plan.predicted.expected[-1], tpot_s=1e6, ttft_s=1e6)
+            predicted = msgspec.structs.replace(plan.predicted, expected=(worse,))
+            return msgspec.structs.replace(plan, predicted=predicted)
+
+        monkeypatch.setattr("solver.request.assemble", slower)
+        plain, after = self.both(concurrency=1, **{limit: 1e5})
+        assert after.placement == plain.placement
+
+    def test_is_left_where_no_links_lead_through_it(self) -> None:
+        way = [("coordinator", "n0"), ("n0", "n1"), ("n1", "n2"), ("n2", "coordinator")]
+        links = tuple(Link(src=a, dst=b, bandwidth_bytes_per_s=1e6) for a, b in way)
+        profile = msgspec.structs.replace(alike(3, links=links), default_link=None)
+        plain, after = self.both(profile=profile, objective="max-flow")
+        assert after.placement == plain.placement
+
+    def test_goes_through_the_checker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        checked: list[Plan] = []
+        monkeypatch.setattr("solver.request.require_sound", lambda _, plan: checked.append(plan))
+        _, after = self.both(objective="max-flow")
+        assert [plan.placement for plan in checked] == [after.placement]
 
 
 def test_what_ifs_by_command_say_what_moves_and_what_is_gained(tmp_path: Path) -> None:
