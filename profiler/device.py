@@ -23,12 +23,13 @@ SYSTEM_DEVICES = Path("/sys/devices/system")
 CPU_NAME_FIELDS = ("model name", "Hardware", "cpu model", "cpu")  # x86, old ARM, MIPS, POWER
 
 
-def describe_device(device: str, *, memory_bytes: float | None = None) -> Device:
+def describe_device(device: str, *, memory_bytes: float | None = None, cpu_share: float | None = None) -> Device:
     """Facts of ``"cpu"`` or ``"cuda:N"``.
 
     Args:
         device: as torch names it; ``"cuda"`` is ``"cuda:0"``.
         memory_bytes: what weights, workspace and KV cache may use together; all of the device's memory by default.
+        cpu_share: of a processor, that a node on ``"cpu"`` is held back to; ``None`` where it is not.
 
     Raises:
         InputError: another word, a device that this machine does not have, or more memory than it has.
@@ -36,6 +37,7 @@ def describe_device(device: str, *, memory_bytes: float | None = None) -> Device
     if device == "cpu":
         total_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         name, facts = cpu_facts()
+        facts["cpu_share"] = "none" if cpu_share is None else cpu_share
         return Device(kind="cpu", name=name, memory_bytes=_budget(device, memory_bytes, total_bytes), facts=facts)
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
@@ -141,8 +143,11 @@ def _cuda_properties(device: str, index: int) -> Any:
 
 
 def torch_cuda_facts(properties: Any) -> Facts:
-    """What ``torch.cuda.get_device_properties`` says."""
-    return {
+    """What ``torch.cuda.get_device_properties`` says, and the CUDA that torch was built for."""
+    import torch
+
+    built_for: Facts = {} if torch.version.cuda is None else {"torch_cuda": torch.version.cuda}
+    return built_for | {
         "uuid": str(properties.uuid),
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": float(properties.multi_processor_count),

@@ -8,8 +8,10 @@ from .cluster_profile import Device, Node
 
 # What decides how fast a stage runs. Clocks of the moment, temperatures and memory in use are no part of it.
 DEVICE_FACTS = (
+    "cpu_share",
     "uuid",
     "compute_capability",
+    "torch_cuda",
     "driver",
     "power_limit_w",
     "sm_max_frequency_hz",
@@ -21,6 +23,11 @@ DEVICE_FACTS = (
     "torch_instruction_set",
     "torch_blas",
 )
+ASKED_OF_A_GPU = ("driver", "power_limit_w", "ecc")
+"""What NVML says of every GPU that has it: stated on one side alone, nobody can tell whether it is still so."""
+ONCE_STATED = ("cpu_share", "torch_cuda")
+"""What a profile states since it knows of it; one that was made before states nothing, which is no difference."""
+
 VERSION_PARTS = {"torch": 2, "transformers": 2, "helixbench": 2, "python": 2, "pyzmq": 1}
 """How many parts of a version have to agree: a patch release does not make a profile stale."""
 
@@ -41,19 +48,35 @@ def identity_of_node(node: Node) -> dict[str, str]:
 
 
 def differences(profiled: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
-    """What is otherwise now: ``torch 2.11 -> 2.12``. What only one of the two states does not count."""
-    return tuple(
-        f"{name} {profiled[name]} -> {found[name]}"
-        for name in profiled
-        if name in found and profiled[name] != found[name]
-    )
+    """What is otherwise now: ``torch 2.11 -> 2.12``.
+
+    What only one of the two states does not count, but for what decides the speed: ``driver not known now (570 when
+    profiled)``. Nothing is compared with a table's node, which states nothing.
+    """
+    if not profiled:
+        return ()
+    return tuple(line for name in {**profiled, **found} if (line := _difference(name, profiled, found)))
+
+
+def _difference(name: str, profiled: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """Empty where there is none that counts."""
+    then, now = profiled.get(name), found.get(name)
+    if then is not None and now is not None:
+        return "" if then == now else f"{name} {then} -> {now}"
+    if profiled.get("device") != found.get("device"):
+        return ""  # another kind of device, of which other things are known
+    if then is not None and name in (*ONCE_STATED, *ASKED_OF_A_GPU):
+        return f"{name} not known now ({then} when profiled)"
+    if now is not None and name in ASKED_OF_A_GPU:
+        return f"{name} not known when profiled ({now} now)"
+    return ""
 
 
 def stale_parts(profiled: Mapping[str, Mapping[str, str]], found: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     """One line for each node (of both mappings) whose profile was made on something else."""
     lines = []
     for node, identity in profiled.items():
-        differing = differences(identity, found.get(node, {}))
+        differing = differences(identity, found[node]) if node in found else ()
         if differing:
             lines.append(f"{node}: {', '.join(differing)}")
     return tuple(lines)

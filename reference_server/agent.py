@@ -84,7 +84,7 @@ class Agent:
             raise InputError(
                 f"--cpu-share {config.cpu_share:g}: only slows a node on cpu; with {config.device} leave it out"
             )
-        self.device = describe_device(config.device, memory_bytes=config.memory_bytes)
+        self.device = describe_device(config.device, memory_bytes=config.memory_bytes, cpu_share=config.cpu_share)
         self.transport = Transport(load_key_file(config.key))
         try:
             self._router, self.address = self.transport.listen(config.listen)

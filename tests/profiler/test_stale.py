@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 
 from profiler.cluster_profile import Device, Node
-from profiler.device import describe_device
+from profiler.device import describe_device, torch_cuda_facts
 from profiler.stale import differences, identity_of, identity_of_node, stale_parts
 
 GPU = Device(
@@ -34,6 +36,40 @@ def test_device_facts_that_decide_the_speed_count(fact: str, value: str | float,
     other = msgspec.structs.replace(GPU, facts={**GPU.facts, fact: value})
     found = differences(identity_of(GPU, VERSIONS), identity_of(other, VERSIONS))
     assert found == ((difference,) if difference else ())
+
+
+@pytest.mark.parametrize("fact", ["driver", "power_limit_w"])
+def test_what_decides_a_gpus_speed_and_is_known_on_one_side_only_is_named(fact: str) -> None:
+    whole = identity_of(GPU, {})
+    without = {name: value for name, value in whole.items() if name != fact}
+    value = whole[fact]
+    assert differences(whole, without) == (f"{fact} not known now ({value} when profiled)",)
+    assert differences(without, whole) == (f"{fact} not known when profiled ({value} now)",)
+
+
+def test_the_share_of_a_processor_that_a_node_is_held_back_to_counts() -> None:
+    half, most, free = (identity_of(describe_device("cpu", cpu_share=share), {}) for share in (0.5, 0.9, None))
+    assert differences(half, most) == ("cpu_share 0.5 -> 0.9",)
+    assert differences(free, half) == ("cpu_share none -> 0.5",)
+    assert differences(half, half) == ()
+
+
+def test_a_profile_from_before_a_fact_was_stated_still_compares() -> None:
+    now = identity_of(describe_device("cpu", cpu_share=0.5), VERSIONS)
+    before = {name: value for name, value in now.items() if name != "cpu_share"}
+    assert differences(before, now) == ()
+    assert differences(now, before) == ("cpu_share not known now (0.5 when profiled)",)
+
+
+def test_another_cuda_of_the_same_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(uuid="aaaa", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30)
+    found = []
+    for cuda in ("12.8", "13.0", None):
+        monkeypatch.setattr("torch.version.cuda", cuda)
+        device = Device(kind="cuda", name="X1", memory_bytes=8e10, facts=torch_cuda_facts(properties))
+        found.append(identity_of(device, VERSIONS))
+    assert differences(found[0], found[1]) == ("torch_cuda 12.8 -> 13.0",)
+    assert "torch_cuda" not in found[2]
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def test_an_agent_says_what_it_is(talk: Talk) -> None:
     assert described.device.kind == "cpu"
     assert described.device.memory_bytes == MEMORY_BYTES
     assert described.cpu_share is None
+    assert described.device.facts["cpu_share"] == "none"
     assert {"torch", "transformers"} <= set(described.versions)
 
 
@@ -202,6 +203,12 @@ def small_agent(running: RunningAgents) -> Iterator[Agent]:
         yield agent
     finally:
         agent.close()
+
+
+def test_the_share_that_an_agent_is_held_back_to_is_a_fact_of_its_device(running: RunningAgents) -> None:
+    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=running.key_file, memory_bytes=1e5, cpu_share=0.4))
+    agent.close()
+    assert agent.device.facts["cpu_share"] == 0.4
 
 
 def test_a_cuda_device_is_not_paced(

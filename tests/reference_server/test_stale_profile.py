@@ -56,6 +56,14 @@ def test_another_device_or_version_is_refused_with_what_differs(files: ModelFile
     assert stale_parts_of(plan, files, DESCRIBED, allow_stale=True) == (line,)
 
 
+def test_a_share_of_a_processor_that_was_set_since_is_refused(files: ModelFiles) -> None:
+    half, most = (msgspec.structs.replace(HERE, facts={"cpu_share": share}) for share in (0.5, 0.9))
+    plan = plan_made_on(files.directory, identity_of(half, VERSIONS))
+    described = {"a": Description(device=most, versions=VERSIONS, cpu_share=0.9)}
+    with pytest.raises(InputError, match=r"a: cpu_share 0.5 -> 0.9"):
+        stale_parts_of(plan, files, described, allow_stale=False)
+
+
 def test_other_files_of_as_many_layers_are_refused_unless_allowed(files: ModelFiles, tmp_path: Path) -> None:
     plan = msgspec.structs.replace(plan_made_on(files.directory, {}), model_digest="sha256:other")
     save_record(tmp_path / "plan.json", plan)
