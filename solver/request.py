@@ -14,12 +14,13 @@ from profiler.errors import InputError
 from .assemble import assemble
 from .capacity import Capacities
 from .checker import require_sound
+from .feasibility import why_infeasible
 from .following import Objective, Question, carrying
 from .latency_bound import bound_of_expected
 from .marginal import objective_value, one_more_in_words, one_more_of_each
 from .plan import Expected, Infeasible, LayerRange, Plan
 from .progress import OnProgress, Progress
-from .search import solve_placement
+from .search import require_pins, solve_placement
 from .targets import fewest_nodes, most_within_latency
 from .verdict import fewer_nodes, verdicts
 from .whatif import with_fewest_bytes_moved
@@ -100,8 +101,16 @@ def answer(
         request: the question.
         on_progress: called as each search goes.
         start: a placement that the search begins with; targets, which search several clusters, leave it aside.
+
+    Raises:
+        InputError: a pin that no plan can keep, or an option out of range.
     """
+    require_pins(request.profile, request.pins)
     capacities = Capacities(request.profile, request.workload, concurrency=request.concurrency, pins=request.pins)
+    # Targets ask for the least latency and the least nodes of any plan before they search: there has to be one.
+    reason = why_infeasible(capacities) if request.has_target else None
+    if reason is not None:
+        return Infeasible(reason=reason)
     found = _answer(request, capacities, _Searches(request, on_progress), start)
     return found if isinstance(found, Infeasible) else _beside_the_question(capacities, found)
 

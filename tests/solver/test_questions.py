@@ -124,6 +124,13 @@ def test_pins_are_what_too_few_layers_are_put_down_to(four: ClusterProfile) -> N
     assert "KV cache" not in answer.reason
 
 
+@pytest.mark.parametrize("target", [{"max_tpot_s": 0.5}, {"max_ttft_s": 0.5}, {"min_tokens_per_s": 5.0}])
+def test_a_target_does_not_hide_that_the_model_does_not_fit(target: dict[str, float]) -> None:
+    profile = ClusterProfile(model=model(6), nodes=(cost_node("a", max_layers=3),), default_link=DefaultLink(1e9))
+    found = answer(PlanRequest(profile=profile, workload=WORKLOAD, **target))  # type: ignore[arg-type]
+    assert found == Infeasible(reason="the model needs 6 layers; all nodes together hold 3: a 3")
+
+
 def refused_without_search(monkeypatch: pytest.MonkeyPatch, profile: ClusterProfile, **options: object) -> str:
     """Why there is no plan, as told before any search."""
     searches: list[object] = []
