@@ -11,6 +11,7 @@ import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -50,13 +51,16 @@ class DeviceTimer(Protocol):
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One measured block: mean seconds of an iteration by the wall clock, and by the device's where it has one.
 
-    ``deviation_s`` is the standard deviation of its single iterations.
+    ``deviation_s`` is the standard deviation of its single iterations. ``is_refined``: of a point that was added where
+    the fit was worst. ``discarded`` are the blocks that were spoilt before this one stood, by the measured cause.
     """
 
     point: GridPoint
     mean_s: float
     deviation_s: float = 0.0
     device_mean_s: float | None = None
+    is_refined: bool = False
+    discarded: dict[str, int] = {}
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,8 +111,7 @@ class Sampler:
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
         self._took_s: dict[GridPoint, float] = {}  # point -> what its last block took, preparation included
-        self._refined: set[GridPoint] = set()
-        self._discarded: dict[str, int] = {}
+        self._refined = {block.point for block in taken if block.is_refined}
         self._done = 0
         for block in taken:
             self._blocks.setdefault(block.point, []).append(block)
@@ -147,7 +150,7 @@ class Sampler:
             samples=self.samples(),
             blocks=self.blocks(),
             drift=self.drift(),
-            discarded=dict(self._discarded),
+            discarded=self._discarded(),
             num_refined=len(self._refined),
         )
 
@@ -175,6 +178,13 @@ class Sampler:
             float(np.median([b[number].mean_s / b[0].mean_s for b in self._blocks.values() if len(b) > number]))
             for number in range(1, longest)
         )
+
+    def _discarded(self) -> dict[str, int]:
+        """Cause -> blocks that it spoilt."""
+        total: Counter[str] = Counter()
+        for block in self.blocks():
+            total.update(block.discarded)
+        return dict(total)
 
     def _rounds(self) -> None:
         for number in range(MIN_ROUNDS):
@@ -211,14 +221,17 @@ class Sampler:
 
     def _undisturbed_block(self, point: GridPoint) -> Block:
         """A block without a measured disturbance; after ``MAX_RETRIES`` discarded ones the next stands as it is."""
+        discarded: Counter[str] = Counter()
         for _ in range(MAX_RETRIES):
             cause_of = self._disturbance()
             block = self._block(point)
             cause = cause_of()
             if cause is None:
-                return block
-            self._discarded[cause] = self._discarded.get(cause, 0) + 1
-        return self._block(point)
+                break
+            discarded[cause] += 1
+        else:
+            block = self._block(point)
+        return msgspec.structs.replace(block, is_refined=point in self._refined, discarded=dict(discarded))
 
     def _block(self, point: GridPoint) -> Block:
         """The first iteration, which warms up, is not timed."""

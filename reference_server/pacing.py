@@ -51,10 +51,18 @@ class Pacer:
         self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
         self._since_kernel_s = 0.0
         self.nominal = _with_headroom(first)
+        self._is_nominal_kept = False
         self._counted_s = time.process_time()
+
+    def keep_nominal(self, nominal: ProcessorSpeed) -> None:
+        """Let the share be of that processor, whatever is measured: what was begun at a pace goes on at it."""
+        self.nominal = nominal
+        self._is_nominal_kept = True
 
     def measure_nominal(self, iterate: Callable[[], None]) -> None:
         """Let the share be of this processor as it is in the next seconds, between iterations: by the median run."""
+        if self._is_nominal_kept:
+            return
         runs: list[ProcessorSpeed] = []
         self._nominal_runs = runs
         until = time.perf_counter() + _NOMINAL_S

@@ -16,9 +16,11 @@ from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError
 from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
+from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record, provenance_now, save_record
 from profiler.sampling import MIN_ROUNDS, Block, least_seconds
 from profiler.stage import preload
+from profiler.stale import identity_of
 
 from . import self_profile
 from .agent import Agent, AgentConfig
@@ -26,6 +28,7 @@ from .dtypes import torch_dtype
 from .heap import keep_heap
 from .keys import make_key_file
 from .messages import Profile
+from .pacing import Pacer
 from .versions import library_versions
 
 
@@ -52,10 +55,14 @@ class PartialProfile(
     tag_field="schema",
     tag="helixbench.partial-profile/1",
 ):
-    """Blocks of an interrupted run. ``made_of`` is what has to be the same for them to count."""
+    """Blocks of an interrupted run. ``made_of`` is what has to be the same for them to count.
+
+    ``nominal_speed`` is that of the processor that the node was held back to a share of, where it was.
+    """
 
     made_of: dict[str, str]
     blocks: tuple[Block, ...]
+    nominal_speed: ProcessorSpeed | None = None
 
 
 class NodeTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,11 +96,13 @@ def profile_node(
         MeasurementError: a number could not be measured.
     """
     with agent_here(config) as (agent, command, files):
-        made_of = _made_of(config, agent, command)
-        taken = _taken(partial, made_of) if resume else ()
+        made_of = _made_of(agent, command)
+        pacer = agent.pacer
+        taken = _taken(partial, made_of, pacer) if resume else ()
 
         def keep(blocks: tuple[Block, ...]) -> None:
-            save_record(partial, PartialProfile(made_of=made_of, blocks=blocks))
+            nominal = None if pacer is None else pacer.nominal
+            save_record(partial, PartialProfile(made_of=made_of, blocks=blocks, nominal_speed=nominal))
 
         measured = self_profile.profile(agent, command, taken=taken, on_block=on_block, on_round=keep)
         device = agent.device
@@ -179,20 +188,21 @@ def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, Mode
             agent.close()
 
 
-def _made_of(config: NodeProfileConfig, agent: Agent, command: Profile) -> dict[str, str]:
+def _made_of(agent: Agent, command: Profile) -> dict[str, str]:
     """What two parts of one profile have in common; the budget may differ."""
-    return {
+    options = {
         "model": command.model_digest,
         "dtype": command.dtype,
         "largest batch": str(command.max_batch_tokens),
         "longest context": str(command.max_context_tokens),
-        "device": agent.device.name,
         "memory": str(agent.device.memory_bytes),
-        "CPU share": str(config.cpu_share),
-    } | library_versions()
+    }
+    versions = library_versions()
+    return options | identity_of(agent.device, versions) | versions
 
 
-def _taken(partial: Path, made_of: dict[str, str]) -> tuple[Block, ...]:
+def _taken(partial: Path, made_of: dict[str, str], pacer: Pacer | None) -> tuple[Block, ...]:
+    """The blocks kept there; from now on the node is held back to the pace at which they were measured."""
     if not partial.exists():
         raise InputError(f"{partial}: nothing to resume; leave out --resume")
     kept = load_record(partial, PartialProfile)
@@ -203,4 +213,8 @@ def _taken(partial: Path, made_of: dict[str, str]) -> tuple[Block, ...]:
     ]
     if differing:
         raise InputError(f"{partial}: begun as another profile ({'; '.join(differing)}); leave out --resume")
+    if pacer is not None:
+        if kept.nominal_speed is None:
+            raise InputError(f"{partial}: does not say at which pace it was begun; leave out --resume")
+        pacer.keep_nominal(kept.nominal_speed)
     return kept.blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -195,6 +196,30 @@ def test_an_interrupted_run_goes_on_where_it_was() -> None:
 
     assert len(second.blocks) == 5 * (MIN_ROUNDS - 1)
     assert [sample.repeats for sample in sampled.samples] == [MIN_ROUNDS] * 5
+
+
+def test_what_was_refined_and_what_was_discarded_is_gone_on_with() -> None:
+    first, second = points(2)
+    kept: list[tuple[Block, ...]] = []
+    causes = iter(["hot", "hot", None, "steal"])
+
+    def measured_by(node: Node, **more: Any) -> Sampled:
+        sampler = Sampler((first,), node.run, seed=0, clock=node.clock, **more)
+        return sampler.measure(budget_s=1e9, refine=lambda samples: (second,) if len(samples) == 1 else ())
+
+    whole = measured_by(
+        Node({first: [0.1], second: [0.1]}),
+        disturbance=lambda: lambda: next(causes, None),
+        on_round=kept.append,
+    )
+    assert (whole.num_refined, whole.discarded) == (1, {"hot": 2, "steal": 1})
+
+    gone_on = Node({first: [0.1], second: [0.1]})
+    sampled = measured_by(gone_on, taken=kept[MIN_ROUNDS])
+
+    assert gone_on.blocks == [second] * (MIN_ROUNDS - 1)
+    assert (sampled.num_refined, sampled.discarded) == (1, {"hot": 2, "steal": 1})
+    assert [sample.is_refined for sample in sampled.samples] == [False, True]
 
 
 def test_progress_counts_up_to_what_it_said() -> None:

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from helixbench import app
 from profiler import sampling
 from profiler.cluster_profile import ClusterProfile
+from profiler.compute import GridPoint
 from profiler.errors import InputError
-from profiler.records import load_record
+from profiler.processor_speed import ProcessorSpeed
+from profiler.records import load_record, save_record
 from profiler.sampling import least_seconds
+from reference_server import pacing, self_profile
 from reference_server import profile_node as module
-from reference_server import self_profile
 from reference_server.profile_node import NodeProfileConfig, PartialProfile, plan_node, profile_node
 
 from ..conftest import ModelDir
@@ -94,6 +96,76 @@ def test_an_interrupted_run_keeps_its_rounds_and_is_gone_on_with(config: NodePro
     assert not partial.exists()
 
 
+def test_refined_points_discards_and_pace_are_gone_on_with(
+    config: NodeProfileConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = GridPoint(part="layers", num_layers=4, decodes=(7,) * 5)
+    causes = iter(["steal", "steal"])
+    monkeypatch.setattr(
+        self_profile, "points_to_add", lambda *_, already_added, **__: () if already_added else (added,)
+    )
+    monkeypatch.setattr(self_profile, "find_disturbance", lambda _: lambda: lambda: next(causes, None))
+    monkeypatch.setattr(pacing, "_NOMINAL_S", 0.0)
+    monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
+    config = msgspec.structs.replace(config, cpu_share=1.0, budget_s=600.0)
+    monkeypatch.setattr(sampling, "SPREAD_TARGET", 1e9)  # no further rounds of what is noisy
+    partial = tmp_path / "node.json.partial"
+
+    def interrupt(_done: int, _expected: int) -> None:
+        if partial.exists() and any(block.is_refined for block in load_record(partial, PartialProfile).blocks):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile_node(config, partial=partial, resume=False, on_block=interrupt)
+    kept = load_record(partial, PartialProfile)
+    assert [block.point for block in kept.blocks if block.is_refined] == [added]
+    other_pace = msgspec.structs.replace(kept, nominal_speed=ProcessorSpeed(streaming_s=1e-9, matmul_s=1e-9))
+    save_record(partial, other_pace)
+
+    made = profile_node(config, partial=partial, resume=True).nodes[0].cost
+
+    assert made is not None
+    assert made.quality is not None
+    assert (made.quality.num_refined, made.quality.discarded) == (1, {"steal": 2})
+    assert sum(sample.is_refined for sample in made.samples) == 1
+    assert made.processor_speed == other_pace.nominal_speed
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "differing"),
+    [({"driver": "570.1"}, {"driver": "580.2"}, "driver: 570.1 then, 580.2 now"), ({"uuid": "a"}, {}, "uuid: a then")],
+)
+def test_blocks_of_another_device_of_the_same_name_are_refused(
+    config: NodeProfileConfig, tmp_path: Path, then: dict[str, str], now: dict[str, str], differing: str
+) -> None:
+    made_of = []
+    with module.agent_here(config) as (agent, command, _):
+        for facts in (then, now):
+            agent.device = msgspec.structs.replace(agent.device, facts=agent.device.facts | facts)
+            made_of.append(module._made_of(agent, command))
+            agent.device = msgspec.structs.replace(
+                agent.device, facts={name: agent.device.facts[name] for name in agent.device.facts if name not in facts}
+            )
+    partial = tmp_path / "node.json.partial"
+    save_record(partial, PartialProfile(made_of=made_of[0], blocks=()))
+    with pytest.raises(InputError, match=differing):
+        module._taken(partial, made_of[1], None)
+
+
+def test_another_share_or_a_pace_that_was_not_kept_is_refused(config: NodeProfileConfig, tmp_path: Path) -> None:
+    made_of = []
+    for share in (0.5, 0.9):
+        with module.agent_here(msgspec.structs.replace(config, cpu_share=share)) as (agent, command, _):
+            made_of.append(module._made_of(agent, command))
+            pacer = agent.pacer
+    partial = tmp_path / "node.json.partial"
+    save_record(partial, PartialProfile(made_of=made_of[0], blocks=()))
+    with pytest.raises(InputError, match=r"cpu_share: 0\.5 then, 0\.9 now"):
+        module._taken(partial, made_of[1], pacer)
+    with pytest.raises(InputError, match="at which pace"):
+        module._taken(partial, made_of[0], pacer)
+
+
 def test_another_runs_blocks_are_refused(config: NodeProfileConfig, tmp_path: Path, model_dir: ModelDir) -> None:
     partial = tmp_path / "node.json.partial"
     with pytest.raises(InputError, match="nothing to resume; leave out --resume"):
@@ -114,8 +186,6 @@ def test_a_plan_says_how_much_and_how_long(config: NodeProfileConfig) -> None:
 
 
 def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from profiler.compute import GridPoint
-
     monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.12)
     monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
     monkeypatch.setattr(sampling, "MIN_ROUNDS", 3)
