@@ -15,14 +15,16 @@ STEAL_LIMIT = 0.1
 """Part of a block's CPU time that the host may take from this virtual machine before the block is measured again."""
 
 LOW_CLOCK = 0.5
-"""Part of the device's highest clock below which a block was run by a device that had not woken up."""
+"""Part of the highest clock seen at a block's end below which a block was run by a device that had not woken up."""
 
-# Reasons for a low clock that pass; a power limit or a clock that somebody set are how the device is served.
+# Reasons for a low clock that pass.
 PASSING_REASONS = (
     "HwThermalSlowdown",
     "SwThermalSlowdown",
     "HwPowerBrakeSlowdown",
 )
+# A power limit or a clock that somebody set: how the device is served.
+SETTINGS = ("ApplicationsClocksSetting", "SwPowerCap")
 
 
 def find_disturbance(device: torch.device) -> Disturbance:
@@ -40,19 +42,28 @@ def find_disturbance(device: torch.device) -> Disturbance:
 
 
 def gpu_disturbance(nvml: Any, handle: Any) -> Disturbance:
-    """By NVML: a passing throttle reason at the end of a block, or a clock far below the highest."""
-    highest_hz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+    """By NVML: a passing throttle reason at the end of a block, or a clock far below the highest of all blocks.
+
+    Not below the highest that the device could have, which it never reaches where its clock is locked.
+    """
+    highest_mhz = 0
 
     def at_end() -> str | None:
+        nonlocal highest_mhz
         try:
             reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-            clock_hz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
+            clock_mhz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
         except nvml.NVMLError:
             return None  # not supported by this device: then nothing is measured, and nothing thrown away
-        for name in PASSING_REASONS:
-            if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}"):
-                return name
-        return "low clock" if clock_hz < LOW_CLOCK * highest_hz else None
+
+        def holds(reason: str) -> bool:
+            return bool(reasons & getattr(nvml, f"nvmlClocksThrottleReason{reason}"))
+
+        highest_mhz = max(highest_mhz, clock_mhz)
+        if (passing := next(filter(holds, PASSING_REASONS), None)) is not None:
+            return passing
+        is_low = clock_mhz < LOW_CLOCK * highest_mhz and not any(map(holds, SETTINGS))
+        return "low clock" if is_low else None
 
     return lambda: at_end
 

@@ -207,7 +207,7 @@ def test_the_real_library_has_every_name_that_is_asked_for() -> None:
         asked += [name for name in getattr(code, "co_names", ()) if name.lower().startswith("nvml")]
 
     asked += list(device._links_of_handle.__code__.co_names) + [
-        f"nvmlClocksThrottleReason{name}" for name in disturbance.PASSING_REASONS
+        f"nvmlClocksThrottleReason{name}" for name in (*disturbance.PASSING_REASONS, *disturbance.SETTINGS)
     ]
     asked = [name for name in asked if name.lower().startswith("nvml")]
     assert len(asked) >= 24

@@ -14,6 +14,7 @@ from .test_device import FakeNvml, FakeNvmlError
 class Gpu(FakeNvml):
     """One whose throttle reasons and clock a test sets."""
 
+    nvmlClocksThrottleReasonApplicationsClocksSetting = 2  # noqa: N815
     nvmlClocksThrottleReasonSwThermalSlowdown = 32  # noqa: N815
     nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 128  # noqa: N815
 
@@ -39,14 +40,32 @@ class Gpu(FakeNvml):
         (32, 1800, "SwThermalSlowdown"),
         (128, 1800, "HwPowerBrakeSlowdown"),
         (1, 345, "low clock"),
+        (2, 345, None),  # and so is a clock that somebody set
+        (4, 345, None),
     ],
 )
 def test_a_gpu_block_is_spoilt_by_passing_reasons_alone(reasons: int, clock_mhz: int, cause: str | None) -> None:
-    assert gpu_disturbance(Gpu(reasons, clock_mhz), "first")()() == cause
+    gpu = Gpu(0)
+    disturbance = gpu_disturbance(gpu, "first")
+    assert disturbance()() is None, "awake"
+    gpu.reasons, gpu.clock_mhz = reasons, clock_mhz
+    assert disturbance()() == cause
+
+
+def test_a_clock_that_is_locked_far_below_the_devices_highest_spoils_nothing() -> None:
+    gpu = Gpu(0, clock_mhz=900)  # of 1980
+    disturbance = gpu_disturbance(gpu, "first")
+    assert [disturbance()() for _ in range(3)] == [None] * 3
+    gpu.clock_mhz = 300
+    assert disturbance()() == "low clock"
 
 
 def test_a_gpu_that_does_not_say_spoils_nothing() -> None:
-    assert gpu_disturbance(Gpu(64), "slice")()() is None
+    class Slice(Gpu):
+        def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:  # noqa: N802
+            raise FakeNvmlError("Not Supported")
+
+    assert gpu_disturbance(Slice(64), "slice")()() is None
 
 
 def stat(user: int, idle: int, steal: int) -> str:
