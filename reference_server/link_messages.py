@@ -14,18 +14,23 @@ class IperfServe(msgspec.Struct, frozen=True, tag="iperf-serve"):
 
 
 class IperfServing(msgspec.Struct, frozen=True, tag="iperf-serving"):
-    """The iperf3 servers listen on these ports of the agent's host; none where iperf3 is not installed there."""
+    """The iperf3 servers listen on these ports of the agent's host; none where iperf3 is not installed there.
+
+    None either where one of them did not come to listen, which ``error`` says then.
+    """
 
     ports: tuple[int, ...]
+    error: str = ""
 
 
 class MeasureLink(msgspec.Struct, frozen=True, tag="measure-link"):
     """Measure to a peer agent: over the server's own transport, and by iperf3 to its server at ``iperf_port``.
 
     ``iperf_port`` is ``None`` where iperf3 is missing at the other end: the transport measures bandwidth then, too.
-    ``reverse`` measures what comes from the peer instead of what goes there. Messages of ``message_bytes`` are timed
-    over the transport, those that take no more than ``message_limit_s``. ``rough_bytes_per_s`` is what the link is
-    thought to carry, where that is known.
+    Where it is there but does not serve, ``iperf_problem`` says why, and bandwidth is not measured. ``reverse``
+    measures what comes from the peer instead of what goes there. Messages of ``message_bytes`` are timed over the
+    transport, those that take no more than ``message_limit_s``. ``rough_bytes_per_s`` is what the link is thought to
+    carry, where that is known.
     """
 
     address: str
@@ -35,6 +40,7 @@ class MeasureLink(msgspec.Struct, frozen=True, tag="measure-link"):
     message_bytes: tuple[int, ...] = ()
     message_limit_s: float = 1.0
     rough_bytes_per_s: float | None = None
+    iperf_problem: str = ""
 
 
 class LinkMeasured(msgspec.Struct, frozen=True, tag="link-measured", kw_only=True):

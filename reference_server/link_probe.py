@@ -36,6 +36,7 @@ _ANSWER_S = 30.0
 _MIN_MESSAGES = 3
 _MESSAGES_S = 0.05  # for each size, where so many take longer than the fewest do
 _MIN_BLOCK_BYTES = 4096
+_MORE_PORTS = 2  # tried in all, where an iperf3 server does not come to listen
 
 
 class IperfEnd:
@@ -45,12 +46,20 @@ class IperfEnd:
         self._servers: list[Iperf3Server] = []
 
     def serve(self, count: int = 1) -> IperfServing:
-        """Listen for ``count`` tests on free ports; no ports where iperf3 is not installed."""
+        """Listen for ``count`` tests on free ports; none where iperf3 is not installed, or fails on several of them."""
         self.close()
-        try:
-            self._servers = [Iperf3Server(port) for port in _free_ports(count)]
-        except Iperf3MissingError:
-            return IperfServing(())
+        ports, spare = _free_ports(count), _MORE_PORTS
+        while ports:
+            try:
+                self._servers.append(Iperf3Server(ports.pop()))
+            except Iperf3MissingError:
+                return IperfServing(())
+            except MeasurementError as error:
+                if not spare:
+                    self.close()
+                    return IperfServing((), str(error))
+                spare -= 1
+                ports += _free_ports(1)  # somebody else may have taken that one since it was found free
         return IperfServing(tuple(server.port for server in self._servers))
 
     def close(self) -> None:
@@ -124,6 +133,8 @@ def _bandwidth(
     """The rate, and what measured it."""
     host = command.address.rpartition(":")[0]
     try:
+        if command.iperf_problem:
+            raise MeasurementError(command.iperf_problem)
         if command.iperf_port is None:
             raise Iperf3MissingError("the other end has no iperf3")
         rate = measure_bandwidth(

@@ -25,8 +25,8 @@ from .net_config import NetConfig
 from .net_pairs import attempt_of, card_turns, client_end, far_end, merge, server_end
 from .transport import Transport
 
-ANSWER_TIMEOUT_S = 60.0
-_SERVE_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0  # for all that is not the time of bandwidth that was asked for
+_SERVE_TIMEOUT_S = 60.0
 ResultT = TypeVar("ResultT")
 
 
@@ -110,24 +110,26 @@ class NetworkMeasurement:
 
     def _measure_round(self, pairs: Sequence[Pair]) -> None:
         """iperf3 servers at the far ends, then all pairs at once; the coordinator measures its own."""
-        ports = self._serve({far_end(pair): 1 for pair in pairs})
-        commands = {pair: self._link_command(pair, ports) for pair in pairs}
+        serving = self._serve({far_end(pair): 1 for pair in pairs})
+        commands = {pair: self._link_command(pair, serving[far_end(pair)]) for pair in pairs}
         own = {pair: command for pair, command in commands.items() if COORDINATOR in pair}
         asked = {pair[0]: (pair, command) for pair, command in commands.items() if COORDINATOR not in pair}
+        timeout_s = self._config.seconds + ANSWER_TIMEOUT_S
         worker = _Background(lambda: self._measure_own(own))
         answers = self._agents.ask(
-            {node: command for node, (_, command) in asked.items()}, LinkMeasured, timeout_s=ANSWER_TIMEOUT_S
+            {node: command for node, (_, command) in asked.items()}, LinkMeasured, timeout_s=timeout_s
         )
-        results = {asked[node][0]: answer for node, answer in answers.items()} | worker.join()
+        results = {asked[node][0]: answer for node, answer in answers.items()} | worker.join(timeout_s)
         for pair in pairs:
             self._measured.setdefault(pair, []).append(results[pair])
 
-    def _link_command(self, pair: Pair, ports: Mapping[str, Sequence[int]]) -> MeasureLink:
+    def _link_command(self, pair: Pair, serving: IperfServing) -> MeasureLink:
         far = far_end(pair)
         before = self._measured.get(pair, [])
         return MeasureLink(
             address=self._agents.addresses[far],
-            iperf_port=next(iter(ports[far]), None),
+            iperf_port=next(iter(serving.ports), None),
+            iperf_problem=f"{far}: {serving.error}" if serving.error else "",
             seconds=self._config.seconds,
             reverse=far == pair[0],
             message_bytes=() if any(one.message_times for one in before) else self._config.message_bytes,
@@ -167,7 +169,11 @@ class NetworkMeasurement:
         if any(one.source == TRANSPORT_SOURCE for pair in pairs for one in self._measured[pair]):
             return {}, "iperf3 is missing"
         counts = Counter(server_end(pair) for pair in pairs)
-        ports = {name: list(free) for name, free in self._serve(counts).items()}
+        serving = self._serve(counts)
+        problem = "; ".join(f"{name}: {answer.error}" for name, answer in serving.items() if answer.error)
+        if problem:
+            return {}, problem
+        ports = {name: list(answer.ports) for name, answer in serving.items()}
         if not all(ports.values()):
             return {}, "iperf3 is missing"
         flows: dict[str, dict[Pair, Flow]] = {}  # client -> its flows
@@ -176,13 +182,14 @@ class NetworkMeasurement:
             port = ports[server_end(pair)].pop()
             flows.setdefault(client_end(pair), {})[pair] = self._flow(pair, port, rough_bytes_per_s)
         own = flows.pop(COORDINATOR, {})
+        timeout_s = self._config.card_seconds + ANSWER_TIMEOUT_S
         worker = _Background(lambda: measure_flows(self._flows_command(own)))
         answers = self._agents.ask(
             {client: self._flows_command(asked) for client, asked in flows.items()},
             FlowsMeasured,
-            timeout_s=ANSWER_TIMEOUT_S,
+            timeout_s=timeout_s,
         )
-        answers[COORDINATOR] = worker.join()
+        answers[COORDINATOR] = worker.join(timeout_s)
         rates: dict[Pair, float] = {}
         for client, answer in answers.items():
             if answer.error:
@@ -198,12 +205,11 @@ class NetworkMeasurement:
     def _flows_command(self, flows: Mapping[Pair, Flow]) -> MeasureFlows:
         return MeasureFlows(tuple(flows.values()), self._config.card_seconds)
 
-    def _serve(self, counts: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """Start iperf3 servers: node -> their ports, none where it has no iperf3."""
-        serving = self._agents.ask(
+    def _serve(self, counts: Mapping[str, int]) -> dict[str, IperfServing]:
+        """Start iperf3 servers, so many on each node."""
+        return self._agents.ask(
             {node: IperfServe(count) for node, count in counts.items()}, IperfServing, timeout_s=_SERVE_TIMEOUT_S
         )
-        return {node: answer.ports for node, answer in serving.items()}
 
     def _doubts(self) -> dict[Pair, Doubt]:
         return find_doubts(self._attempts())
@@ -242,10 +248,10 @@ class _Background(Generic[ResultT]):
         except Exception as error:
             self._error = error
 
-    def join(self) -> ResultT:
-        self._thread.join(ANSWER_TIMEOUT_S)
+    def join(self, timeout_s: float) -> ResultT:
+        self._thread.join(timeout_s)
         if self._thread.is_alive():
-            raise MeasurementError(f"the coordinator's own links were not measured within {ANSWER_TIMEOUT_S:.0f} s")
+            raise MeasurementError(f"the coordinator's own links were not measured within {timeout_s:.0f} s")
         if self._error is not None:
             raise self._error
         return self._results[0]

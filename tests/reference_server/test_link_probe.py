@@ -128,6 +128,38 @@ def test_a_link_whose_iperf3_fails_keeps_its_latency_and_says_why(key_file: Path
     assert [time.message_bytes for time in result.message_times] == [64, 4096]
 
 
+def test_a_link_to_an_iperf3_that_does_not_serve_is_not_measured_otherwise(key_file: Path, key: ClusterKey) -> None:
+    with agents_in_threads(["far"], key_file) as addresses:
+        command = MeasureLink(addresses["far"], None, seconds=0.05, iperf_problem="far: every port is taken")
+        result = measured(key, command)
+
+    assert (result.bandwidth_bytes_per_s, result.error) == (None, "far: every port is taken")
+    assert result.latency_s is not None
+
+
+@needs_iperf3
+def test_a_port_that_was_taken_meanwhile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = link_probe._free_ports
+    end = IperfEnd()
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        given = iter([[port, *free(1)], [port]])
+        monkeypatch.setattr(link_probe, "_free_ports", lambda count: next(given, None) or free(count))
+        try:
+            served = end.serve(2)
+        finally:
+            end.close()
+        monkeypatch.setattr(link_probe, "_free_ports", lambda count: [port] * count)
+        refused = end.serve()
+
+    assert (len(set(served.ports)), served.error) == (2, "")
+    assert port not in served.ports
+    assert refused.ports == ()
+    assert f"port {port} does not listen" in refused.error
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_messages_are_timed_until_the_next_would_take_too_long(monkeypatch: pytest.MonkeyPatch, reverse: bool) -> None:
     sent: list[int] = []

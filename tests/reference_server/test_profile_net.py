@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,15 @@ ALIKE = 100.0  # bytes/s
 
 
 class Servers:
-    """Stands for iperf3's."""
+    """Stands for iperf3's; the next ones fail where a test says how many."""
+
+    fail = 0
 
     def __init__(self, port: int) -> None:
         self.port = port
+        if Servers.fail:
+            Servers.fail -= 1
+            raise MeasurementError(f"port {port} is taken")
 
     def close(self) -> None: ...
 
@@ -54,6 +60,8 @@ class MadeUpLinks:
         self.flows: list[MeasureFlows] = []
 
     def own(self, _: object, command: MeasureLink) -> LinkMeasured:
+        if command.iperf_problem:
+            return failed(command.iperf_problem)
         self.asked.append((command.address, command.reverse))
         given = self.given.get((command.address, command.reverse), [])
         return given.pop(0) if given else self.other(_, command)
@@ -71,6 +79,7 @@ class MadeUpLinks:
 def links(monkeypatch: pytest.MonkeyPatch) -> MadeUpLinks:
     made = MadeUpLinks(card=30.0)
     monkeypatch.setattr(link_probe, "Iperf3Server", Servers)
+    monkeypatch.setattr(Servers, "fail", 0)
     monkeypatch.setattr(link_probe, "measure_link", made.other)
     monkeypatch.setattr(link_probe, "measure_flows", made.at_once)
     monkeypatch.setattr(profile_net, "measure_link", made.own)
@@ -223,6 +232,46 @@ def test_an_agent_that_fails_ends_it_and_keeps_what_was_measured(
 
     assert measured.cut_short == "ended by an error: the wire is cut"
     assert 2 <= len(measured.links) < 6
+
+
+@pytest.mark.parametrize(("fail", "reason"), [(1, ""), (2, ""), (99, r"[ab]: port \d+ is taken")])
+def test_a_server_that_fails_is_tried_on_other_ports_and_then_is_the_pairs_failure(
+    addresses: dict[str, str], key_file: Path, monkeypatch: pytest.MonkeyPatch, fail: int, reason: str
+) -> None:
+    monkeypatch.setattr(Servers, "fail", fail)
+    measured = run(addresses, key_file, NetConfig(message_bytes=(), max_attempts=1, one_pair_at_a_time=True))
+
+    assert measured.cut_short == ""
+    assert len(measured.links) == 6
+    own = [link for link in measured.links if COORDINATOR in (link.src, link.dst)]
+    assert all(re.fullmatch(reason, link.suspect) for link in own)
+    assert {link.bandwidth_bytes_per_s for link in own} == ({None} if reason else {ALIKE})
+
+
+@pytest.mark.parametrize("seconds", [2.0, 300.0])
+def test_as_long_as_was_asked_for_is_waited_on_top_of_all_else(
+    addresses: dict[str, str], key_file: Path, links: MadeUpLinks, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    asked: dict[str, float] = {}
+    ask = Agents.ask
+
+    def noted(self: Agents, commands: Any, expected: type, *, timeout_s: float, **more: Any) -> Any:
+        asked[expected.__name__] = timeout_s
+        return ask(self, commands, expected, timeout_s=timeout_s, **more)
+
+    joined: list[float] = []
+    join = profile_net._Background.join
+    monkeypatch.setattr(Agents, "ask", noted)
+
+    def noted_join(self: Any, timeout_s: float) -> Any:
+        joined.append(timeout_s)
+        return join(self, timeout_s)
+
+    monkeypatch.setattr(profile_net._Background, "join", noted_join)
+    run(addresses, key_file, NetConfig(seconds=seconds, card_seconds=3 * seconds, message_bytes=()))
+
+    assert (asked["LinkMeasured"], asked["FlowsMeasured"]) == (seconds + 60, 3 * seconds + 60)
+    assert set(joined) == {seconds + 60, 3 * seconds + 60}
 
 
 def test_one_pair_at_a_time_measures_the_same(addresses: dict[str, str], key_file: Path, links: MadeUpLinks) -> None:
