@@ -13,7 +13,7 @@ from .command_line import AsJson, MarkdownFile, note, print_record, show
 
 
 def validate_command(
-    suite: Annotated[Path, typer.Option(metavar="FILE", help="suite TOML: testbeds, workloads, cases")],
+    suite: Annotated[list[Path], typer.Option(metavar="FILE", help="suite TOML: testbeds, workloads, cases")],
     out: Annotated[Path, typer.Option("--output", "-o", help="folder of profiles, plans, runs and suite.json")] = Path(
         "helixbench-suite"
     ),
@@ -44,12 +44,17 @@ def validate_command(
     from .suite_run import SuiteOptions, run_suite
     from .suite_table import suite_markdown, suite_table
 
+    if len(suite) > 1:
+        given = ", ".join(str(file) for file in suite)
+        raise InputError(
+            f"--suite: given {len(suite)} times ({given}); run one suite at a time, each with its own -o DIR"
+        )
     try:
         tolerance = Tolerance(min_ratio=min_ratio, max_ratio=max_ratio, tpot=tpot_tolerance)
     except ValueError as error:
         raise InputError(f"--min-ratio, --max-ratio, --tpot-tolerance: {error}") from error
     result = run_suite(
-        load_suite(suite, only=tuple(only or ())),
+        load_suite(suite[0], only=tuple(only or ())),
         SuiteOptions(
             out=out, repeats=repeats, tolerance=tolerance, resume=resume, model=model, allow_stale=allow_stale
         ),

@@ -237,6 +237,19 @@ def test_wrong_options_end_with_2(tmp_path: Path, command: Command, wrong: list[
     assert command("validate", "--suite", write_suite(tmp_path), "-o", tmp_path / "r", *wrong).exit_code == 2
 
 
+def test_a_second_suite_is_refused_and_nothing_is_run(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite_run, "run_child", lambda *_, **__: pytest.fail("run"))
+    first, second = write_suite(tmp_path / "first"), write_suite(tmp_path / "second")
+    done = command("validate", "--suite", first, "--suite", second, "-o", tmp_path / "results")
+
+    assert done.exit_code == 2
+    assert "one suite at a time" in done.stderr
+    assert not (tmp_path / "results").exists()
+    assert command("validate", "-o", tmp_path / "results").exit_code == 2
+
+
 # Stands in for the program: `bench` waits in its second call, and cleans up on Ctrl-C.
 PROGRAM = """
 import os, sys, time
