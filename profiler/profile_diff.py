@@ -22,7 +22,22 @@ LINK_NOISE = 0.05
 """Relative difference that two measurements of one link may have: what is promised of them."""
 LATENCY_NOISE_S = 2e-4
 """Seconds that the scheduler of a busy host adds to a round trip or does not."""
+WORKSPACE_NOISE = 0.05
+"""Relative difference that the peak of one iteration may have: what the allocator and libraries keep varies."""
+WORKSPACE_NOISE_BYTES = 1e6
 EXACT = 1e-9
+
+MOMENTARY_FACTS = frozenset(
+    {
+        "temperature_celsius",
+        "sm_frequency_hz",
+        "frequency_hz",
+        "throttle_reasons",
+        "nvml_memory_used_bytes",
+        "pcie_generation",
+    }
+)
+"""What a device said of the moment in which it was asked: another value is no change."""
 
 BATCHES: dict[str, Callable[[CostSample], bool]] = {
     "decode": lambda s: s.num_layers > 0 and s.batch.prefill_chunks == 0,
@@ -80,6 +95,11 @@ def cost_ratios(base: MeasuredCost, new: MeasuredCost) -> dict[str, CostRatio]:
     }
 
 
+def lasting_facts(base: Node, new: Node) -> list[str]:
+    """Names of what either device states, in order; without facts of the moment."""
+    return sorted((base.device.facts.keys() | new.device.facts.keys()) - MOMENTARY_FACTS)
+
+
 def _common(base: MeasuredCost, new: MeasuredCost) -> list[tuple[CostSample, CostSample]]:
     of_base = {(s.num_layers, s.first, s.last, s.batch): s for s in base.samples}
     keys = [((s.num_layers, s.first, s.last, s.batch), s) for s in new.samples]
@@ -132,7 +152,7 @@ def _node(base: Node, new: Node) -> Iterator[Difference]:
     yield from _text(
         f"{name}: device", f"{base.device.kind} {base.device.name}", f"{new.device.kind} {new.device.name}"
     )
-    for fact in sorted(base.device.facts.keys() | new.device.facts.keys()):
+    for fact in lasting_facts(base, new):
         yield from _text(f"{name}: {fact}", base.device.facts.get(fact), new.device.facts.get(fact))
     for library in sorted(base.versions.keys() | new.versions.keys()):
         yield from _text(f"{name}: {library}", base.versions.get(library), new.versions.get(library))
@@ -150,12 +170,22 @@ def _node(base: Node, new: Node) -> Iterator[Difference]:
                 low=found.low,
                 high=found.high,
             )
-        workspace = (f"{node.workspace_bytes / 1e6:.1f} MB" for node in (base.cost, new.cost))
-        yield from _text(f"{name}: workspace", *workspace)
+        yield from _workspace(f"{name}: workspace", base.cost.workspace_bytes, new.cost.workspace_bytes)
     elif (base.cost is None) != (new.cost is None):
         yield from _text(f"{name}: cost", *("measured" if node.cost else "a table" for node in (base, new)))
     elif base.capacity_tokens_per_s != new.capacity_tokens_per_s:
         yield from _text(f"{name}: capacities", base.capacity_tokens_per_s, new.capacity_tokens_per_s)
+
+
+def _workspace(name: str, a: float, b: float) -> Iterator[Difference]:
+    if a != b:
+        is_noise = abs(b - a) <= max(WORKSPACE_NOISE_BYTES, WORKSPACE_NOISE * a)
+        yield Difference(
+            name=name,
+            base=f"{a / 1e6:.1f} MB",
+            new=f"{b / 1e6:.1f} MB",
+            judgement="within noise" if is_noise else "more than noise",
+        )
 
 
 def _link(name: str, base: Link | None, new: Link | None) -> Iterator[Difference]:

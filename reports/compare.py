@@ -11,7 +11,7 @@ import msgspec
 from profiler.cluster_profile import ClusterProfile, Node
 from profiler.cost import BatchShape
 from profiler.errors import InputError
-from profiler.profile_diff import cost_ratios
+from profiler.profile_diff import cost_ratios, lasting_facts
 from reference_server.run_log import RunLog
 from solver.plan import Plan
 
@@ -190,7 +190,7 @@ def _node_changes(base: Node, new: Node) -> Iterable[Change]:
     yield _text(f"{name}: device", base.device.name, new.device.name)
     yield _text(f"{name}: memory", size(base.device.memory_bytes), size(new.device.memory_bytes))
     yield _text(f"{name}: layers that fit", str(base.max_layers), str(new.max_layers))
-    for fact in sorted(base.device.facts.keys() | new.device.facts.keys()):
+    for fact in lasting_facts(base, new):
         yield _text(
             f"{name}: {fact}", str(base.device.facts.get(fact, "none")), str(new.device.facts.get(fact, "none"))
         )

@@ -87,6 +87,33 @@ def test_device_versions_and_links_are_named() -> None:
     assert [d.judgement for d in within if d.name == "a -> b: bandwidth"] == ["within noise"]
 
 
+def test_facts_of_the_moment_are_no_change_and_a_lasting_one_is() -> None:
+    def with_facts(**facts: str | float) -> ClusterProfile:
+        made = profile(cost())
+        device = msgspec.structs.replace(made.nodes[0].device, facts=facts)
+        return msgspec.structs.replace(made, nodes=(msgspec.structs.replace(made.nodes[0], device=device),), links=())
+
+    cool = with_facts(temperature_celsius=40.0, sm_frequency_hz=3e8, throttle_reasons="GpuIdle", frequency_hz=1e9)
+    hot = with_facts(temperature_celsius=80.0, sm_frequency_hz=1.9e9, throttle_reasons="none", pcie_width=8.0)
+    texts = {d.name for d in profile_differences(cool, hot) if d.judgement == "changed"}
+    assert texts == {"a: pcie_width"}
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "judgement"),
+    [
+        (1.0e6, 1.1e6, "within noise"),
+        (500e6, 520e6, "within noise"),
+        (500e6, 600e6, "more than noise"),
+        (1e6, 3e6, "more than noise"),
+    ],
+)
+def test_a_workspace_may_differ_by_a_little(base: float, new: float, judgement: str) -> None:
+    made = (profile(msgspec.structs.replace(cost(), workspace_bytes=size)) for size in (base, new))
+    found = {d.name: d.judgement for d in profile_differences(*made)}
+    assert found["a: workspace"] == judgement
+
+
 def test_grids_without_a_common_batch_say_nothing() -> None:
     base = cost()
     other = msgspec.structs.replace(
