@@ -20,6 +20,7 @@ Facts = dict[str, str | float]
 CPUINFO = Path("/proc/cpuinfo")
 MAX_FREQUENCY_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 SYSTEM_DEVICES = Path("/sys/devices/system")
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 CPU_NAME_FIELDS = ("model name", "Hardware", "cpu model", "cpu")  # x86, old ARM, MIPS, POWER
 
 
@@ -235,7 +236,7 @@ def _facts_of_handle(nvml: Any, handle: Any) -> Facts:
         "persistence": lambda: _on_off(nvml.nvmlDeviceGetPersistenceMode(handle)),
         "pcie_generation": lambda: float(nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
         "pcie_width": lambda: float(nvml.nvmlDeviceGetCurrPcieLinkWidth(handle)),
-        "numa_node": lambda: float(nvml.nvmlDeviceGetNumaNodeId(handle)),
+        "numa_node": lambda: _numa_node(nvml, handle),
         "throttle_reasons": lambda: _throttle_reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
     }
     facts: Facts = {}
@@ -245,6 +246,27 @@ def _facts_of_handle(nvml: Any, handle: Any) -> Facts:
         except nvml.NVMLError:
             continue  # not supported by this device or driver: then it is no fact
     return facts
+
+
+def _numa_node(nvml: Any, handle: Any) -> float:
+    """Of the processor that the device is attached to; NVML's own answer is of devices whose memory is a NUMA node."""
+    attached = numa_node_of_pci(str(nvml.nvmlDeviceGetPciInfo(handle).busId), PCI_DEVICES)
+    return float(nvml.nvmlDeviceGetNumaNodeId(handle)) if attached is None else attached
+
+
+def numa_node_of_pci(bus: str, devices: Path) -> float | None:
+    """What Linux says of the PCI device; ``None`` where it says nothing, or that it does not know (-1).
+
+    Args:
+        bus: ``domain:bus:device.function`` in hexadecimal; NVML's domain has eight digits, Linux' has four.
+        devices: the folder of all PCI devices.
+    """
+    domain, _, rest = bus.lower().partition(":")
+    try:
+        node = int(_first_line(devices / f"{int(domain, 16):04x}:{rest}" / "numa_node"))
+    except ValueError:
+        return None
+    return float(node) if node >= 0 else None
 
 
 def _links_of_handle(nvml: Any, handle: Any) -> Facts:

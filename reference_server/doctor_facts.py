@@ -26,7 +26,9 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One machine, as the process of a node sees it.
 
     ``requirements`` are those of this distribution's metadata. ``driver_cuda`` is the newest CUDA of the driver,
-    ``torch_cuda`` the one that torch was built for. ``why_no_testbed`` is empty where shaped namespaces can be made.
+    ``torch_cuda`` the one that torch was built for. ``gpus`` are in NVML's order, ``torch_uuids`` in torch's, which is
+    another one and may be of fewer (``CUDA_VISIBLE_DEVICES``). ``why_no_testbed`` is empty where shaped namespaces can
+    be made.
     """
 
     host: str
@@ -42,6 +44,7 @@ class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuFacts, ...] = ()
     torch_cuda: str | None = None
     torch_sees_gpus: int | None = None
+    torch_uuids: tuple[str, ...] | None = None
     torch_problem: str = ""
     visible_devices: str | None = None
     iperf3: str | None = None

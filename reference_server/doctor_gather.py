@@ -168,7 +168,23 @@ def _torch_facts() -> dict[str, Any]:
         import torch
     except Exception as error:  # a torch that does not fit its CUDA or this machine fails in many ways
         return {"torch_problem": f"{type(error).__name__}: {error}"}
-    return {"torch_cuda": torch.version.cuda, "torch_sees_gpus": torch.cuda.device_count()}
+    return {
+        "torch_cuda": torch.version.cuda,
+        "torch_sees_gpus": torch.cuda.device_count(),
+        "torch_uuids": torch_uuids(torch.cuda),
+    }
+
+
+def torch_uuids(cuda: Any) -> tuple[str, ...] | None:
+    """UUIDs of the devices that torch sees, as NVML writes them, in torch's order; ``None`` where it cannot tell.
+
+    Args:
+        cuda: ``torch.cuda``, or what stands for it.
+    """
+    try:
+        return tuple(f"GPU-{cuda.get_device_properties(index).uuid}" for index in range(cuda.device_count()))
+    except (RuntimeError, AssertionError, AttributeError):
+        return None  # CUDA cannot be started, or torch is too old to say
 
 
 def _nvml_facts() -> dict[str, Any]:

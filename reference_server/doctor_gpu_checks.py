@@ -58,9 +58,19 @@ _THROTTLING: dict[int, tuple[State, str]] = {
 def examine_gpus(facts: NodeFacts) -> Iterator[Finding]:
     """Each GPU: what slows it down, or takes its memory."""
     for index, gpu in enumerate(facts.gpus):
-        name = f"gpu {index}"
-        found = [*_gpu_state(name, gpu), *_gpu_modes(name, gpu)]
-        yield from found or [ok(name, f"{gpu.name}{_clock_text(gpu)}")]
+        name, label = f"gpu {index}", _label(gpu, facts)
+        found = [*_gpu_state(name, label, gpu), *_gpu_modes(name, label, gpu)]
+        yield from found or [ok(name, f"{label}{_clock_text(gpu)}")]
+
+
+def _label(gpu: GpuFacts, facts: NodeFacts) -> str:
+    """Name and UUID, and which of torch's devices it is: NVML's numbers, which checks are named by, are not torch's."""
+    if facts.torch_uuids is None or gpu.is_mig:  # torch sees instances, which have UUIDs of their own
+        return f"{gpu.name} {gpu.uuid}"
+    if gpu.uuid in facts.torch_uuids:
+        return f"{gpu.name} {gpu.uuid} (cuda:{facts.torch_uuids.index(gpu.uuid)})"
+    why = "" if facts.visible_devices is None else f": CUDA_VISIBLE_DEVICES is {facts.visible_devices!r}"
+    return f"{gpu.name} {gpu.uuid} (not seen by torch{why})"
 
 
 def _clock_text(gpu: GpuFacts) -> str:
@@ -69,37 +79,37 @@ def _clock_text(gpu: GpuFacts) -> str:
     return f", {gpu.sm_frequency_hz / 1e6:.0f} of {gpu.sm_max_frequency_hz / 1e6:.0f} MHz now"
 
 
-def _gpu_state(name: str, gpu: GpuFacts) -> Iterator[Finding]:
+def _gpu_state(name: str, label: str, gpu: GpuFacts) -> Iterator[Finding]:
     for bit, (state, reason) in _THROTTLING.items():
         if (gpu.throttle_reasons or 0) & bit:
             at = "" if gpu.temperature_celsius is None else f" at {gpu.temperature_celsius:.0f} °C"
             yield Finding(
                 check=name,
                 state=state,
-                says=f"{gpu.name} is throttled by {reason}{at}",
+                says=f"{label} is throttled by {reason}{at}",
                 remedy="look at cooling, power supply and power limit (nvidia-smi -q -d PERFORMANCE), then measure",
             )
     if gpu.uncorrected_errors:
         yield problem(
             name,
-            f"{gpu.name} has had {gpu.uncorrected_errors} uncorrected memory errors since it was started",
+            f"{label} has had {gpu.uncorrected_errors} uncorrected memory errors since it was started",
             "reset or reboot it; replace it when they come again (nvidia-smi -q -d ECC)",
         )
     used, total = gpu.memory_used_bytes, gpu.memory_total_bytes
     if used is not None and total and used > USED_GPU_MEMORY * total:
         yield warning(
             name,
-            f"{used / GB:.1f} of {total / GB:.1f} GB of {gpu.name} are used already",
+            f"{used / GB:.1f} of {total / GB:.1f} GB of {label} are used already",
             "end what uses it (nvidia-smi), or start the agent with less --memory",
         )
 
 
-def _gpu_modes(name: str, gpu: GpuFacts) -> Iterator[Finding]:
+def _gpu_modes(name: str, label: str, gpu: GpuFacts) -> Iterator[Finding]:
     if gpu.is_persistent is False:
-        yield warning(name, f"{gpu.name}: persistence mode is off", "nvidia-smi -pm 1, or run nvidia-persistenced")
+        yield warning(name, f"{label}: persistence mode is off", "nvidia-smi -pm 1, or run nvidia-persistenced")
     if gpu.is_mig:
         yield warning(
             name,
-            f"{gpu.name} is divided (MIG)",
+            f"{label} is divided (MIG)",
             "give each agent one instance: CUDA_VISIBLE_DEVICES=MIG-UUID (nvidia-smi -L)",
         )

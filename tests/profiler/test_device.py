@@ -161,7 +161,8 @@ def test_cuda_joins_torch_and_nvml_facts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch_cuda_facts(properties).items() <= described.facts.items()
 
 
-def test_nvml_facts_are_in_base_units() -> None:
+def test_nvml_facts_are_in_base_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "PCI_DEVICES", tmp_path)
     nvml = FakeNvml()
 
     facts = nvml_facts("aaaa", load_nvml=lambda: nvml)
@@ -174,6 +175,25 @@ def test_nvml_facts_are_in_base_units() -> None:
     assert facts["nvlinks"] == 3
     assert (facts["numa_node"], facts["pcie_generation"]) == (1.0, 4.0)
     assert nvml.open == 0, "NVML was not shut down"
+
+
+@pytest.mark.parametrize(
+    ("said", "node"), [("0\n", 0.0), ("3\n", 3.0), ("-1\n", 1.0), (None, 1.0)], ids=["0", "3", "unknown", "no file"]
+)
+def test_the_numa_node_is_that_of_the_pci_device_and_else_nvmls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, node: float
+) -> None:
+    monkeypatch.setattr(device, "PCI_DEVICES", tmp_path)
+
+    class Attached(FakeNvml):
+        def nvmlDeviceGetPciInfo(self, handle: str) -> Any:  # noqa: N802
+            return SimpleNamespace(busId="00000000:C1:00.0")
+
+    if said is not None:
+        (tmp_path / "0000:c1:00.0").mkdir()
+        (tmp_path / "0000:c1:00.0" / "numa_node").write_text(said)
+
+    assert nvml_facts("aaaa", load_nvml=Attached)["numa_node"] == node
 
 
 def test_a_fact_that_the_device_does_not_support_is_left_out() -> None:
@@ -203,6 +223,7 @@ def test_without_the_library_the_record_says_so() -> None:
 def test_the_real_library_has_every_name_that_is_asked_for() -> None:
     pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     asked = [name for name in device._facts_of_handle.__code__.co_names if "nvml" in name.lower()]
+    asked += list(device._numa_node.__code__.co_names)
     for code in device._facts_of_handle.__code__.co_consts:
         asked += [name for name in getattr(code, "co_names", ()) if name.lower().startswith("nvml")]
 

@@ -18,7 +18,7 @@ from reference_server import doctor, doctor_gather
 from reference_server.doctor import EVERYWHERE, HERE, Diagnosis, diagnose_agents, diagnose_here, examine_listening
 from reference_server.doctor_cli import doctor as command
 from reference_server.doctor_facts import NodeFacts
-from reference_server.doctor_gather import gather_facts, nvml_facts
+from reference_server.doctor_gather import gather_facts, nvml_facts, torch_uuids
 from reference_server.keys import make_key_file
 
 from .test_doctor_checks import HEALTHY
@@ -98,6 +98,18 @@ def test_nvml_tells_of_each_gpu_what_it_supports() -> None:
     assert (facts["driver"], facts["driver_cuda"]) == ("570.86", "12.8")
     assert (gpu.throttle_reasons, gpu.is_persistent, gpu.is_mig, gpu.uncorrected_errors) == (0x40, False, None, 2)
     assert (gpu.sm_frequency_hz, gpu.sm_max_frequency_hz) == (300e6, 2040e6)
+
+
+def test_torch_tells_the_uuids_that_it_sees_as_nvml_writes_them() -> None:
+    def fail(_: int) -> None:
+        raise RuntimeError("CUDA driver initialization failed")
+
+    sees = SimpleNamespace(
+        device_count=lambda: 2, get_device_properties=lambda index: SimpleNamespace(uuid=f"{8 - index}-x")
+    )
+    assert torch_uuids(sees) == ("GPU-8-x", "GPU-7-x")
+    assert torch_uuids(SimpleNamespace(device_count=lambda: 0)) == ()
+    assert torch_uuids(SimpleNamespace(device_count=lambda: 1, get_device_properties=fail)) is None
 
 
 def test_a_driver_that_is_not_there_is_told() -> None:

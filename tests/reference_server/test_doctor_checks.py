@@ -39,6 +39,7 @@ HEALTHY = NodeFacts(
     gpus=(HEALTHY_GPU,),
     torch_cuda="12.8",
     torch_sees_gpus=1,
+    torch_uuids=("GPU-1",),
     iperf3="3.18",
     programs=("ip", "tc", "unshare"),
     cgroup_version=2,
@@ -147,6 +148,21 @@ def test_each_ill_of_a_gpu_is_found(changes: dict[str, Any], state: str, says: s
 
     assert not_ok(findings) == [("gpu 0", state)]
     assert says in next(finding.says for finding in findings if finding.state != "ok")
+
+
+def test_gpus_are_joined_with_torchs_devices_on_the_uuid() -> None:
+    gpus = tuple(msgspec.structs.replace(HEALTHY_GPU, uuid=f"GPU-{number}") for number in range(3))
+    hot = msgspec.structs.replace(gpus[2], throttle_reasons=0x40)
+    findings = with_facts(gpus=(*gpus[:2], hot), torch_sees_gpus=2, torch_uuids=("GPU-2", "GPU-0"))
+
+    says = {finding.check: finding.says for finding in findings if finding.check.startswith("gpu")}
+    assert says["gpu 0"].startswith("H100 GPU-0 (cuda:1), 1980 of")
+    assert says["gpu 1"].startswith("H100 GPU-1 (not seen by torch)")
+    assert says["gpu 2"].startswith("H100 GPU-2 (cuda:0) is throttled")
+    hidden = {finding.check: finding.says for finding in with_facts(torch_uuids=(), visible_devices="7")}
+    assert "(not seen by torch: CUDA_VISIBLE_DEVICES is '7')" in hidden["gpu 0"]
+    unknown = {finding.check: finding.says for finding in with_facts(torch_uuids=None)}
+    assert unknown["gpu 0"].startswith("H100 GPU-1, 1980 of")
 
 
 def test_a_newer_minor_cuda_of_torch_runs_on_the_driver() -> None:
