@@ -46,7 +46,7 @@ def profile_node_command(
     from rich.console import Console
 
     from profiler.model_files import ModelFiles
-    from profiler.records import command_line, encode_record, save_record
+    from profiler.records import command_line, encode_record, require_writable, save_record
 
     from .dtypes import resolve_dtype
     from .launch.units import parse_bytes
@@ -81,6 +81,7 @@ def profile_node_command(
         )
         return
     partial = output.with_name(output.name + ".partial")
+    require_writable(output)
     with _Progress() as progress:
         try:
             made = profile_node(config, partial=partial, resume=resume, on_block=progress.update)

@@ -16,7 +16,7 @@ from profiler.compute import GridPoint
 from profiler.errors import InputError
 from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record, save_record
-from profiler.sampling import least_seconds
+from profiler.sampling import MIN_ROUNDS, least_seconds
 from reference_server import pacing, self_profile
 from reference_server import profile_node as module
 from reference_server.profile_node import NodeProfileConfig, PartialProfile, plan_node, profile_node
@@ -181,7 +181,7 @@ def test_a_plan_says_how_much_and_how_long(config: NodeProfileConfig) -> None:
     times = plan_node(config)
     assert times.num_points > 30
     assert 0 < times.num_held_out < times.num_points
-    assert (times.num_rounds, times.num_layers) == (module.MIN_ROUNDS, 4)
+    assert (times.num_rounds, times.num_layers) == (MIN_ROUNDS, 4)
     assert 0 < times.least_s < 600
 
 
@@ -206,3 +206,14 @@ def test_the_command_writes_a_profile_and_prints_it(config: NodeProfileConfig, t
 
     planned = CliRunner().invoke(app, ["profile", "node", *options, "--plan-only", "--json"])
     assert json.loads(planned.stdout)["num_layers"] == 4
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    config: NodeProfileConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "profile_node", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "node.json", tmp_path):
+        run = CliRunner().invoke(app, ["profile", "node", "--model", config.model, "-o", str(output)])
+        assert isinstance(run.exception, InputError), run.output
+        assert f"{output}: cannot be written" in str(run.exception)
