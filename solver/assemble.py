@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from profiler.processor_speed import ProcessorSpeed
 from profiler.records import digest, provenance_now
 from profiler.stale import identity_of_node
@@ -41,6 +43,16 @@ BY_MEANS_NOTE = (
     "expected at the most requests in flight is by means alone, which promise up to a third more than is served: there "
     "are too many to follow one by one; give --concurrency for a closer figure"
 )
+
+CUT_SHORT_NOTE = (
+    "expected is by means alone, which promise up to a third more than is served, and no limits on iterations were "
+    "looked for: the plan was interrupted while it was written up"
+)
+
+
+def interrupted(plan: Plan) -> Plan:
+    """The plan of a search that Ctrl-C ended."""
+    return msgspec.structs.replace(plan, solver=msgspec.structs.replace(plan.solver, status="interrupted"))
 
 
 def assemble(

@@ -111,20 +111,25 @@ def solve(
     save_record(output, plan)
     where = sys.stderr if as_json else sys.stdout
     _print(summary_lines(plan), file=where)
-    if compare:
-        _print(comparison_lines(request, plan), file=where)
     if isinstance(before, Infeasible):
         _print([f"the cluster as it is has no plan: {before.reason}"], file=where)
     elif before is not None:
         _print(["against the cluster as it is:", *difference_lines(request.profile, before, plan)], file=where)
     seconds = ONE_MORE_SHARE * time_limit_s if one_more_s is None else one_more_s
-    if asks_for_one_more(request, plan) and seconds > 0:
-        with shown_progress() as on_progress:
-            checked = with_fewer_nodes(request, plan, seconds=FEWER_SHARE * seconds, on_progress=on_progress)
-            _print(checked.assumptions.notes[len(plan.assumptions.notes) :], file=where)
-            plan = with_one_more(request, checked, seconds=(1 - FEWER_SHARE) * seconds, on_progress=on_progress)
+    saved = plan
+    try:
+        if compare and plan.solver.status != "interrupted":
+            _print(comparison_lines(request, plan), file=where)
+        if asks_for_one_more(request, plan) and seconds > 0:
+            with shown_progress() as on_progress:
+                plan = with_fewer_nodes(request, plan, seconds=FEWER_SHARE * seconds, on_progress=on_progress)
+                _print(plan.assumptions.notes[len(saved.assumptions.notes) :], file=where)
+                plan = with_one_more(request, plan, seconds=(1 - FEWER_SHARE) * seconds, on_progress=on_progress)
+            _print(one_more_in_words(plan.predicted.one_more, objective), file=where)
+    except KeyboardInterrupt:  # the plan itself is there; what was still to be told of it is not wanted
+        print("interrupted: the rest is left out", file=sys.stderr)
+    if plan is not saved:
         save_record(output, plan)
-        _print(one_more_in_words(plan.predicted.one_more, objective), file=where)
     if as_json:
         sys.stdout.write(encode_record(plan).decode())
     print(f"plan written to {output}", file=sys.stderr)

@@ -16,6 +16,9 @@ def comparison_lines(request: PlanRequest, plan: Plan) -> Iterator[str]:
 
     The bound of a row is the least max-flow that has been proven by then to be out of reach of every plan: one method's
     proof holds for all.
+
+    Raises:
+        KeyboardInterrupt: after the row of the method that Ctrl-C ended.
     """
     yield f"{'method':<12} {'nodes':>5} {'max-flow':>12} {'bound':>12} {'gap':>8} {'expected':>12}  tokens/s"
     bound = plan.predicted.upper_bound_tokens_per_s
@@ -33,6 +36,8 @@ def comparison_lines(request: PlanRequest, plan: Plan) -> Iterator[str]:
             if isinstance(found, Plan):
                 bound = min(bound, found.predicted.upper_bound_tokens_per_s)
             yield _line(method, found, bound)
+            if isinstance(found, Plan) and found.solver.status == "interrupted":
+                raise KeyboardInterrupt
 
 
 def _line(method: str, found: Plan | Infeasible, bound: float) -> str:

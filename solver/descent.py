@@ -27,7 +27,9 @@ def walk(search: Search) -> None:
     most_vain = VAIN_KICKS_PER_NODE * len(search.question.capacities.nodes)
     while vain < most_vain and search.elapsed() < end_s and not search.is_over:
         before = search.best_score
-        kicked = _kick(search, rng)
+        kicked = _kick(search, rng, end_s)
+        if kicked is None:
+            return
         score = search.score(kicked, above=0.5 * before, doing="neighbours")
         if score is not None:
             _descend(search, kicked, score, end_s)
@@ -48,12 +50,16 @@ def _descend(search: Search, start: Placement, score: float, end_s: float) -> No
                 break
 
 
-def _kick(search: Search, rng: random.Random) -> Placement:
-    """The best with a few random neighbouring moves made on it."""
+def _kick(search: Search, rng: random.Random, end_s: float) -> Placement | None:
+    """The best with a few random neighbouring moves made on it; ``None`` where time is up before they are listed."""
     assert search.best is not None
     here = search.best
     for _ in range(rng.randint(2, 4)):
-        around = list(neighbours(search.question.capacities, here))
+        around = []
+        for candidate in neighbours(search.question.capacities, here):
+            if search.elapsed() >= end_s:
+                return None
+            around.append(candidate)
         if around:
             here = rng.choice(around)
     return here

@@ -23,9 +23,14 @@ PROVEN = 1e-6
 LEADING = 0.7
 """Of the best by means alone: what may still turn out to be the best when requests are followed."""
 
-
 WRITE_UP = 3.0
 """Times what it takes to score a placement: what it takes to write up its plan and to check it."""
+
+FOLLOWING = 0.1
+"""Of the time limit: what is kept for following the plan's requests as far as is reported, where that is the goal."""
+
+MOST_FOLLOWING_S = 6.0
+"""About as long as that takes at most."""
 
 
 @dataclass
@@ -66,7 +71,8 @@ class Search:
 
     def left(self) -> float:
         """Seconds until the search has to end, so that the plan is written up by the time limit."""
-        return self.limits.time_s - WRITE_UP * self.score_s - self.elapsed()
+        following_s = 0.0 if self.is_for_flow else min(MOST_FOLLOWING_S, FOLLOWING * self.limits.time_s)
+        return self.limits.time_s - max(following_s, WRITE_UP * self.score_s) - self.elapsed()
 
     def is_proven(self) -> bool:
         """Whether no placement can have a larger max-flow than the best."""
@@ -139,5 +145,6 @@ class Search:
                 incumbent_tokens_per_s=max(known) if known else None,
                 bound_tokens_per_s=min(self.bound, bound) if bound is not None else self.bound,
                 doing=doing,
+                expected_tokens_per_s=None if self.is_for_flow or self.best is None else self.best_score,
             )
         )

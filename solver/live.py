@@ -60,7 +60,8 @@ class Printed:
 
 
 def in_words(moment: Progress) -> str:
-    """Incumbent, bound, gap and what is being done."""
+    """What is expected where that is searched for, max-flow, bound, gap and what is being done."""
+    expected = "" if moment.expected_tokens_per_s is None else f"expected {moment.expected_tokens_per_s:.1f}  "
     best = "none yet" if moment.incumbent_tokens_per_s is None else f"{moment.incumbent_tokens_per_s:.1f}"
     gap = "" if moment.gap is None else f"  gap {moment.gap:.2%}"
-    return f"max-flow {best}  bound {moment.bound_tokens_per_s:.1f} tokens/s{gap}  {moment.doing}"
+    return f"{expected}max-flow {best}  bound {moment.bound_tokens_per_s:.1f} tokens/s{gap}  {moment.doing}"

@@ -11,18 +11,18 @@ import msgspec
 from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
 
-from .assemble import assemble
+from .assemble import assemble, interrupted
 from .capacity import Capacities
 from .checker import require_sound
 from .feasibility import why_infeasible
 from .following import Objective, Question, carrying
 from .latency_bound import bound_of_expected
 from .marginal import objective_value, one_more_in_words, one_more_of_each
-from .plan import Expected, Infeasible, LayerRange, Plan
+from .plan import Expected, Infeasible, LayerRange, OneMore, Plan
 from .progress import OnProgress, Progress
 from .search import require_pins, solve_placement
 from .targets import fewest_nodes, most_within_latency
-from .verdict import fewer_nodes, verdicts
+from .verdict import fewer_nodes, with_verdicts
 from .whatif import with_fewest_bytes_moved
 from .workload import Workload
 
@@ -172,18 +172,26 @@ def answer_what_if(
     """The answers for a cluster as it is and for the request's, each in the time limit.
 
     The second search begins with the first plan, and gives ranges to alike nodes so that the least has to be loaded.
+    Ctrl-C in the first ends the second almost at once; in either it is the second plan's status.
     """
     there = {node.name for node in as_it_is.nodes}
     pins = {name: held for name, held in request.pins.items() if name in there}
     before = answer(dataclasses.replace(request, profile=as_it_is, pins=pins), on_progress)
     if isinstance(before, Infeasible):
         return before, answer(request, on_progress)
-    if before.solver.status == "interrupted":
+    is_interrupted = before.solver.status == "interrupted"
+    if is_interrupted:
         request = dataclasses.replace(request, time_limit_s=AFTER_INTERRUPT_S)
     kept = {node.name for node in request.profile.nodes}
     start = {name: held for name, held in before.placement.items() if name in kept}
     after = answer(request, on_progress, start=start)
-    return before, after if isinstance(after, Infeasible) else _moving_least(request, before, after)
+    if isinstance(after, Infeasible):
+        return before, after
+    try:
+        after = _moving_least(request, before, after)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    return before, interrupted(after) if is_interrupted else after
 
 
 def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
@@ -200,8 +208,8 @@ def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
         placement,
         bound=after.predicted.upper_bound_tokens_per_s,
         facts=after.solver,
-        notes=verdicts(question, placement),
     )
+    swapped = with_verdicts(question, swapped)
     is_as_good = all(value(swapped) >= value(after) * (1 - ROUNDING) for value in (_max_flow, objective_value))
     is_met = request.is_met_by(swapped.predicted.expected[-1])
     if not (is_as_good and is_met) or len(swapped.placement) < len(placement):
@@ -224,50 +232,73 @@ def asks_for_one_more(request: PlanRequest, plan: Plan) -> bool:
 
 
 def with_one_more(request: PlanRequest, plan: Plan, *, seconds: float, on_progress: OnProgress | None = None) -> Plan:
-    """The plan with what one more node of each type would add, in numbers and in the words of its bottleneck."""
+    """The plan with what one more node of each type would add, in numbers and in the words of its bottleneck.
+
+    Ctrl-C ends it with what is known by then.
+    """
     predicted, concurrency = plan.predicted, plan.assumptions.concurrency
     if on_progress is not None:
         doing = "what one more node of each type adds"
-        on_progress(Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing))
+        on_progress(_at_rest(plan, doing))
     search = _Searches(request, None, is_brief=request.objective == "max-flow")
 
     def solve(profile: ClusterProfile, time_limit_s: float) -> Plan | Infeasible:
         return search(profile, concurrency, time_limit_s, start=plan.placement)
 
-    found = tuple(one_more_of_each(solve, request.profile, plan, seconds=seconds))
+    found: list[OneMore] = []
+    try:
+        for more in one_more_of_each(solve, request.profile, plan, seconds=seconds):
+            found.append(more)
+    except KeyboardInterrupt:
+        pass
     words = one_more_in_words(found, request.objective)
-    predicted = msgspec.structs.replace(predicted, one_more=found, bottleneck=(*predicted.bottleneck, *words))
+    predicted = msgspec.structs.replace(predicted, one_more=tuple(found), bottleneck=(*predicted.bottleneck, *words))
     return msgspec.structs.replace(plan, predicted=predicted)
 
 
 def with_fewer_nodes(
     request: PlanRequest, plan: Plan, *, seconds: float, on_progress: OnProgress | None = None
 ) -> Plan:
-    """The plan with a note where fewer of its nodes do nearly as well."""
+    """The plan with a note where fewer of its nodes do nearly as well.
+
+    Raises:
+        KeyboardInterrupt: a search of its own was ended by Ctrl-C, and others that were to follow are not wanted.
+    """
     if len(plan.placement) < 2 or any(note.startswith("not worth") for note in plan.assumptions.notes):
         return plan
     if on_progress is not None:
-        predicted = plan.predicted
         doing = "whether fewer nodes do as well"
-        on_progress(Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing))
+        on_progress(_at_rest(plan, doing))
     search, concurrency = (
         _Searches(request, None, is_brief=request.objective == "max-flow"),
         plan.assumptions.concurrency,
     )
     note = fewer_nodes(lambda profile, s: search(profile, concurrency, s), request.profile, plan, seconds=seconds)
+    if search.is_interrupted:
+        raise KeyboardInterrupt
     if note is None:
         return plan
     assumptions = msgspec.structs.replace(plan.assumptions, notes=(*plan.assumptions.notes, note))
     return msgspec.structs.replace(plan, assumptions=assumptions)
 
 
+def _at_rest(plan: Plan, doing: str) -> Progress:
+    """Where a search is that begins with the plan at hand."""
+    predicted = plan.predicted
+    expected = objective_value(plan) if plan.assumptions.objective == "throughput" else None
+    return Progress(0.0, predicted.max_flow_tokens_per_s, predicted.upper_bound_tokens_per_s, doing, expected)
+
+
 class _Searches:
-    """Searches under a request's rules. Ctrl-C ends the one that goes, and those that follow almost at once."""
+    """Searches under a request's rules. Ctrl-C ends the one that goes, and those that follow almost at once.
+
+    From then on every answer counts as interrupted.
+    """
 
     def __init__(self, request: PlanRequest, on_progress: OnProgress | None, *, is_brief: bool = False) -> None:
         self._request, self._is_brief = request, is_brief
         self._on_progress = on_progress
-        self._is_interrupted = False
+        self.is_interrupted = False
 
     def __call__(
         self,
@@ -285,7 +316,7 @@ class _Searches:
             concurrency=concurrency,
             objective=request.objective,
             method=request.method,
-            time_limit_s=AFTER_INTERRUPT_S if self._is_interrupted else seconds,
+            time_limit_s=AFTER_INTERRUPT_S if self.is_interrupted else seconds,
             threads=request.threads,
             seed=request.seed,
             is_brief=self._is_brief,
@@ -294,6 +325,7 @@ class _Searches:
             start=start,
             on_progress=self._on_progress,
         )
-        if isinstance(found, Plan) and found.solver.status == "interrupted":
-            self._is_interrupted = True
-        return found
+        if isinstance(found, Infeasible):
+            return found
+        self.is_interrupted = self.is_interrupted or found.solver.status == "interrupted"
+        return interrupted(found) if self.is_interrupted else found

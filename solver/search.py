@@ -11,7 +11,7 @@ from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
 
 from . import milp
-from .assemble import assemble
+from .assemble import CUT_SHORT_NOTE, assemble, interrupted
 from .baselines import METHODS
 from .capacity import Capacities
 from .checker import require_sound
@@ -22,7 +22,7 @@ from .plan import Infeasible, LayerRange, Plan, SolverFacts
 from .progress import OnProgress
 from .published import PUBLISHED
 from .steps import run_search, solve_published
-from .verdict import verdicts
+from .verdict import with_verdicts
 from .workload import Workload
 
 MAX_SEED = 2**31 - 1
@@ -76,29 +76,43 @@ def solve_placement(
     question = Question(capacities, objective, partial)
     limits = milp.Limits(time_s=time_limit_s, threads=threads, seed=seed)
     search = Search(question, limits, on_progress or (lambda _: None))
-    if method in METHODS:
-        search.offer(METHODS[method](capacities), f"{method} placement")
-        status = "done" if search.best is not None else ""
-    elif method == PUBLISHED:
-        status = solve_published(search)
-    else:
-        search.offer(start, "the placement to start from")
-        status = run_search(search)
+    try:
+        status = _searched(search, method, start)
+    except KeyboardInterrupt:
+        status = "interrupted"
     if search.best is None:
         return Infeasible(reason=_why_nothing(search, method, status))
     facts = SolverFacts(
         method=method, backend=_backend(), seconds=search.elapsed(), status=status, seed=seed, threads=threads
     )
-    plan = assemble(
-        question,
-        search.best,
-        bound=search.bound,
-        facts=facts,
-        notes=() if is_brief else verdicts(question, search.best),
-        is_brief=is_brief,
-    )
+    plan = _written_up(search, search.best, facts, is_brief=is_brief)
     require_sound(profile, plan)
     return plan
+
+
+def _searched(search: Search, method: str, start: Mapping[str, LayerRange] | None) -> str:
+    """Search by the method; the status."""
+    if method in METHODS:
+        search.offer(METHODS[method](search.question.capacities), f"{method} placement")
+        return "done" if search.best is not None else ""
+    if method == PUBLISHED:
+        return solve_published(search)
+    search.offer(start, "the placement to start from")
+    return run_search(search)
+
+
+def _written_up(search: Search, best: Mapping[str, LayerRange], facts: SolverFacts, *, is_brief: bool) -> Plan:
+    """The plan of the best placement. Ctrl-C ends what takes long about it; a plan is returned all the same."""
+    try:
+        plan = assemble(search.question, best, bound=search.bound, facts=facts, is_brief=is_brief)
+    except KeyboardInterrupt:
+        notes = () if is_brief else (CUT_SHORT_NOTE,)
+        plan = assemble(search.question, best, bound=search.bound, facts=facts, notes=notes, is_brief=True)
+        return interrupted(plan)
+    try:
+        return plan if is_brief else with_verdicts(search.question, plan)
+    except KeyboardInterrupt:
+        return interrupted(plan)
 
 
 def _backend() -> str:

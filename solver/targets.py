@@ -5,7 +5,9 @@ Bounds stay those of the whole question: of all nodes, and of as many requests i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence, Set
+from typing import Protocol
 
 import msgspec
 
@@ -17,8 +19,23 @@ from .latency_bound import least_nodes, least_round_s, least_ttft_s
 from .plan import Expected, Infeasible, LayerRange, Plan
 from .whatif import without_nodes
 
-Solve = Callable[[ClusterProfile, int | None, float], Plan | Infeasible]
-"""(cluster, requests in flight, seconds) -> answer; everything else of the question is settled."""
+MOST_TRIES = 6
+"""Numbers in flight that are tried between one whose plan keeps the limits and one whose plan does not."""
+
+
+class Solve(Protocol):
+    """(cluster, requests in flight, seconds) -> answer; everything else of the question is settled."""
+
+    def __call__(
+        self,
+        profile: ClusterProfile,
+        concurrency: int | None,
+        seconds: float,
+        /,
+        *,
+        start: Mapping[str, LayerRange] | None = None,
+    ) -> Plan | Infeasible:
+        """Search that cluster with so many in flight; it may begin with a placement."""
 
 
 def most_within_latency(
@@ -34,8 +51,8 @@ def most_within_latency(
     """The plan with the most expected throughput whose latency is within the limits.
 
     Fewer requests in flight wait less, so the number in flight is lowered by halves from what is asked for (or from the
-    most that a first plan expects) until a plan keeps the limits. Where one token alone takes longer through any
-    placement, no plan can: that is proven without a search.
+    most that a first plan expects) until a plan keeps the limits, and raised again by bisection in the time that is
+    left. Where one token alone takes longer through any placement, no plan can: that is proven without a search.
     """
     for limit_s, least_s, what in (
         (max_tpot_s, least_round_s(capacities), "per output token"),
@@ -46,15 +63,30 @@ def most_within_latency(
                 reason=f"no plan can keep {_milliseconds(limit_s)} {what}: alone in the cluster a token takes "
                 f"{_milliseconds(least_s)} through the {capacities.model.num_layers} layers at the least"
             )
+    began_s = time.perf_counter()
     answer = solve(profile, concurrency, seconds / 2)
     bound = answer.predicted.upper_bound_tokens_per_s if isinstance(answer, Plan) else 0.0
     tried: list[Expected] = []
+    failed: set[int] = set()
     left, number = seconds / 2, 0
     while isinstance(answer, Plan):
         asked = answer.predicted.expected[-1]
         if _keeps(asked, max_tpot_s, max_ttft_s):
-            return _bounded(answer, bound)
+            more = _more_in_flight(
+                solve,
+                profile,
+                answer,
+                tried=[step.concurrency for step in tried],
+                doubtful=failed,
+                max_tpot_s=max_tpot_s,
+                max_ttft_s=max_ttft_s,
+                seconds=seconds - (time.perf_counter() - began_s),
+            )
+            return _bounded(more, bound)
         tried.append(asked)
+        failed.update(
+            step.concurrency for step in answer.predicted.expected if not _keeps(step, max_tpot_s, max_ttft_s)
+        )
         # A plan made for many requests often keeps the limits with fewer: go on from the largest step that does.
         kept = [step.concurrency for step in answer.predicted.expected if _keeps(step, max_tpot_s, max_ttft_s)]
         number = max(kept) if kept else asked.concurrency // 2
@@ -71,6 +103,43 @@ def most_within_latency(
             f"{_milliseconds(best.tpot_s)} per output token and {_milliseconds(best.ttft_s)} to the first"
         )
     )
+
+
+def _more_in_flight(
+    solve: Solve,
+    profile: ClusterProfile,
+    best: Plan,
+    *,
+    tried: Sequence[int],
+    doubtful: Set[int],
+    max_tpot_s: float | None,
+    max_ttft_s: float | None,
+    seconds: float,
+) -> Plan:
+    """The best of this plan and of others that keep the limits with more in flight, up to what was tried in vain.
+
+    ``doubtful`` are numbers at which a plan made for more in flight does not keep them: one made for them may.
+    """
+    end_s = time.perf_counter() + seconds
+    low = best.predicted.expected[-1].concurrency
+    high = min((number for number in tried if number > low), default=low)
+    for left in range(MOST_TRIES, 0, -1):
+        seconds = end_s - time.perf_counter()
+        if high - low < 2 or seconds <= 0 or best.solver.status == "interrupted":
+            break
+        number = min((number for number in doubtful if low < number < high), default=(low + high) // 2)
+        answer = solve(profile, number, seconds / left, start=best.placement)
+        if isinstance(answer, Plan) and answer.solver.status == "interrupted":
+            break
+        if isinstance(answer, Plan) and _keeps(answer.predicted.expected[-1], max_tpot_s, max_ttft_s):
+            low, best = number, max(best, answer, key=_throughput)
+        else:
+            high = number
+    return best
+
+
+def _throughput(plan: Plan) -> float:
+    return plan.predicted.expected[-1].total_tokens_per_s
 
 
 def fewest_nodes(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+
+import msgspec
 
 from profiler.cluster_profile import ClusterProfile
 
-from .following import Question, carrying, expected_of
+from .following import NO_LIMITS, REPORTED, Question, best_limits, carrying, expected_of
 from .marginal import objective_value
 from .plan import Infeasible, LayerRange, Plan
 from .whatif import without_nodes
@@ -20,29 +22,45 @@ Solve = Callable[[ClusterProfile, float], Plan | Infeasible]
 """(cluster, seconds) -> answer, by a search under the plan's rules."""
 
 
-def verdicts(question: Question, placement: Mapping[str, LayerRange]) -> tuple[str, ...]:
-    """A note where one node alone gives nearly as much as the plan."""
+def with_verdicts(question: Question, plan: Plan) -> Plan:
+    """The plan with a note where one node alone, under its own best limits on iterations, gives nearly as much."""
+    note = _one_does_as_well(question, plan)
+    if note is None:
+        return plan
+    assumptions = msgspec.structs.replace(plan.assumptions, notes=(note, *plan.assumptions.notes))
+    return msgspec.structs.replace(plan, assumptions=assumptions)
+
+
+def _one_does_as_well(question: Question, plan: Plan) -> str | None:
     capacities = question.capacities
-    if len(placement) < 2:
-        return ()
+    if len(plan.placement) < 2:
+        return None
+    together = plan.predicted.expected[-1].total_tokens_per_s
     whole = LayerRange(0, capacities.model.num_layers)
     seen: set[int] = set()
-    alone: list[tuple[float, str]] = []
+    best, best_name, batching = 0.0, "", NO_LIMITS
     for name in capacities.nodes:
         if capacities.kind(name) in seen or not capacities.can_hold(name, whole):
             continue
         seen.add(capacities.kind(name))
         flow = carrying(question, {name: whole})
-        if flow.tokens_per_s > 0:
-            expected = expected_of(question, {name: whole}, flow, question.concurrency)
-            alone.append((expected.total_tokens_per_s, name))
-    if not alone:
-        return ()
-    together = expected_of(question, placement, carrying(question, placement, spread=True), question.concurrency)
-    if max(alone)[0] < WORTH * together.total_tokens_per_s:
-        return ()
-    tokens_per_s, name = max(alone)
-    return (f"not worth distributing: {name} alone gives {tokens_per_s / together.total_tokens_per_s:.0%} of it",)
+        if flow.tokens_per_s < WORTH * together:
+            continue  # what is expected never exceeds the max-flow
+        limits = best_limits(question, {name: whole}, flow, thorough=False)
+        found = limits.expected if limits else expected_of(question, {name: whole}, flow, question.concurrency)
+        if found.total_tokens_per_s > best:
+            best, best_name = found.total_tokens_per_s, name
+            batching = limits.batching if limits else NO_LIMITS
+    if best < WORTH * together:
+        return None
+    # As long as the plan's own requests were followed, for the two figures stand side by side.
+    flow = carrying(question, {best_name: whole})
+    alone = expected_of(
+        question, {best_name: whole}, flow, question.concurrency, batching=batching, effort=REPORTED
+    ).total_tokens_per_s
+    if alone < WORTH * together:
+        return None
+    return f"not worth distributing: {best_name} alone gives {alone / together:.0%} of it"
 
 
 def fewer_nodes(solve: Solve, profile: ClusterProfile, plan: Plan, *, seconds: float) -> str | None:

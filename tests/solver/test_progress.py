@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import re
 import signal
 import subprocess
@@ -15,11 +16,17 @@ import pytest
 
 from profiler.records import load_record, save_record
 from solver import Plan, problems_of, solve_placement
+from solver.baselines import METHODS
+from solver.capacity import Capacities
+from solver.descent import _kick
+from solver.following import Objective, Question
 from solver.generate import make_cluster
+from solver.incumbent import Search
 from solver.live import LiveLine, Printed
+from solver.milp import Limits
 from solver.progress import Progress
 
-from .clusters import WORKLOAD
+from .clusters import WORKLOAD, demo_cluster
 
 SOLVE = (sys.executable, "-m", "helixbench", "solve")
 PLAIN = re.compile(r"^ *\d+\.\d s  max-flow (none yet|[\d.]+)  bound [\d.]+ tokens/s(  gap [\d.]+%)?  \S.*$")
@@ -32,6 +39,22 @@ def test_the_live_line_goes_on_counting_between_two_moments() -> None:
     line.say(Progress(1.0, 50.0, 60.0, "neighbours"))
     now[0] = 14.5
     assert line.text().strip() == "4.5 s  max-flow 50.0  bound 60.0 tokens/s  gap 20.00%  neighbours"
+
+
+def test_what_is_expected_comes_first_where_it_is_searched_for() -> None:
+    line = LiveLine(lambda: 0.0)
+    line.say(Progress(1.0, 50.0, 60.0, "neighbours", 40.25))
+    assert line.text().strip() == "0.0 s  expected 40.2  max-flow 50.0  bound 60.0 tokens/s  gap 20.00%  neighbours"
+
+
+def test_only_a_search_for_what_is_expected_tells_of_it() -> None:
+    objectives: tuple[Objective, ...] = ("throughput", "max-flow")
+    for objective in objectives:
+        told: list[Progress] = []
+        solve_placement(demo_cluster(), WORKLOAD, objective=objective, time_limit_s=1, on_progress=told.append)
+        known = [moment.expected_tokens_per_s for moment in told if moment.incumbent_tokens_per_s is not None]
+        assert known
+        assert all((value is not None) == (objective == "throughput") for value in known)
 
 
 def test_plain_lines_say_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,3 +150,35 @@ def test_a_first_plan_for_50_nodes_takes_less_than_two_seconds_of_cpu() -> None:
     assert isinstance(plan, Plan)
     assert plan.solver.status == "interrupted"
     assert first[0] < 2
+
+
+def test_ctrl_c_while_the_plan_is_written_up_still_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    profile = demo_cluster()
+    for what in ("assemble.best_limits", "search.with_verdicts"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"solver.{what}", interrupt)
+            plan = solve_placement(profile, WORKLOAD, concurrency=4, time_limit_s=1)
+        assert isinstance(plan, Plan)
+        assert plan.solver.status == "interrupted"
+        assert not list(problems_of(profile, plan))
+        assert any("by means alone" in note for note in plan.assumptions.notes) == what.startswith("assemble")
+
+
+def test_time_is_kept_for_following_the_requests_of_the_plan() -> None:
+    capacities = Capacities(demo_cluster(), WORKLOAD)
+    for_flow = Search(Question(capacities, "max-flow", True), Limits(time_s=60.0), lambda _: None)
+    expected = Search(Question(capacities, "throughput", True), Limits(time_s=60.0), lambda _: None)
+    assert 50.0 < expected.left() <= 54.0 < for_flow.left()
+
+
+def test_a_kick_ends_when_time_is_up() -> None:
+    """A large cluster has many neighbours to list; none of them is once time is up."""
+    profile = make_cluster(num_nodes=60, num_types=4, num_regions=4, seed=19)
+    question = Question(Capacities(profile, WORKLOAD), "max-flow", True)
+    search = Search(question, Limits(time_s=1e-9), lambda _: None)
+    search.offer(METHODS["petals"](question.capacities), "petals placement")
+    assert _kick(search, random.Random(0), 0.0) is None
+    assert _kick(search, random.Random(0), 1e9) != search.best

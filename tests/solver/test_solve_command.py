@@ -10,10 +10,12 @@ import typer
 from typer.testing import CliRunner
 
 import solver.cli
+import solver.request
 from profiler.cluster_profile import ClusterProfile, DefaultLink
 from profiler.errors import InputError
 from profiler.records import decode_record, load_record, save_record
-from solver import Infeasible, Plan
+from solver import Infeasible, Plan, solve_placement
+from solver.assemble import interrupted
 from solver.workload import trace_workload
 
 from .clusters import demo_cluster, model, random_cluster, table_node
@@ -154,3 +156,54 @@ def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, tmp_path: Path
         plans.append(load_record(tmp_path / name, Plan))
     assert plans[0].placement == plans[1].placement
     assert plans[0].flows == plans[1].flows
+
+
+@pytest.mark.parametrize("phase", ["fewer nodes", "one more"])
+def test_one_ctrl_c_in_a_later_phase_ends_them_all_and_keeps_the_plan(
+    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The first search is the plan's own, the second asks about fewer nodes, the third about one more."""
+    nodes = (table_node("a", [60.0, 30.0]), table_node("b", [50.0]))
+    profile = ClusterProfile(model=model(3), nodes=nodes, default_link=DefaultLink(1e9))
+    save_record(tmp_path / "c.json", profile)
+    searches: list[int] = []
+    sound = solve_placement
+
+    def interrupted_once(on: ClusterProfile, *arguments: object, **options: object) -> Plan | Infeasible:
+        searches.append(len(on.nodes))
+        found = sound(on, *arguments, **options)  # type: ignore[arg-type]
+        if len(on.nodes) == (1 if phase == "fewer nodes" else 3):
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(solver.request, "solve_placement", interrupted_once)
+    options = ["--objective", "max-flow", "--json", "-o", str(tmp_path / "plan.json")]
+    result = CliRunner().invoke(app, ["solve", str(tmp_path / "c.json"), *options])
+    assert result.exit_code == 0, result.output
+    assert searches == ([2, 1] if phase == "fewer nodes" else [2, 1, 3])
+    plan = msgspec.json.decode(result.stdout, type=Plan)
+    assert plan == load_record(tmp_path / "plan.json", Plan)
+    assert plan.predicted.one_more == ()
+
+
+def test_a_search_that_ctrl_c_ended_is_the_last_of_all_phases(
+    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that catches Ctrl-C itself says so in its status; the phases to come are left out all the same."""
+    nodes = (*(table_node(f"fast{i}", [200.0, 100.0]) for i in range(2)), table_node("slow", [1.0]))
+    profile = ClusterProfile(model=model(4), nodes=nodes, default_link=DefaultLink(1e9))
+    save_record(tmp_path / "c.json", profile)
+    searches: list[int] = []
+    sound = solve_placement
+
+    def interrupted_second(on: ClusterProfile, *arguments: object, **options: object) -> Plan | Infeasible:
+        searches.append(len(on.nodes))
+        found = sound(on, *arguments, **options)  # type: ignore[arg-type]
+        return interrupted(found) if len(searches) == 2 and isinstance(found, Plan) else found
+
+    monkeypatch.setattr(solver.request, "solve_placement", interrupted_second)
+    options = ["--objective", "max-flow", "--compare", "--json", "-o", str(tmp_path / "plan.json")]
+    result = CliRunner().invoke(app, ["solve", str(tmp_path / "c.json"), *options])
+    assert result.exit_code == 0, result.output
+    assert len(searches) == 2
+    assert msgspec.json.decode(result.stdout, type=Plan) == load_record(tmp_path / "plan.json", Plan)
