@@ -67,7 +67,8 @@ class _Load:
     def __init__(self, config: BenchConfig, clock: Callable[[], float]) -> None:
         self._config = config
         self._clock = clock
-        self._random = random.Random(config.seed)
+        self._lengths = random.Random(config.seed)  # drawn as the simulator does: one seed, the same requests
+        self._tokens = random.Random(f"tokens {config.seed}")
         self._running: dict[int, _Running] = {}  # request -> its times
         self._next_number = 0
         self.finished: list[RequestRecord] = []
@@ -77,8 +78,8 @@ class _Load:
         """That many requests, arriving at ``now``."""
         requests = []
         for _ in range(count):
-            prompt_tokens, output_tokens = self._random.choice(self._config.workload.lengths)
-            prompt = tuple(self._random.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
+            prompt_tokens, output_tokens = self._lengths.choice(self._config.workload.lengths)
+            prompt = tuple(self._tokens.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
             requests.append(Request(number=self._next_number, prompt=prompt, max_tokens=output_tokens))
             self._running[self._next_number] = _Running(prompt_tokens, now)
             self._next_number += 1

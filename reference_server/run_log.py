@@ -36,11 +36,6 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("request: need prompt_tokens and output_tokens >= 1")
 
     @property
-    def ttft_s(self) -> float:
-        """Time to first token: arrival to first output token."""
-        return self.first_token_s - self.arrival_s
-
-    @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first; ``None`` below two output tokens."""
         if self.output_tokens < 2:
@@ -124,6 +119,7 @@ class RunLog(
     ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
     pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
     intervals. ``arrivals`` says how requests came: a closed loop, ``offline`` (all from the start), or at a rate.
+    ``is_limited`` is true where the number of requests, of those let in, or another share of the KV caches was set.
     ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time,
     ``stale`` where the profile was made on something else than was served on.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
@@ -147,6 +143,7 @@ class RunLog(
     regions: dict[str, str] = {}
     testbed: str = ""
     arrivals: str = "closed loop"
+    is_limited: bool = False
     simulated: bool = False
     cut_short: str = ""
     stale: tuple[str, ...] = ()
@@ -172,12 +169,25 @@ class RunLog(
         """Requests that finished inside the window."""
         return tuple(r for r in self.requests if self.window.start_s <= r.finish_s < self.window.end_s)
 
+    def began_s(self, request: RequestRecord) -> float:
+        """When a request's wait is counted from: its arrival, but in an offline run when it was let in.
+
+        Offline all wait from the start, so time since then says how late in the run a request's turn came.
+        """
+        if self.arrivals == "offline" and request.admitted_s is not None:
+            return request.admitted_s
+        return request.arrival_s
+
+    def ttft_s(self, request: RequestRecord) -> float:
+        """Time to first token: from ``began_s`` to the first output token."""
+        return request.first_token_s - self.began_s(request)
+
     def latency_percentiles(
         self, kind: Literal["ttft", "tpot"], percents: tuple[float, ...]
     ) -> tuple[float, ...] | None:
         """Seconds at those percentiles over the requests that finished in the window; ``None`` where none did."""
         if kind == "ttft":
-            values = [r.ttft_s for r in self.requests_in_window()]
+            values = [self.ttft_s(r) for r in self.requests_in_window()]
         else:
             values = [r.tpot_s for r in self.requests_in_window() if r.tpot_s is not None]
         if not values:

@@ -60,13 +60,13 @@ def _intervals_of_a_request(run: RunLog, spans: Sequence[float]) -> int:
     requests = run.requests_in_window()
     if not requests or not spans:
         return 1
-    request_s = sum(request.finish_s - request.arrival_s for request in requests) / len(requests)
+    request_s = sum(request.finish_s - run.began_s(request) for request in requests) / len(requests)
     return max(1, math.ceil(request_s * len(spans) / sum(spans)))
 
 
 def ttfts(run: RunLog) -> list[float]:
     """Seconds to the first token, in the order in which the requests finished in the window."""
-    return _in_order(run, lambda request: request.ttft_s)
+    return _in_order(run, run.ttft_s)
 
 
 def tpots(run: RunLog) -> list[float]:

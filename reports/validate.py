@@ -77,7 +77,7 @@ def expected_at(run: RunLog) -> Expected | None:
     for entry in promises:
         if entry.concurrency == run.concurrency:
             return entry
-    is_full = run.arrivals == "offline" and run.plan.assumptions.concurrency is None
+    is_full = run.arrivals == "offline" and not run.is_limited and run.plan.assumptions.concurrency is None
     return promises[-1] if is_full and promises else None
 
 
@@ -243,7 +243,9 @@ def _latency(run: RunLog, kind: Literal["ttft", "tpot"], predicted_s: float | No
     if percentiles is None:
         return None
     requests = run.requests_in_window()
-    values = [r.ttft_s for r in requests] if kind == "ttft" else [r.tpot_s for r in requests if r.tpot_s is not None]
+    values = (
+        [run.ttft_s(r) for r in requests] if kind == "ttft" else [r.tpot_s for r in requests if r.tpot_s is not None]
+    )
     return Latency(
         kind=kind,
         num_requests=len(values),

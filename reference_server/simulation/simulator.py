@@ -64,11 +64,13 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SimulationResult(msgspec.Struct, frozen=True):
-    """The run record, and what happened beside it: ``remarks`` are for people."""
+    """The run record, and what happened beside it: ``remarks`` for people, requests at the end of the window."""
 
     run: RunLog
     num_events: int
     remarks: tuple[str, ...]
+    num_waiting: int
+    num_in_flight: int
 
 
 class NodeDiedError(MeasurementError):
@@ -205,7 +207,9 @@ class _Simulation:
         if self._to_come:
             named = ", ".join(name_of(event) for event in self._to_come)
             self._remarks.append(f"the run had ended at {self._kernel.now_s:.6g} s, before these events: {named}")
-        return SimulationResult(self._record(cut_short), self._kernel.num_events, tuple(self._remarks))
+        held, num_events = self._front.coordinator, self._kernel.num_events
+        remarks = tuple(self._remarks)
+        return SimulationResult(self._record(cut_short), num_events, remarks, held.num_waiting, held.num_in_flight)
 
     # --- what the cluster is made of
 
@@ -240,9 +244,16 @@ class _Simulation:
         )
 
     def _kv_share(self, name: str) -> float:
-        if self._config.kv_share is not None:
-            return self._config.kv_share
+        return self._planned_kv_share(name) if self._config.kv_share is None else self._config.kv_share
+
+    def _planned_kv_share(self, name: str) -> float:
         return 1.0 if self._profile.node(name).cost is not None else TABLE_KV_SHARE
+
+    def _is_limited(self) -> bool:
+        """Whether fewer requests come, or others are let in, than an offline plan takes."""
+        config = self._config
+        is_other_share = any(self._kv_share(name) != self._planned_kv_share(name) for name in self._nodes)
+        return not self._is_closed and (bool(config.concurrency or config.num_requests) or is_other_share)
 
     def _send(self, src: str, dst: str, tokens: int, message: Any) -> None:
         ends = (src, dst)
@@ -373,6 +384,7 @@ class _Simulation:
             regions={name: node.region for name, node in used.items() if node.region},
             testbed=_description(config, self._remarks),
             arrivals=str(config.arrivals),
+            is_limited=self._is_limited(),
             simulated=True,
             cut_short=cut_short,
             provenance=Provenance(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,16 +18,17 @@ from solver import Infeasible, solve_placement
 from solver.plan import Plan
 from solver.workload import Workload
 
-from ..run_log import RunLog
 from .arrivals import TracedRequest
-from .simulator import SimulationConfig, simulate
-from .study_spec import PlacementSpec, StudySpec, WorkloadSpec, cluster_of, workload_of
+from .simulator import SimulationConfig, SimulationResult, simulate
+from .study_spec import PlacementSpec, StudySpec, WorkloadSpec, cluster_of, inputs_of, workload_of
 
 
 class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, or why there is none (``problem``). ``busiest`` is the node busy for the largest share of the window.
+    """One run, or why there is none (``problem``). ``busy`` is the share of the window that each node is busy for.
 
-    ``kv_peak`` is the largest share of its KV cache that any node used.
+    ``busiest`` is the node with the largest one. ``kv_peak`` is the largest share of its KV cache that any node used.
+    ``waiting_at_end`` and ``in_flight_at_end`` are requests at the end of the window; offline more wait without end, so
+    nothing is said of that.
     """
 
     cluster: str
@@ -48,16 +50,23 @@ class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
     busiest_share: float | None = None
     mean_busy: float | None = None
     kv_peak: float | None = None
+    waiting_at_end: int | None = None
+    in_flight_at_end: int | None = None
+    busy: dict[str, float] = {}
     problem: str = ""
 
 
 class StudyResult(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="schema", tag="helixbench.study/1"
 ):
-    """Rows of a study, in the order of its file. Everything in it is simulated. ``study`` is the file's digest."""
+    """Rows of a study, in the order of its file. Everything in it is simulated.
+
+    ``study`` is the file's digest, ``inputs`` those of the files that it names (none in records of earlier versions).
+    """
 
     title: str
     study: str = ""
+    inputs: dict[str, str] | None = None
     rows: tuple[StudyRow, ...]
     simulated: bool = True
 
@@ -82,12 +91,15 @@ def run_study(
         is_interrupted: asked between runs and in them.
 
     Raises:
-        InputError: a file or method that the study names is not there.
+        InputError: a file that the study names is not there, or cannot be used. What one combination cannot do is
+            the ``problem`` of its row.
     """
     total = len(spec.cluster) * len(spec.workload) * len(spec.placement) * len(spec.routings) * len(spec.seeds)
-    result = StudyResult(title=spec.title, study=digest(spec), rows=())
-    for row in _rows(spec, folder, {key_of(row): row for row in known}, plans, is_interrupted):
-        if is_interrupted():
+    result = StudyResult(title=spec.title, study=digest(spec), inputs=inputs_of(spec, folder), rows=())
+    rows_known = {key_of(row): row for row in known}
+    kept = plans and plans / f"plan-{_short(result)}"
+    for row in _rows(spec, folder, rows_known, kept, is_interrupted):
+        if key_of(row) not in rows_known and is_interrupted():
             break  # this run was cut short
         result = msgspec.structs.replace(result, rows=(*result.rows, row))
         on_rows(result, total)
@@ -99,18 +111,32 @@ def key_of(row: StudyRow) -> tuple[str, str, str, str, int]:
     return row.cluster, row.workload, row.placement, row.routing, row.seed
 
 
-def known_rows(spec: StudySpec, path: Path) -> tuple[StudyRow, ...]:
-    """The rows of an earlier start of the same study; none where there is no such file.
+def known_rows(spec: StudySpec, folder: Path, path: Path) -> tuple[StudyRow, ...]:
+    """The rows of an earlier start of the same study, with the same files in ``folder``; none where ``path`` is none.
 
     Raises:
-        InputError: the file holds another study.
+        InputError: ``path`` holds another study, or one of other files.
     """
     if not path.exists():
         return ()
     before = load_record(path, StudyResult)
     if before.study != digest(spec):
         raise InputError(f"{path}: holds another study, or one of an earlier version; remove it or name another folder")
+    if before.inputs is None:
+        raise InputError(
+            f"{path}: of an earlier version, which did not note its input files; remove it or name another folder"
+        )
+    now = inputs_of(spec, folder)
+    if before.inputs != now:
+        names = sorted(name for name in before.inputs.keys() | now if before.inputs.get(name) != now.get(name))
+        raise InputError(f"{path}: {', '.join(names)} changed since; remove it or name another folder")
     return before.rows
+
+
+def _short(result: StudyResult) -> str:
+    """Eight digits that differ where the study or one of its files does: plans of another one are not taken."""
+    names = [result.study, *(f"{name} {value}" for name, value in sorted((result.inputs or {}).items()))]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
 def _rows(
@@ -120,11 +146,11 @@ def _rows(
     plans: Path | None,
     is_interrupted: Callable[[], bool],
 ) -> Iterator[StudyRow]:
-    for on in spec.cluster:
-        profile = cluster_of(on, folder)
-        made: dict[tuple[int, int], Plan | Infeasible] = {}  # (first load with these lengths, placement) -> its plan
-        for load in spec.workload:
-            workload, trace = workload_of(load, folder)
+    profiles = [cluster_of(on, folder) for on in spec.cluster]  # all are read before anything is simulated
+    loads = [(load, *workload_of(load, folder)) for load in spec.workload]
+    for on, profile in zip(spec.cluster, profiles, strict=True):
+        made: dict[tuple[int, int], Plan | str] = {}  # (first load alike, placement) -> its plan, or why there is none
+        for load, workload, trace in loads:
             alike = next(index for index, other in enumerate(spec.workload) if _plans_for(other) == _plans_for(load))
             for number, placement in enumerate(spec.placement):
                 for routing in spec.routings:
@@ -135,20 +161,22 @@ def _rows(
                         if key_of(row) in known:
                             yield known[key_of(row)]
                             continue
+                        if is_interrupted():
+                            return
                         plan = made.get((alike, number))
                         if plan is None:
-                            kept = plans and plans / f"plan-{spec.cluster.index(on)}-{alike}-{number}.json"
+                            kept = plans and Path(f"{plans}-{spec.cluster.index(on)}-{alike}-{number}.json")
                             plan = made[alike, number] = _plan(placement, profile, workload, load, spec, folder, kept)
-                        if isinstance(plan, Infeasible):
-                            yield msgspec.structs.replace(row, problem=plan.reason)
+                        if isinstance(plan, str):
+                            yield msgspec.structs.replace(row, problem=plan)
                             continue
                         config = _config(spec, load, workload, trace, row)
                         try:
                             result = simulate(plan, profile, config, is_interrupted=is_interrupted)
-                        except MeasurementError as error:
+                        except (InputError, MeasurementError) as error:
                             yield msgspec.structs.replace(row, problem=str(error))
                             continue
-                        yield _filled(row, result.run)
+                        yield _filled(row, result)
 
 
 def _plans_for(load: WorkloadSpec) -> tuple[object, ...]:
@@ -165,21 +193,27 @@ def _plan(
     spec: StudySpec,
     folder: Path,
     kept: Path | None,
-) -> Plan | Infeasible:
+) -> Plan | str:
+    """The plan, or why there is none."""
     if placement.plan:
         return load_record(folder / placement.plan, Plan)
     if kept is not None and kept.exists():
         return load_record(kept, Plan)
     is_closed = load.arrivals().kind == "closed loop"
-    plan = solve_placement(
-        profile,
-        workload,
-        concurrency=load.concurrency if is_closed else None,
-        objective=cast(Literal["throughput", "max-flow"], placement.objective),
-        method=placement.method,
-        time_limit_s=spec.solve_s,
-    )
-    if kept is not None and isinstance(plan, Plan):
+    try:
+        plan = solve_placement(
+            profile,
+            workload,
+            concurrency=load.concurrency if is_closed else None,
+            objective=cast(Literal["throughput", "max-flow"], placement.objective),
+            method=placement.method,
+            time_limit_s=spec.solve_s,
+        )
+    except InputError as error:
+        return str(error)
+    if isinstance(plan, Infeasible):
+        return plan.reason
+    if kept is not None:
         save_record(kept, plan)
     return plan
 
@@ -200,10 +234,12 @@ def _config(
     )
 
 
-def _filled(row: StudyRow, run: RunLog) -> StudyRow:
+def _filled(row: StudyRow, result: SimulationResult) -> StudyRow:
+    run = result.run
     ttft, tpot = run.latency_percentiles("ttft", (50, 99)), run.latency_percentiles("tpot", (50, 99))
     busy = {name: use.busy_s / run.window.seconds for name, use in sorted(run.nodes.items())}
-    busiest = max(busy, key=lambda name: busy[name])
+    busy = dict(sorted(busy.items(), key=lambda item: -item[1]))
+    busiest = next(iter(busy))
     expected = run.plan.predicted.expected
     return msgspec.structs.replace(
         row,
@@ -221,18 +257,27 @@ def _filled(row: StudyRow, run: RunLog) -> StudyRow:
         busiest_share=busy[busiest],
         mean_busy=sum(busy.values()) / len(busy),
         kv_peak=max(use.kv_peak_tokens / use.kv_capacity_tokens for use in run.nodes.values()),
+        waiting_at_end=None if run.arrivals == "offline" else result.num_waiting,
+        in_flight_at_end=result.num_in_flight,
+        busy=busy,
         problem=run.cut_short,
     )
 
 
 def csv_of(rows: Sequence[StudyRow]) -> str:
-    """The rows as CSV, one column a field; what is not known is empty."""
+    """The rows as CSV, one column a field; what is not known is empty. Busy shares of nodes stand in one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*StudyRow.__struct_fields__, "source"])
     for row in rows:
-        writer.writerow([*("" if value is None else value for value in msgspec.structs.astuple(row)), "simulated"])
+        writer.writerow([*(_cell(value) for value in msgspec.structs.astuple(row)), "simulated"])
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, dict):
+        return "; ".join(f"{node} {share:.2f}" for node, share in value.items())
+    return "" if value is None else value
 
 
 def require_methods(spec: StudySpec) -> None:

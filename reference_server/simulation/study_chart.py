@@ -1,4 +1,4 @@
-"""The bars of a study as one self-contained SVG: tokens/s by placement and routing, a panel for each load."""
+"""The bars of a study as one self-contained SVG: output tokens/s by placement and routing, a panel for each load."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from xml.sax.saxutils import escape
 from .study import StudyResult, StudyRow
 
 _COLOURS = ("#2f6f9f", "#d98c3f", "#5b9a5b", "#a05195", "#8a8a8a")
-_WIDTH, _LABEL, _VALUE, _BAR, _GAP, _PANEL = 760, 190, 90, 14, 8, 44
+_WIDTH, _LABEL, _VALUE, _BAR, _GAP, _PANEL = 760, 190, 130, 14, 8, 44
 
 
 def study_svg(result: StudyResult) -> str:
-    """Bars of mean total tokens/s over the seeds; a whisker spans the seeds where there are several."""
+    """Bars of mean output tokens/s over the seeds; a whisker spans the seeds where there are several.
+
+    The total is written beside them: in a window that has not settled it counts prompts of requests that go on.
+    """
     parts: list[str] = []
     routings = list(dict.fromkeys(row.routing for row in result.rows))
     y = 58
     for cluster, workload in dict.fromkeys((row.cluster, row.workload) for row in result.rows):
         inside = [row for row in result.rows if (row.cluster, row.workload) == (cluster, workload)]
-        most = max((row.total_tokens_per_s or 0.0 for row in inside), default=0.0) or 1.0
+        most = max((row.output_tokens_per_s or 0.0 for row in inside), default=0.0) or 1.0
         parts.append(_text(10, y, f"{cluster}: {workload}", weight="bold"))
         y += 12
         for placement in dict.fromkeys(row.placement for row in inside):
             y = _bars(parts, [row for row in inside if row.placement == placement], routings, most, y)
         y += _PANEL - _BAR
-    head = [_text(10, 20, f"{result.title} (simulated): total tokens/s", weight="bold", size=15)]
+    head = [_text(10, 20, f"{result.title} (simulated): output tokens/s (all tokens/s)", weight="bold", size=15)]
     x = 10
     for number, routing in enumerate(routings):
         head.append(f'<rect x="{x}" y="30" width="12" height="12" fill="{_colour(number)}"/>')
@@ -43,9 +46,9 @@ def _bars(parts: list[str], rows: Sequence[StudyRow], routings: Sequence[str], m
     parts.append(_text(10, y + _BAR - 3, rows[0].placement))
     room = _WIDTH - _LABEL - _VALUE
     for number, routing in enumerate(routings):
-        values = [
-            row.total_tokens_per_s for row in rows if row.routing == routing and row.total_tokens_per_s is not None
-        ]
+        routed = [row for row in rows if row.routing == routing]
+        values = [row.output_tokens_per_s for row in routed if row.output_tokens_per_s is not None]
+        totals = [row.total_tokens_per_s for row in routed if row.total_tokens_per_s is not None]
         if values:
             mean = statistics.fmean(values)
             width = room * mean / most
@@ -59,9 +62,10 @@ def _bars(parts: list[str], rows: Sequence[StudyRow], routings: Sequence[str], m
                     f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 3}v6M{high:.1f} {middle - 3}v6" '
                     'stroke="black" fill="none"/>'
                 )
-            parts.append(_text(_LABEL + width + 6, y + _BAR - 4, f"{mean:.0f}"))
+            beside = f" ({statistics.fmean(totals):.0f})" if totals else ""
+            parts.append(_text(_LABEL + width + 6, y + _BAR - 4, f"{mean:.0f}{beside}"))
         else:
-            problem = next((row.problem for row in rows if row.routing == routing and row.problem), "not run")
+            problem = next((row.problem for row in routed if row.problem), "not run")
             parts.append(_text(_LABEL, y + _BAR - 4, problem[:80]))
         y += _BAR
     return y + _GAP

@@ -42,7 +42,8 @@ def study(
 
     spec = load_study(file)
     require_methods(spec)
-    known = known_rows(spec, output / "study.json") if output is not None else ()
+    folder = data or file.parent
+    known = known_rows(spec, folder, output / "study.json") if output is not None else ()
     is_interrupted = interrupt_flag()
     with Reporter() as reporter:
 
@@ -51,9 +52,7 @@ def study(
             if output is not None and len(done.rows) > len(known):
                 save_record(output / "study.json", done)
 
-        result = run_study(
-            spec, data or file.parent, known=known, plans=output, on_rows=on_rows, is_interrupted=is_interrupted
-        )
+        result = run_study(spec, folder, known=known, plans=output, on_rows=on_rows, is_interrupted=is_interrupted)
     if json_:
         sys.stdout.write(encode_record(result).decode())
     console = Console(stderr=json_, width=None if sys.stdout.isatty() else 160)
@@ -74,7 +73,7 @@ def _table(result: StudyResult) -> Table:
     table = Table(title=f"{result.title} (SIMULATED: no hardware ran)", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("cluster", "load", "placement", "routing", "seed"):
         table.add_column(name)
-    for name in ("tokens/s", "output/s", "TTFT p50", "TPOT p50", "p99", "in flight", "KV peak", "busiest"):
+    for name in ("tokens/s", "output/s", "TTFT p50", "TPOT p50", "p99", "in flight", "waiting", "KV peak", "busiest"):
         table.add_column(name, justify="right")
     for row in result.rows:
         known = (row.cluster, row.workload, row.placement, row.routing, str(row.seed))
@@ -92,7 +91,8 @@ def _numbers(row: StudyRow) -> tuple[str, ...]:
         number(row.ttft_p50_s, " s"),
         number(row.tpot_p50_s, " s"),
         number(row.tpot_p99_s, " s"),
-        str(row.peak_in_flight),
+        "" if row.in_flight_at_end is None else str(row.in_flight_at_end),
+        "" if row.waiting_at_end is None else str(row.waiting_at_end),
         "" if row.kv_peak is None else f"{row.kv_peak:.0%}",
         "" if row.busiest_share is None else f"{row.busiest} {row.busiest_share:.0%}",
     )

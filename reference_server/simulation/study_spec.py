@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
 from profiler.import_tables import with_imported_costs
-from profiler.records import load_record
+from profiler.records import load_record, require_unique
 from solver.generate import make_cluster
 from solver.workload import Workload, fixed_workload, trace_workload
 
@@ -78,6 +79,15 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ValueError(f"workload {self.name}: need one of `offline`, `rate`, `replay`, or `concurrency` alone")
         if self.replay and not self.trace:
             raise ValueError(f"workload {self.name}: `replay` needs a `trace`")
+        lengths = (self.prompt_tokens, self.output_tokens)
+        if any(value is not None and value < 1 for value in (*lengths, self.concurrency)):
+            raise ValueError(f"workload {self.name}: prompt_tokens, output_tokens, concurrency: need at least 1")
+        if self.rate is None and self.burstiness != 1:
+            raise ValueError(f"workload {self.name}: `burstiness` goes with `rate`")
+        try:
+            self.arrivals()
+        except ValueError as error:
+            raise ValueError(f"workload {self.name}: {str(error).replace('rate_per_s', 'rate')}") from error
 
     def arrivals(self) -> Arrivals:
         """When requests come."""
@@ -105,6 +115,10 @@ class StudySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         for field in ("cluster", "placement", "workload", "routings", "seeds"):
             if not getattr(self, field):
                 raise ValueError(f"{field}: need at least one")
+        for field in ("cluster", "placement", "workload"):
+            require_unique([each.name for each in getattr(self, field)], field=f"{field} names")
+        require_unique(self.routings, field="routings")
+        require_unique([str(seed) for seed in self.seeds], field="seeds")
         if self.duration_s <= 0 or self.warmup_s < 0 or self.solve_s <= 0:
             raise ValueError("duration_s, solve_s: need > 0; warmup_s >= 0")
         if self.kv_share is not None and not 0 < self.kv_share <= 1:
@@ -125,6 +139,28 @@ def load_study(path: Path) -> StudySpec:
         raise InputError(f"{path}: {error}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a TOML file ({error})") from error
+
+
+def inputs_of(spec: StudySpec, folder: Path) -> dict[str, str]:
+    """Every file that the study names, with the digest of its content; those in a folder of tables one by one.
+
+    Raises:
+        InputError: one is not there.
+    """
+    names = {on.file for on in spec.cluster} | {p.plan for p in spec.placement} | {load.trace for load in spec.workload}
+    for on in spec.cluster:
+        tables = folder / on.tables
+        inside = tables.rglob("*") if on.tables else ()
+        names |= {(Path(on.tables) / path.relative_to(tables)).as_posix() for path in inside if path.is_file()}
+    found = {}
+    for name in sorted(names - {""}):
+        path = folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found[name] = "sha256:" + hashlib.sha256(content).hexdigest()
+    return found
 
 
 def cluster_of(spec: ClusterSpec, folder: Path) -> ClusterProfile:

@@ -55,7 +55,7 @@ def test_one_request_takes_the_sum_of_its_parts() -> None:
         + back_s + 3e-5  # a request that ends
     )  # fmt: skip
     first = run.requests[0]
-    assert first.ttft_s == pytest.approx(ttft_s, rel=EXACT)
+    assert run.ttft_s(first) == pytest.approx(ttft_s, rel=EXACT)
     assert first.tpot_s == pytest.approx(tpot_s, rel=EXACT)
 
 

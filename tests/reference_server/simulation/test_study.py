@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import helixbench
 from profiler.errors import InputError
-from profiler.records import save_record
+from profiler.records import digest, load_record, save_record
 from reference_server.simulation import simulate, study
 from reference_server.simulation.study import known_rows, run_study
 from reference_server.simulation.study_spec import load_study
@@ -80,12 +80,53 @@ def test_a_study_goes_on_where_it_was_left_and_refuses_another_one(
     simulated = []
     monkeypatch.setattr(study, "simulate", lambda *a, **k: simulated.append(1) or simulate(*a, **k))
 
-    rest = run_study(spec, folder, known=known_rows(spec, path), plans=folder / "out")
+    rest = run_study(spec, folder, known=known_rows(spec, folder, path), plans=folder / "out")
 
     assert rest.rows == whole.rows
     assert len(simulated) == len(whole.rows) - len(part.rows)
     with pytest.raises(InputError, match="another study"):
-        known_rows(msgspec.structs.replace(spec, duration_s=3.0), path)
+        known_rows(msgspec.structs.replace(spec, duration_s=3.0), folder, path)
+
+
+def test_a_restart_that_is_interrupted_while_it_loads_keeps_every_row(folder: Path) -> None:
+    spec = load_study(folder / "study.toml")
+    known = run_study(spec, folder).rows[:3]
+    assert run_study(spec, folder, known=known, is_interrupted=lambda: True).rows == known
+
+
+@pytest.mark.parametrize("name", ["cluster.json", "plan.json", "trace.csv"])
+def test_rows_and_plans_of_other_input_files_are_not_taken(folder: Path, name: str) -> None:
+    spec, out = load_study(folder / "study.toml"), folder / "out"
+    asked = iter([False] * 4)
+    save_record(out / "study.json", run_study(spec, folder, plans=out, is_interrupted=lambda: next(asked, True)))
+    plans = set(out.glob("plan-*.json"))
+    assert plans
+    with (folder / name).open("a") as file:
+        file.write("2023-11-16 18:15:48.5,20,4\n" if name == "trace.csv" else "\n")
+
+    with pytest.raises(InputError, match=f"study.json: {name} changed since"):
+        known_rows(spec, folder, out / "study.json")
+    asked = iter([False] * 4)
+    run_study(spec, folder, plans=out, is_interrupted=lambda: next(asked, True))
+    assert set(out.glob("plan-*.json")) > plans, "planned anew"
+
+
+def test_rows_that_name_no_input_files_are_read_but_not_gone_on_with(folder: Path) -> None:
+    spec, path = load_study(folder / "study.toml"), folder / "study.json"
+    row = {"cluster": "c", "workload": "w", "placement": "p", "routing": "iwrr", "seed": 0, "problem": "x"}
+    path.write_text(json.dumps({"schema": "helixbench.study/1", "title": "t", "study": digest(spec), "rows": [row]}))
+    assert load_record(path, study.StudyResult).rows[0].busy == {}
+    with pytest.raises(InputError, match="earlier version, which did not note its input files"):
+        known_rows(spec, folder, path)
+
+
+def test_what_one_combination_cannot_do_is_its_row_s_problem(folder: Path) -> None:
+    longer = STUDY.replace("prompt_tokens = 40", "prompt_tokens = 900000", 1)
+    (folder / "study.toml").write_text(longer)
+    rows = run_study(load_study(folder / "study.toml"), folder).rows
+    assert len(rows) == 16
+    assert all("KV" in row.problem for row in rows if row.workload == "offline" and row.placement == "by hand")
+    assert all(row.total_tokens_per_s for row in rows if row.workload == "trickle" and row.placement == "by hand")
 
 
 def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path) -> None:
@@ -105,11 +146,22 @@ def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path)
     table = list(csv.DictReader(io.StringIO((folder / "out" / "study.csv").read_text())))
     assert [float(r["total_tokens_per_s"]) for r in table] == [r["total_tokens_per_s"] for r in rows]
     assert {r["source"] for r in table} == {"simulated"}
+    for row, line in zip(rows, table, strict=True):
+        shares = list(row["busy"].values())
+        assert shares == sorted(shares, reverse=True)
+        assert row["busiest_share"] == shares[0]
+        assert line["busy"] == "; ".join(f"{node} {share:.2f}" for node, share in row["busy"].items())
+        assert (row["waiting_at_end"] is None) == (row["workload"] == "offline")
+        assert 0 <= row["in_flight_at_end"] <= row["peak_in_flight"]
+    assert any(r["in_flight_at_end"] > 0 for r in rows)
 
     picture = ET.fromstring((folder / "out" / "study.svg").read_text())
     bars = [e for e in picture.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == "11"]
     assert len(bars) == 2 * 2 * 2
-    assert "simulated" in (folder / "out" / "study.svg").read_text()
+    assert "(simulated): output tokens/s" in (folder / "out" / "study.svg").read_text()
+    hand = [r for r in rows if (r["workload"], r["placement"], r["routing"]) == ("offline", "by hand", "iwrr")]
+    output, total = (sum(r[name] for r in hand) / 2 for name in ("output_tokens_per_s", "total_tokens_per_s"))
+    assert f"{output:.0f} ({total:.0f})" in [e.text for e in picture.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_seeds_of_a_study_differ_and_repeat(folder: Path) -> None:
@@ -143,6 +195,13 @@ def test_a_placement_without_a_plan_is_a_row_that_says_why(folder: Path) -> None
         ('"random"]', '"astrology"]', "routings"),
         ("seeds = [0, 1]", "seeds = []", "seeds: need at least one"),
         ("title", "titel", "titel"),
+        ("rate = 5.0", "rate = 0", "workload trickle: rate: need more than 0"),
+        ("rate = 5.0", "rate = 5.0\nburstiness = 0", "workload trickle: burstiness: need more than 0"),
+        ("offline = true", "concurrency = 0", "concurrency: need at least 1"),
+        ("offline = true", "offline = true\nburstiness = 2", "`burstiness` goes with `rate`"),
+        ('name = "by hand"', 'name = "petals"', "placement names: 'petals' stands twice"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", "seeds: '1' stands twice"),
+        ('plan = "plan.json"', 'plan = "none.json"', "none.json: cannot be read"),
     ],
 )
 def test_mistakes_in_a_study_are_named(folder: Path, before: str, after: str, says: str) -> None:
