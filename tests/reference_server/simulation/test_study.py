@@ -129,6 +129,15 @@ def test_what_one_combination_cannot_do_is_its_row_s_problem(folder: Path) -> No
     assert all(row.total_tokens_per_s for row in rows if row.workload == "trickle" and row.placement == "by hand")
 
 
+def test_what_the_solver_refuses_is_its_rows_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("cannot be planned")
+
+    monkeypatch.setattr(study, "solve_placement", refuse)
+    rows = run_study(load_study(folder / "study.toml"), folder).rows
+    assert {(row.placement, row.problem) for row in rows} == {("petals", "cannot be planned"), ("by hand", "")}
+
+
 def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path) -> None:
     done = CliRunner().invoke(
         helixbench.app, ["study", str(folder / "study.toml"), "-o", str(folder / "out")], catch_exceptions=False
