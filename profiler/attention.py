@@ -18,6 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 ATTENTION = "helixbench_ragged"
 # A group of decoding sequences is gathered into one padded call while padding wastes no more than this share of it.
 MAX_PADDING = 0.25
+MAX_GATHERED_SLOTS = 1 << 15
+"""Most slots, padding included, that one call copies, so that memory is bounded however many and long the contexts are.
+
+With 8 KV heads of 128 in two bytes they are 134 MB.
+"""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -159,7 +164,7 @@ class RaggedBatch:
 
 
 def _groups(decodes: list[tuple[int, Span]]) -> list[list[tuple[int, Span]]]:
-    """Split decoding sequences into groups of like context, each wasting at most ``MAX_PADDING`` on padding."""
+    """Split decoding sequences into groups of like context, within ``MAX_PADDING`` and ``MAX_GATHERED_SLOTS``."""
     groups: list[list[tuple[int, Span]]] = []
     used = 0
     for where in sorted(decodes, key=lambda d: -d[1].past):
@@ -167,7 +172,7 @@ def _groups(decodes: list[tuple[int, Span]]) -> list[list[tuple[int, Span]]]:
         if groups:
             longest = groups[-1][0][1].past + 1
             padded = longest * (len(groups[-1]) + 1)
-            if padded - (used + length) <= MAX_PADDING * padded:
+            if padded <= MAX_GATHERED_SLOTS and padded - (used + length) <= MAX_PADDING * padded:
                 groups[-1].append(where)
                 used += length
                 continue

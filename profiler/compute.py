@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from .attention import MAX_GATHERED_SLOTS
 from .cost import IDLE_S, BatchShape
 from .token_knots import TILE_TOKENS
 
@@ -125,6 +126,40 @@ def grid(
         and all(past >= 0 and new > 0 for past, new in point.prefills)
     ]
     return tuple(dict.fromkeys(usable))
+
+
+def peak_points(
+    *,
+    num_layers: int,
+    max_batch_tokens: int,
+    max_context_tokens: int,
+    max_kv_tokens: int,
+    gather_up_to_tokens: int,
+) -> tuple[GridPoint, ...]:
+    """Batches that need most memory beside weights and KV cache, each by another of its parts.
+
+    The most tokens; the largest mask, of a chunk after a past; the most cached tokens copied together, filled up with a
+    chunk.
+
+    Args:
+        num_layers: how many the batches run.
+        max_batch_tokens: largest batch.
+        max_context_tokens: longest context.
+        max_kv_tokens: slots of the KV cache, which no batch exceeds.
+        gather_up_to_tokens: see ``attention.RaggedBatch``.
+    """
+    full, longest = min(max_batch_tokens, max_kv_tokens), min(max_context_tokens, max_kv_tokens)
+    chunk = max(1, min(full, longest // 2))
+    context = min(longest, gather_up_to_tokens)
+    # As many as one call copies, and of one length, so that no slot is padding.
+    count = min(full, max(1, max(MAX_GATHERED_SLOTS, context) // context), max_kv_tokens // context)
+    rest = min(full - count, max_kv_tokens - count * context)
+    batches = (
+        (((0, full),), ()),
+        (((longest - chunk, chunk),), ()),
+        (((0, rest),) if rest > 0 else (), (context - 1,) * count),
+    )
+    return tuple(GridPoint(part="layers", num_layers=num_layers, prefills=p, decodes=d) for p, d in batches)
 
 
 def _up_to(limit: int, values: tuple[int, ...]) -> list[int]:

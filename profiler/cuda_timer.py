@@ -8,7 +8,9 @@ import torch
 
 
 class CudaTimer:
-    """A ``DeviceTimer``. Events are recorded on the current stream; nothing waits until the total is asked for.
+    """A ``DeviceTimer``: what runs within ``with timer:`` counts.
+
+    Events are recorded on the current stream; nothing waits until the total is asked for.
 
     Args:
         device: whose stream.
@@ -18,20 +20,18 @@ class CudaTimer:
     def __init__(self, device: torch.device, cuda: Any = None) -> None:
         self._device = device
         self._cuda = torch.cuda if cuda is None else cuda
-        self._pairs: list[tuple[Any, Any]] = []  # (begin, end) of each iteration
+        self._pairs: list[tuple[Any, Any]] = []  # (begin, end) of each time
 
-    def begin(self) -> None:
-        """An iteration begins."""
+    def __enter__(self) -> None:
         begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
         begin.record(self._cuda.current_stream(self._device))
         self._pairs.append((begin, end))
 
-    def end(self) -> None:
-        """It has been handed to the device."""
+    def __exit__(self, *_: object) -> None:
         self._pairs[-1][1].record(self._cuda.current_stream(self._device))
 
     def take_total_s(self) -> float:
-        """Seconds of all iterations since this was last asked; waits for the device."""
+        """Seconds on the device since this was last asked; waits for the device."""
         self._cuda.synchronize(self._device)
         total_ms = sum(begin.elapsed_time(end) for begin, end in self._pairs)
         self._pairs.clear()

@@ -85,11 +85,15 @@ class KvCache:
         return start if self.capacity_tokens - start >= length else None
 
     def _pack(self) -> None:
-        """Move all extents to the front, in order; source and target of a move may overlap, hence the clone."""
+        """Move all extents to the front, in order.
+
+        Source and target of a move may overlap, hence a copy: of one layer at a time, for there is no room for more.
+        """
         start = 0
         for extent in sorted(self._extents.values(), key=lambda e: e.offset):
             if extent.offset != start:
-                moved = self.arena[:, :, :, extent.offset : extent.offset + extent.length].clone()
-                self.arena[:, :, :, start : start + extent.length] = moved
+                source = slice(extent.offset, extent.offset + extent.length)
+                for layer in self.arena:  # [2, H, C, D]
+                    layer[:, :, start : start + extent.length] = layer[:, :, source].clone()
                 extent.offset = start
             start += extent.length

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .errors import MeasurementError
+from .errors import HelixbenchError, MeasurementError
 from .quality import MemoryUse
 from .stage import Stage
 
 _RESET_PEAK = "5"  # written to clear_refs: resets VmHWM; see proc(5)
 
 
+@contextmanager
+def out_of_memory_is(error_type: type[HelixbenchError], what: str) -> Iterator[None]:
+    """Raise that error, with the remedy, where the device has no memory for what is done in here."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise error_type(
+            f"{what}: no memory is left on the device; end what else uses it, or start the agent with less --memory, "
+            f"profile and solve again ({error})"
+        ) from error
+
+
 def workspace_bytes(run: Callable[[], None], *, device: torch.device) -> float:
-    """Peak bytes that ``run`` adds: by torch's allocator on CUDA, by the resident set on CPU.
+    """Peak bytes that ``run`` adds, by the resident set on CPU; on CUDA see ``cuda_workspace_bytes``.
 
     Raises:
         MeasurementError: the operating system does not say.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return float(torch.cuda.max_memory_allocated(device) - before)
+        return cuda_workspace_bytes(run, device=device)
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
         before = _status_bytes("VmRSS")
@@ -34,6 +43,28 @@ def workspace_bytes(run: Callable[[], None], *, device: torch.device) -> float:
         return float(max(0, _status_bytes("VmHWM") - before))
     except OSError as error:
         raise MeasurementError(f"the peak of resident memory cannot be read here ({error}); /proc is needed") from error
+
+
+def cuda_workspace_bytes(run: Callable[[], None], *, device: torch.device, cuda: Any = None) -> float:
+    """Bytes that the device lacks after ``run``, which began with nothing cached: what the allocator took and keeps.
+
+    That is its peak in whole segments, and beside it what libraries allocate past it at their first kernel. Where
+    another process freed memory meanwhile, at least by how much the allocator's segments grew.
+
+    Args:
+        run: what is measured.
+        device: where it runs.
+        cuda: ``torch.cuda``, or what stands in for it.
+    """
+    cuda = torch.cuda if cuda is None else cuda
+    cuda.synchronize(device)
+    cuda.empty_cache()
+    cuda.reset_peak_memory_stats(device)
+    reserved, (free, _) = cuda.memory_reserved(device), cuda.mem_get_info(device)
+    run()
+    cuda.synchronize(device)
+    gone = free - cuda.mem_get_info(device)[0]
+    return float(max(gone, cuda.max_memory_reserved(device) - reserved))
 
 
 class LoadedMemory:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from .cluster_profile import CostSample
-from .compute import GridPoint, Iterate, Runner
+from .compute import GridPoint, Runner
 
 MIN_BLOCK_S = 0.12
 MIN_BLOCK_ITERATIONS = 2
@@ -36,13 +36,7 @@ Disturbance: TypeAlias = Callable[[], Callable[[], str | None]]
 
 
 class DeviceTimer(Protocol):
-    """The device's own clock beside the wall clock: CUDA events."""
-
-    def begin(self) -> None:
-        """An iteration begins."""
-
-    def end(self) -> None:
-        """It has been handed to the device."""
+    """The device's own clock beside the wall clock: CUDA events, which whoever runs an iteration records."""
 
     def take_total_s(self) -> float:
         """Seconds of all iterations since this was last asked, once the device has finished them."""
@@ -238,7 +232,6 @@ class Sampler:
         with self._runner(point) as iterate:
             iterate()
             if self._timer is not None:
-                iterate = _timed_by(self._timer, iterate)
                 self._timer.take_total_s()
             took_s: list[float] = []
             while len(took_s) < MIN_BLOCK_ITERATIONS or sum(took_s) < MIN_BLOCK_S:
@@ -299,12 +292,3 @@ def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = F
 
 def _is_stable(times: Sequence[float]) -> bool:
     return len(times) == 3 and max(times) <= min(times) * (1 + WARM_UP_TOLERANCE)
-
-
-def _timed_by(timer: DeviceTimer, iterate: Iterate) -> Iterate:
-    def timed() -> None:
-        timer.begin()
-        iterate()
-        timer.end()
-
-    return timed

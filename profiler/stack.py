@@ -17,6 +17,7 @@ from .stage import Stage, StageItem
 ROUNDS = 5
 SEQUENCES = 4
 PAST_TOKENS = 16
+"""Cached tokens of each sequence; where a sliding window is longer and the cache has room, as many as that sees."""
 
 
 def time_stack(stage: Stage, *, rounds: int = ROUNDS) -> StackTimes:
@@ -73,14 +74,15 @@ def _kinds(stage: Stage, single: list[float]) -> tuple[LayerKind, ...]:
 def _items(stage: Stage) -> list[StageItem]:
     generator = torch.Generator().manual_seed(0)
     items = []
+    past = min(max(PAST_TOKENS, stage.sliding_window or 0), stage.kv.capacity_tokens // SEQUENCES - 1)
     for number in range(SEQUENCES):
         request = -1 - number  # requests of the server count up from 0
-        stage.kv.reserve(request, PAST_TOKENS + 1)
+        stage.kv.reserve(request, past + 1)
         hidden = torch.randn((1, stage.hidden_size), generator=generator).to(stage.dtype)
         items.append(
             StageItem(
                 request=request,
-                past=PAST_TOKENS,
+                past=past,
                 num_tokens=1,
                 entry_layer=stage.start,
                 sample=False,

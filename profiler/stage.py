@@ -76,6 +76,7 @@ class Stage:
         config._attn_implementation = attention.ATTENTION
         attention.register()
         self._config = config
+        self._window: int | None = getattr(config, "sliding_window", None)
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         prefix = FAMILIES[files.family]
@@ -130,12 +131,18 @@ class Stage:
         return int(self._config.vocab_size)
 
     @property
+    def sliding_window(self) -> int | None:
+        """Tokens that a layer with a sliding window sees back; ``None`` where the model has no such layer."""
+        return self._window if any(kind.startswith("sliding") for kind in self.layer_kinds) else None
+
+    @property
     def layer_kinds(self) -> tuple[str, ...]:
         """What each held layer is: its attention as the config names it, and its feed-forward (dense in all families).
 
         Layers of one kind cost alike.
         """
-        types = getattr(self._config, "layer_types", None) or ["full_attention"] * self._config.num_hidden_layers
+        every = "full_attention" if self._window is None else "sliding_attention"
+        types = getattr(self._config, "layer_types", None) or [every] * self._config.num_hidden_layers
         return tuple(f"{types[layer].replace('_', ' ')}, dense" for layer in range(self.start, self.end))
 
     def with_layers(self, indices: Sequence[int]) -> Stage:

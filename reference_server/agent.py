@@ -18,6 +18,7 @@ import zmq
 
 from profiler.device import describe_device
 from profiler.errors import HelixbenchError, InputError, MeasurementError
+from profiler.memory import out_of_memory_is
 from profiler.model_files import ModelFiles
 from profiler.stage import Stage, preload
 
@@ -118,7 +119,10 @@ class Agent:
     def serve(self) -> None:
         """Run until told to stop."""
         while not self._stopped:
-            self.turn(_IDLE_POLL_MS)
+            try:
+                self.turn(_IDLE_POLL_MS)
+            except HelixbenchError as error:
+                self._fail(self._controller, error)
 
     def stop(self) -> None:
         """Leave the loop after this turn."""
@@ -133,6 +137,9 @@ class Agent:
         """One round of the loop; ``True`` when an iteration ran.
 
         Everything that the server does per iteration happens in here, so this is what the profiler times.
+
+        Raises:
+            HelixbenchError: the iteration could not be run, or its result not be sent.
         """
         has_work = self._runtime is not None and self._runtime.has_work
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
@@ -145,16 +152,12 @@ class Agent:
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
         decoded = self._tokens[True]
-        try:
-            going = self._runtime.run_batch(self._tokens)
-            if self.pacer is not None:
-                self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
-            self._runtime.ended()
-            for outbound in going:
-                self._send(outbound)
-        except HelixbenchError as error:
-            self._fail(self._controller, error)
-            return False
+        going = self._runtime.run_batch(self._tokens)
+        if self.pacer is not None:
+            self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
+        self._runtime.ended()
+        for outbound in going:
+            self._send(outbound)
         end = time.perf_counter()
         kv_tokens = self._runtime.stage.kv.used_tokens
         self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
@@ -172,7 +175,8 @@ class Agent:
         files = self.open_model(command.model, command.model_digest)
         dtype = torch_dtype(command.dtype)
         self._require_room(files, command)
-        try:
+        what = f"layers [{command.start},{command.end}) with {command.kv_capacity_tokens} KV tokens"
+        with out_of_memory_is(InputError, what):
             stage = Stage(
                 files,
                 start=command.start,
@@ -181,12 +185,6 @@ class Agent:
                 dtype=dtype,
                 device=self.torch_device,
             )
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"layers [{command.start},{command.end}) with {command.kv_capacity_tokens} KV tokens do not fit what "
-                f"is free on {self.torch_device}: end what else uses it, or start the agent with less --memory and "
-                f"profile again ({error})"
-            ) from error
         self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
         self._runtime = NodeRuntime(
             command.node,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from profiler.errors import MeasurementError
+from profiler.memory import out_of_memory_is
 from profiler.processor_speed import FEW_TOKENS
 from profiler.stage import Stage, StageItem
 
@@ -50,6 +52,7 @@ class NodeRuntime:
     Attributes:
         arithmetic_flops: operations of the last batch that arithmetic bounds: those of its tokens beyond the few that
             take no longer than one (``processor_speed.FEW_TOKENS``).
+        device_timer: entered around what the device does in an iteration.
     """
 
     def __init__(self, node: str, stage: Stage, *, max_batch_tokens: int, max_decode_batch: int | None = None) -> None:
@@ -63,6 +66,7 @@ class NodeRuntime:
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
         self._layer_parameters = stage.layer_parameters
         self.arithmetic_flops = 0.0
+        self.device_timer: AbstractContextManager[None] = nullcontext()
         self._early: dict[int, list[tuple[WorkItem, torch.Tensor]]] = {}  # not yet open -> work that came before
 
     @property
@@ -106,11 +110,15 @@ class NodeRuntime:
         ``ended`` is to be called before any of it is sent.
 
         Raises:
-            MeasurementError: what waits cannot be run: its request was closed, or its pipeline ends too early.
+            MeasurementError: what waits cannot be run: its request was closed, its pipeline ends too early, or the
+                device has no memory for it.
         """
         self._begin_s = self._clock()
         chunks = self._batcher.next_batch()
-        output = self.stage.forward([self._stage_item(chunk) for chunk in chunks])
+        items = [self._stage_item(chunk) for chunk in chunks]
+        what = f"an iteration of {sum(item.num_tokens for item in items)} tokens"
+        with out_of_memory_is(MeasurementError, what), self.device_timer:
+            output = self.stage.forward(items)
         self.arithmetic_flops = self._arithmetic_flops(chunks)
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens

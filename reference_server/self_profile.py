@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -17,13 +17,13 @@ import torch
 
 from profiler.cluster_profile import CostSample
 from profiler.cold_cache import CacheFlood
-from profiler.compute import GridPoint, Iterate, grid, layer_counts_to_measure
+from profiler.compute import GridPoint, Iterate, grid, layer_counts_to_measure, peak_points
 from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.cuda_timer import CudaTimer
 from profiler.disturbance import find_disturbance
 from profiler.errors import InputError, MeasurementError
 from profiler.fit import fit_cost
-from profiler.memory import LoadedMemory, workspace_bytes
+from profiler.memory import LoadedMemory, out_of_memory_is, workspace_bytes
 from profiler.model_files import ModelFiles
 from profiler.quality import MemoryUse, Quality
 from profiler.refine import points_to_add
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _SELF, _RING = "self", "ring"
 _MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its weights
+_CUDA_ROOM = 0.9  # part of a GPU's memory that may be held while it is measured: iterations need some too
 _TURN_TIMEOUT_MS = 60_000
 
 
@@ -67,38 +68,21 @@ def profile(
     """
     began = time.monotonic()
     with prepared(agent, command) as ready:
-        largest = max((p for p in ready.points if p.part == "layers"), key=lambda p: (p.num_tokens, p.kv_tokens))
-        use = msgspec.structs.replace(ready.memory, workspace_bytes=ready.ring.workspace_bytes(largest))
+        use = msgspec.structs.replace(ready.memory, workspace_bytes=ready.ring.workspace_bytes(ready.peaks))
         sampler = Sampler(
             ready.points,
             ready.ring.run,
             seed=0,
             taken=taken,
-            timer=CudaTimer(agent.torch_device) if agent.torch_device.type == "cuda" else None,
+            timer=ready.ring.timer,
             disturbance=find_disturbance(agent.torch_device),
             before_iteration=_flood(agent.pacer, layer_bytes=agent.runtime.stage.weight_bytes / ready.num_layers),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
-        first = next(p for p in ready.points if p.part == "layers")
-        sampler.warm_up(first)
-        if agent.pacer is not None:
-            with ready.ring.run(first) as iterate:
-                agent.pacer.measure_nominal(iterate)
-                agent.pacer.mean_speed()  # from here on
+        _warm_up(sampler, ready, agent.pacer)
         stack = time_stack(agent.runtime.stage)
-
-        def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
-            cost = fit_cost(
-                samples,
-                workspace_bytes=0,
-                max_batch_tokens=command.max_batch_tokens,
-                source="so far",
-                gather_up_to_tokens=GATHER_UP_TO_TOKENS[agent.torch_device.type],
-            )
-            already = sum(sample.is_refined for sample in samples)
-            return points_to_add(sampler.points, samples, cost, already_added=already)
-
+        refine = _refinement(sampler, command, device_type=agent.torch_device.type)
         sampled = sampler.measure(budget_s=command.budget_s, refine=refine)
     workspace = use.workspace_bytes + use.overhead_bytes
     memory = agent.device.memory_bytes - workspace
@@ -120,11 +104,45 @@ def profile(
     )
 
 
+def _warm_up(sampler: Sampler, ready: Prepared, pacer: Pacer | None) -> None:
+    """Let the node come to its pace; what the speed is from then on counts as that of the profile."""
+    first = next(p for p in ready.points if p.part == "layers")
+    sampler.warm_up(first)
+    if pacer is not None:
+        with ready.ring.run(first) as iterate:
+            pacer.measure_nominal(iterate)
+            pacer.mean_speed()
+
+
+def _refinement(
+    sampler: Sampler, command: Profile, *, device_type: str
+) -> Callable[[Sequence[CostSample]], Sequence[GridPoint]]:
+    """Which points to add to the sampler's, given what it measured."""
+
+    def refine(samples: Sequence[CostSample]) -> Sequence[GridPoint]:
+        cost = fit_cost(
+            samples,
+            workspace_bytes=0,
+            max_batch_tokens=command.max_batch_tokens,
+            source="so far",
+            gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
+            has_tiles=device_type == "cuda",
+        )
+        already = sum(sample.is_refined for sample in samples)
+        return points_to_add(sampler.points, samples, cost, already_added=already)
+
+    return refine
+
+
 class Prepared(NamedTuple):
-    """A stage that is loaded to be measured. ``layer_bytes`` is a layer with the least room for KV cache."""
+    """A stage that is loaded to be measured.
+
+    ``peaks`` are batches that need most memory, ``layer_bytes`` is a layer with the least room for KV cache.
+    """
 
     files: ModelFiles
     points: tuple[GridPoint, ...]
+    peaks: tuple[GridPoint, ...]
     num_layers: int
     layer_bytes: float
     memory: MemoryUse
@@ -141,22 +159,31 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
     files = agent.open_model(command.model, command.model_digest)
     facts = files.facts(dtype=torch_dtype(command.dtype))
     layer_bytes = facts.layer_weight_bytes + _MIN_KV_TOKENS * facts.kv_bytes_per_token_per_layer
-    memory = agent.device.memory_bytes
-    held = min(files.num_layers - 2, int(memory // layer_bytes))
     if files.num_layers < 3:
         raise InputError(f"model {facts.name} has {files.num_layers} layers; profiling needs at least 3")
+    is_cuda = agent.torch_device.type == "cuda"
+    memory = agent.device.memory_bytes
+    room = _CUDA_ROOM * (memory - _ends_bytes(files, torch_dtype(command.dtype))) if is_cuda else memory
+    held = min(files.num_layers - 2, int(room // layer_bytes))
     if held < 1:
         raise InputError(
             f"one layer with room for {_MIN_KV_TOKENS} KV tokens takes {layer_bytes / 1e6:.0f} MB; "
-            f"the node has {memory / 1e6:.0f} MB: give it more memory"
+            f"the node has {max(0.0, room) / 1e6:.0f} MB for it: give it more memory"
         )
-    kv_tokens = int((memory - held * facts.layer_weight_bytes) // (held * facts.kv_bytes_per_token_per_layer))
+    kv_tokens = int((room - held * facts.layer_weight_bytes) // (held * facts.kv_bytes_per_token_per_layer))
     points = grid(
         layer_counts=layer_counts_to_measure(held),
         max_batch_tokens=command.max_batch_tokens,
         max_context_tokens=command.max_context_tokens,
         max_kv_tokens=kv_tokens,
-        has_tiles=agent.torch_device.type == "cuda",
+        has_tiles=is_cuda,
+    )
+    peaks = peak_points(
+        num_layers=held,
+        max_batch_tokens=command.max_batch_tokens,
+        max_context_tokens=command.max_context_tokens,
+        max_kv_tokens=kv_tokens,
+        gather_up_to_tokens=GATHER_UP_TO_TOKENS[agent.torch_device.type],
     )
     loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
     agent.load(
@@ -167,7 +194,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
             node=_SELF,
             start=1,
             end=1 + held,
-            kv_capacity_tokens=min(kv_tokens, max(point.kv_tokens for point in points)),
+            kv_capacity_tokens=min(kv_tokens, max(point.kv_tokens for point in (*points, *peaks))),
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=None,
             peers={_RING: _own_address(agent.address)},
@@ -175,13 +202,23 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
     )
     try:
         use = loaded.use_of(agent.runtime.stage)
-        yield Prepared(files, points, held, layer_bytes, use, _Ring(agent, files, end=1 + held))
+        yield Prepared(files, points, peaks, held, layer_bytes, use, _Ring(agent, files, end=1 + held))
     finally:
         agent.unload()
 
 
+def _ends_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Of the model's first and last layer with embedding and head, which ``_Ring`` loads beside the stage."""
+    last = files.num_layers - 1
+    return files.range_bytes(0, 1, dtype=dtype) + files.range_bytes(last, last + 1, dtype=dtype)
+
+
 class _Ring:
-    """Runs a batch again and again by sending it round; embedding and head run alone."""
+    """Runs a batch again and again by sending it round; embedding and head run alone.
+
+    Attributes:
+        timer: of what the device does in an iteration, where it has a clock of its own.
+    """
 
     def __init__(self, agent: Agent, files: ModelFiles, *, end: int) -> None:
         self._agent = agent
@@ -189,10 +226,13 @@ class _Ring:
         self._next_request = 0
         stage = agent.runtime.stage
         last = files.num_layers - 1
-        self._first, self._last = (
-            Stage(files, start=start, end=start + 1, kv_capacity_tokens=1, dtype=stage.dtype, device=stage.device)
-            for start in (0, last)
-        )
+        with out_of_memory_is(InputError, "the model's first and last layer, to measure embedding and head"):
+            self._first, self._last = (
+                Stage(files, start=start, end=start + 1, kv_capacity_tokens=1, dtype=stage.dtype, device=stage.device)
+                for start in (0, last)
+            )
+        self.timer = CudaTimer(stage.device) if stage.device.type == "cuda" else None
+        agent.runtime.device_timer = self.timer or nullcontext()
 
     @contextmanager
     def run(self, point: GridPoint) -> Iterator[Iterate]:
@@ -202,26 +242,41 @@ class _Ring:
         hidden = torch.randn((point.num_tokens, stage.hidden_size), generator=generator).to(stage.dtype)
         if point.part == "embedding":
             ids = torch.randint(stage.vocab_size, (point.num_tokens,), generator=generator)
-            yield self._paced(lambda: _wait_for(self._first.embed(ids)))
+            yield self._paced(lambda: self._embed(ids))
         elif point.part == "head":
             on_device = hidden.to(stage.device)
-            yield self._paced(lambda: _wait_for(self._last.head(on_device).argmax(dim=-1)))
+            yield self._paced(lambda: self._sample(on_device))
         else:
             requests = self._open(point)
             self._agent.send_to_peer(_RING, self._work(point, requests), tensor_bytes(hidden))
-            try:
-                yield self._turn
-            finally:
-                self._agent.discard_message(_TURN_TIMEOUT_MS)
-                self._agent.runtime.accept(Work(closes=tuple(requests)), None)
+            yield self._turn
+            # Not after an error: what failed has been taken in and comes back no more, and the stage is dropped.
+            self._agent.discard_message(_TURN_TIMEOUT_MS)
+            self._agent.runtime.accept(Work(closes=tuple(requests)), None)
 
-    def workspace_bytes(self, point: GridPoint) -> float:
-        """Peak memory of the batch's first iteration, beside weights and KV cache.
+    def workspace_bytes(self, points: Sequence[GridPoint]) -> float:
+        """Peak memory of these batches beside weights and KV cache, messages included.
 
-        It must be the first of all: later ones find memory that the process kept.
+        They must be the first of all: later ones find memory that the process kept.
         """
-        with self.run(point) as iterate:
-            return workspace_bytes(iterate, device=self._agent.torch_device)
+
+        def run_each() -> None:
+            for point in points:
+                with self.run(point) as iterate:
+                    iterate()
+
+        return workspace_bytes(run_each, device=self._agent.torch_device)
+
+    def _embed(self, ids: torch.Tensor) -> None:
+        with out_of_memory_is(MeasurementError, "the embedding"), self._agent.runtime.device_timer:
+            hidden = self._first.embed(ids)
+        if hidden.is_cuda:
+            torch.cuda.synchronize(hidden.device)  # it stays there: the first layer follows
+
+    def _sample(self, hidden: torch.Tensor) -> None:
+        with out_of_memory_is(MeasurementError, "the head"), self._agent.runtime.device_timer:
+            tokens = self._last.head(hidden).argmax(dim=-1)
+        tokens.cpu()  # they are sent on, so they are copied
 
     def _paced(self, iterate: Iterate) -> Iterate:
         """As slow as the node is to be: an iteration of the agent's loop is that by itself."""
@@ -267,11 +322,6 @@ def _flood(pacer: Pacer | None, *, layer_bytes: float) -> Callable[[GridPoint], 
         return lambda _: None
     flood = CacheFlood()
     return lambda point: pacer.leave_out(lambda: flood(streamed_bytes=point.num_layers * layer_bytes))
-
-
-def _wait_for(tensor: torch.Tensor) -> None:
-    """Let the device finish what gives this tensor."""
-    tensor.cpu()
 
 
 def _own_address(address: str) -> str:

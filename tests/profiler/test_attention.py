@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from profiler.attention import MAX_PADDING, RaggedBatch, Span, _groups
+from profiler import attention
+from profiler.attention import MAX_GATHERED_SLOTS, MAX_PADDING, RaggedBatch, Span, _groups
 
 KV_HEADS, GROUP, HEAD_DIM = 2, 3, 8
 HEADS = KV_HEADS * GROUP
@@ -113,8 +114,20 @@ def test_groups_hold_every_decode_once_and_waste_little(pasts: list[int]) -> Non
 
 
 @given(past=st.integers(0, 5000), count=st.integers(1, 64))
-def test_decodes_of_one_length_are_one_group(past: int, count: int) -> None:
-    assert len(_groups([(row, Span(0, past, 1)) for row in range(count)])) == 1
+def test_decodes_of_one_length_are_as_few_groups_as_may_be(past: int, count: int) -> None:
+    in_one = max(1, MAX_GATHERED_SLOTS // (past + 1))
+    assert len(_groups([(row, Span(0, past, 1)) for row in range(count)])) == -(-count // in_one)
+
+
+@given(pasts=st.lists(st.integers(0, 5000), min_size=1, max_size=64), most=st.integers(1, 20_000))
+def test_no_group_copies_more_than_is_allowed(pasts: list[int], most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "MAX_GATHERED_SLOTS", most)
+        groups = _groups([(row, Span(0, past, 1)) for row, past in enumerate(pasts)])
+
+    assert sum(map(len, groups)) == len(pasts)
+    for group in groups:
+        assert len(group) == 1 or len(group) * (group[0][1].past + 1) <= most
 
 
 @pytest.mark.parametrize("gather_up_to", [0, 10**6])

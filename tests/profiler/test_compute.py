@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.compute import GridPoint, grid, layer_counts_to_measure
+from profiler.attention import MAX_GATHERED_SLOTS
+from profiler.compute import GridPoint, grid, layer_counts_to_measure, peak_points
 from profiler.token_knots import tile_knots
 
 FULL = {"layer_counts": (4, 8), "max_batch_tokens": 128, "max_context_tokens": 512}
@@ -66,6 +67,37 @@ def test_a_node_with_little_room_for_kv_is_measured_on_less() -> None:
     much = grid(**FULL, max_kv_tokens=100_000)  # type: ignore[arg-type]
     assert set(little) < set(much)
     assert any(point.held_out for point in little)
+
+
+@given(
+    max_batch_tokens=st.integers(1, 4096),
+    max_context_tokens=st.integers(1, 200_000),
+    max_kv_tokens=st.integers(1024, 1_000_000),
+    gather_up_to_tokens=st.sampled_from((192, 1 << 30)),
+)
+def test_batches_that_need_most_memory_are_extreme_and_can_be_run(
+    max_batch_tokens: int, max_context_tokens: int, max_kv_tokens: int, gather_up_to_tokens: int
+) -> None:
+    points = peak_points(
+        num_layers=3,
+        max_batch_tokens=max_batch_tokens,
+        max_context_tokens=max_context_tokens,
+        max_kv_tokens=max_kv_tokens,
+        gather_up_to_tokens=gather_up_to_tokens,
+    )
+
+    for point in points:
+        assert 0 < point.num_tokens <= max_batch_tokens
+        assert point.kv_tokens <= max_kv_tokens
+        assert all(past >= 0 and new > 0 for past, new in point.prefills)
+        assert all(0 <= past < gather_up_to_tokens for past in point.decodes)
+    assert max(point.num_tokens for point in points) == min(max_batch_tokens, max_kv_tokens)
+    longest = min(max_context_tokens, max_kv_tokens)
+    assert max(past + new for point in points for past, new in point.prefills) >= longest
+    together = max(sum(past + 1 for past in point.decodes) for point in points)
+    context = min(longest, gather_up_to_tokens)
+    room = min(MAX_GATHERED_SLOTS, max_kv_tokens, max_batch_tokens * context)
+    assert together > room - context, "one sequence more would be too much"
 
 
 def test_shape_of_a_batch() -> None:

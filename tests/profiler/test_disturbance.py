@@ -120,9 +120,8 @@ def test_cuda_events_add_up_each_iteration_and_nothing_between() -> None:
     cuda = FakeCuda()
     timer = CudaTimer(torch.device("cuda:0"), cuda)
     for _ in range(3):
-        timer.begin()
-        cuda.now_ms += 2.0
-        timer.end()
+        with timer:
+            cuda.now_ms += 2.0
         cuda.now_ms += 50.0
     assert timer.take_total_s() == pytest.approx(6e-3)
     assert timer.take_total_s() == 0, "taken once"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Literal
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.kv_cache import KvCache
+from profiler.memory import workspace_bytes
 
 CAPACITY = 40
 Operation = tuple[Literal["reserve", "release"], int]  # (what, a number that picks the length or the request)
@@ -91,6 +93,22 @@ def test_holes_are_packed_together_when_none_is_long_enough() -> None:
 
     assert (extent.offset, extent.length) == (20, 20)
     check_extents(cache, written | {8: slots(cache, 8).clone()})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_packing_needs_no_room_for_a_request_over_all_layers() -> None:
+    layers, length, layer_bytes = 16, 4000, 2 * 4000 * 64 * 4
+    cpu = torch.device("cpu")
+    cache = KvCache(
+        num_layers=layers, num_kv_heads=1, head_dim=64, capacity_tokens=2 * length, dtype=torch.float32, device=cpu
+    )
+    cache.arena.fill_(1.0)
+    cache.reserve(0, length // 2)
+    cache.reserve(1, length)
+    cache.release(0)
+
+    assert workspace_bytes(lambda: cache.reserve(2, length), device=cpu) < 4 * layer_bytes
+    assert cache.extent(1).offset == 0, "it was moved"
 
 
 @given(held=st.lists(st.integers(1, 15), max_size=6), more=st.integers(1, 10))

@@ -269,20 +269,14 @@ def test_warm_up_ends_when_times_are_stable_or_at_a_cap(times: list[float], iter
 
 
 class FakeTimer:
-    """A device that takes 80 % of what the wall clock says."""
+    """A device that takes 80 % of what the wall clock says, since it was asked last."""
 
     def __init__(self, node: Node) -> None:
-        self._node, self._began, self._total = node, 0.0, 0.0
-
-    def begin(self) -> None:
-        self._began = self._node.now_s
-
-    def end(self) -> None:
-        self._total += 0.8 * (self._node.now_s - self._began)
+        self._node, self._asked_s = node, node.now_s
 
     def take_total_s(self) -> float:
-        total, self._total = self._total, 0.0
-        return total
+        since, self._asked_s = self._node.now_s - self._asked_s, self._node.now_s
+        return 0.8 * since
 
 
 def test_the_devices_clock_stands_beside_the_wall_clock() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from profiler.memory import LoadedMemory
 from profiler.model_files import ModelFiles
 from profiler.stack import time_stack
-from profiler.stage import Stage, StageItem
+from profiler.stage import Stage, StageItem, StageOutput
 
 from ..conftest import ModelDir
 
@@ -17,9 +17,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def make_stage(model_dir: ModelDir) -> Callable[..., Stage]:
-    def make(start: int = 1, end: int = 5, kv_capacity_tokens: int = 256) -> Stage:
+    def make(model: str = "test-llama", start: int = 1, end: int = 5, kv_capacity_tokens: int = 256) -> Stage:
         return Stage(
-            ModelFiles(str(model_dir("test-llama"))),
+            ModelFiles(str(model_dir(model))),
             start=start,
             end=end,
             kv_capacity_tokens=kv_capacity_tokens,
@@ -69,6 +69,24 @@ def test_sliding_and_full_attention_are_two_kinds(make_stage: Callable[..., Stag
         ("sliding attention, dense", 2),
         ("full attention, dense", 2),
     ]
+
+
+def test_layers_that_see_a_window_are_timed_with_more_cached_than_that(
+    make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pasts: set[int] = set()
+    real = Stage.forward
+
+    def forward(stage: Stage, items: Sequence[StageItem]) -> StageOutput:
+        pasts.update(item.past for item in items)
+        return real(stage, items)
+
+    monkeypatch.setattr(Stage, "forward", forward)
+    for capacity in (256, 4 * 21):
+        stage = make_stage("test-mistral", kv_capacity_tokens=capacity)
+        assert stage.sliding_window == 24
+        assert [kind.kind for kind in time_stack(stage, rounds=1).kinds] == ["sliding attention, dense"]
+    assert pasts == {24, 20}, "and with what the cache has room for where that is less"
 
 
 def test_memory_of_a_loaded_stage_is_its_tensors_and_what_lies_around_them(make_stage: Callable[..., Stage]) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Sequence
 
 import torch
 
 from profiler.cluster_profile import Device, MeasuredCost, Node
-from profiler.cost import StageCost
+from profiler.compute import peak_points
+from profiler.cost import GATHER_UP_TO_TOKENS, StageCost
 from profiler.memory import LoadedMemory, workspace_bytes
 from profiler.model_files import ModelFiles
 from profiler.stage import Stage, StageItem, preload
@@ -22,7 +24,7 @@ from solver.capacity import kv_capacity_tokens
 from solver.plan import LayerRange
 
 START, END = 1, 5
-BATCH_TOKENS = 64
+BATCH_TOKENS, CONTEXT_TOKENS = 64, 128
 CPU = torch.device("cpu")
 
 
@@ -30,20 +32,47 @@ def stage_of(files: ModelFiles, kv_tokens: int) -> Stage:
     return Stage(files, start=START, end=END, kv_capacity_tokens=kv_tokens, dtype=torch.float32, device=CPU)
 
 
-def run(stage: Stage, request: int, length: int) -> None:
-    """One iteration: a whole prompt."""
-    hidden = torch.ones((length, stage.hidden_size))
-    item = StageItem(request=request, past=0, num_tokens=length, entry_layer=START, sample=False, inputs=hidden)
-    stage.forward([item])
+def run(stage: Stage, chunks: Sequence[tuple[int, int, int]]) -> None:
+    """One iteration over (request, past, new tokens)."""
+    stage.forward(
+        [
+            StageItem(
+                request=request,
+                past=past,
+                num_tokens=new,
+                entry_layer=START,
+                sample=False,
+                inputs=torch.ones((new, stage.hidden_size)),
+            )
+            for request, past, new in chunks
+        ]
+    )
 
 
 def measured_workspace(files: ModelFiles) -> float:
-    """As a profile measures it: overhead of a small stage and the peak of the largest batch, both on it alone."""
+    """As a profile measures it: overhead of a stage and the peak of the batches that need most, both on it alone."""
+    points = peak_points(
+        num_layers=END - START,
+        max_batch_tokens=BATCH_TOKENS,
+        max_context_tokens=CONTEXT_TOKENS,
+        max_kv_tokens=BATCH_TOKENS * CONTEXT_TOKENS,
+        gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"],
+    )
     memory = LoadedMemory(CPU, memory_bytes=1e9)
-    stage = stage_of(files, 2 * BATCH_TOKENS)
+    stage = stage_of(files, max(point.kv_tokens for point in points))
     use = memory.use_of(stage)
-    stage.kv.reserve(0, BATCH_TOKENS)
-    return use.overhead_bytes + workspace_bytes(lambda: run(stage, 0, BATCH_TOKENS), device=CPU)
+
+    def run_each() -> None:
+        for point in points:
+            parts = [*point.prefills, *((past, 1) for past in point.decodes)]
+            chunks = [(request, past, new) for request, (past, new) in enumerate(parts)]
+            for request, past, new in chunks:
+                stage.kv.reserve(request, past + new)
+            run(stage, chunks)
+            for request, _, _ in chunks:
+                stage.kv.release(request)
+
+    return use.overhead_bytes + workspace_bytes(run_each, device=CPU)
 
 
 def planned_kv_tokens(files: ModelFiles, memory_bytes: float, workspace: float) -> int:
@@ -76,10 +105,13 @@ def fill(files: ModelFiles, kv_tokens: int) -> dict[str, object]:
         stage = stage_of(files, kv_tokens)
         request, filled = 0, 0
         while filled < kv_tokens:
-            length = min(BATCH_TOKENS, kv_tokens - filled)
+            length = min(CONTEXT_TOKENS, kv_tokens - filled)
             stage.kv.reserve(request, length)
-            run(stage, request, length)
+            for past in range(0, length, BATCH_TOKENS):
+                run(stage, [(request, past, min(BATCH_TOKENS, length - past))])
             request, filled = request + 1, filled + length
+        # The last token of as many requests as a batch holds, once more: their contexts are copied together.
+        run(stage, [(decoding, CONTEXT_TOKENS - 1, 1) for decoding in range(min(BATCH_TOKENS, request - 1))])
     except (RuntimeError, MemoryError) as error:
         return {"failed": str(error)}
     refusal = ""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import torch
 
 from profiler.errors import InputError
 from profiler.model_files import ModelFiles
+from profiler.stage import Stage
 from reference_server.agent import Agent, AgentConfig
 from reference_server.messages import (
     MAX_HEADER_BYTES,
@@ -264,6 +266,32 @@ def test_how_long_a_paced_node_waits_follows_from_how_long_it_was_held_back(
     assert isinstance(sent, Outbound)
 
 
+def test_memory_that_runs_out_in_an_iteration_is_told_to_the_coordinator_and_the_agent_goes_on(
+    running: RunningAgents, small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(_stage: Stage, _items: object) -> None:
+        raise torch.OutOfMemoryError("2 GiB wanted")
+
+    monkeypatch.setattr(Stage, "forward", forward)
+    small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
+    opened = OpenRequest(1, (Hop("n0", 0, 6),), 4, SamplingParams())
+    work = Work(items=(WorkItem(1, 0, 3, sample=True, is_decode=False),), opens=(opened,), dtype="int32")
+    transport = Transport(running.key)
+    serving = threading.Thread(target=small_agent.serve)
+    serving.start()
+    try:
+        talk = Talk(transport, small_agent.address)
+        assert isinstance(talk.ask(load_of(model_dir("test-llama"))), Loaded)
+        answer = failed(talk.ask(work, np.int32([1, 2, 3]).tobytes()))
+        assert "an iteration of 3 tokens: no memory is left on the device" in answer.message
+        assert isinstance(talk.ask(Describe()), Description)
+        assert isinstance(talk.ask(Shutdown()), Done)
+    finally:
+        small_agent.stop()
+        serving.join(ANSWER_MS / 1000)
+        transport.close()
+
+
 def test_memory_that_does_not_fit_is_refused_before_weights_are_read(
     small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +312,7 @@ def test_a_full_device_is_an_input_error(
     monkeypatch.setattr("reference_server.agent.Stage", full)
     command = load_of(model_dir("test-llama"), start=2, end=3, kv_capacity_tokens=1)
     small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
-    with pytest.raises(InputError, match=r"layers \[2,3\) with 1 KV tokens do not fit what is free on cpu: .* 1 GiB"):
+    with pytest.raises(InputError, match=r"layers \[2,3\) with 1 KV tokens: no memory is left .* 1 GiB"):
         small_agent.load(command)
 
 

@@ -12,9 +12,9 @@ import torch
 
 from profiler import sampling
 from profiler.cluster_profile import COORDINATOR, ClusterProfile
-from profiler.compute import GridPoint, grid
+from profiler.compute import GridPoint, grid, peak_points
 from profiler.cost import GATHER_UP_TO_TOKENS
-from profiler.errors import InputError
+from profiler.errors import InputError, MeasurementError
 from profiler.model_files import ModelFiles
 from profiler.records import load_record
 from profiler.stage import Stage, StageItem, StageOutput
@@ -97,18 +97,19 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
 
     kv_bytes = 2 * 2 * 16 * 4 * 4  # of one token in the 4 layers held
     layer_bytes = ModelFiles(str(model_dir("test-llama"))).facts(dtype=torch.float32).layer_weight_bytes
-    points = grid(
-        layer_counts=(2, 4),
-        max_batch_tokens=MAX_BATCH_TOKENS,
-        max_context_tokens=MAX_CONTEXT_TOKENS,
-        max_kv_tokens=int((1e8 - 4 * layer_bytes) // kv_bytes),
-    )
+    sizes = {
+        "max_batch_tokens": MAX_BATCH_TOKENS,
+        "max_context_tokens": MAX_CONTEXT_TOKENS,
+        "max_kv_tokens": int((1e8 - 4 * layer_bytes) // kv_bytes),
+    }
+    points = grid(layer_counts=(2, 4), **sizes)
+    peaks = peak_points(num_layers=4, gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"], **sizes)
     expected: set[Ran] = {
         (p.num_layers, tuple(sorted([*p.prefills, *((past, 1) for past in p.decodes)])))
-        for p in points
+        for p in (*points, *peaks)
         if p.part == "layers"
     }
-    assert ran == expected
+    assert ran == expected, "the grid, and what needs most memory"
     assert sorted((s.num_layers, s.first, s.last, s.held_out) for s in profiled.samples) == sorted(
         (p.num_layers, p.part == "embedding", p.part == "head", p.held_out) for p in points
     )
@@ -132,6 +133,28 @@ def test_the_cache_is_empty_between_batches(agent: Agent, model_dir: ModelDir, m
 
     assert len(used) > 20
     assert set(used) == {0}
+
+
+def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_the_agent(
+    agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ran = Stage.forward, 0
+
+    def forward(stage: Stage, items: Sequence[StageItem]) -> StageOutput:
+        nonlocal ran
+        ran += 1
+        if ran == 12:
+            raise torch.OutOfMemoryError("2 GiB wanted")
+        return real(stage, items)
+
+    monkeypatch.setattr(Stage, "forward", forward)
+    command = profile_command(model_dir("test-llama"))
+
+    with pytest.raises(MeasurementError, match=r"an iteration of \d+ tokens: no memory .* less --memory"):
+        self_profile.profile(agent, command)
+    assert ran == 12
+    assert agent._runtime is None
+    assert self_profile.profile(agent, command).samples
 
 
 def test_a_node_too_small_for_a_layer_is_refused(key_file: Path, model_dir: ModelDir) -> None:
