@@ -5,12 +5,13 @@ its speed from second to second, and not for all work alike. Two works that are 
 iteration's seconds are worth: one that streams weights, one of arithmetic in the cache. Measured over 170 s on a
 virtual machine with two cores, in spans of 4 s, as standard deviation of the logarithm: streaming 0.08 and 0.12,
 arithmetic 0.03 and 0.05, iterations of 1 to 16 sequences 0.08 to 0.12, of a prompt of 99 tokens 0.05 and 0.07; the
-iterations go with streaming (correlation above 0.9, slope 1.0). After the correction 0.03 to 0.05 are left.
+iterations go with streaming. While a plan was served for 200 s (three nodes, 5700 iterations of 1 to 3 sequences, the
+median of five runs): slope 0.96 over spans of 0.5 s, 1.07 over 2 s, 1.09 over 8 s, 0.97 over 20 s; of 0.10, 0.08, 0.05
+and 0.03 the correction leaves 0.053, 0.034, 0.019 and 0.011.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Collection
 
@@ -19,9 +20,6 @@ import msgspec
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
-# Power of streaming in what arithmetic does not bound; the rest is the matrix product's. Between 0.65, which spans of
-# tenths of a second show, and 1.0, which spans of 4 s do (docs/profile.md).
-_STREAMING_WEIGHT = 0.85
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -49,9 +47,8 @@ def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed:
 def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:
     """What an iteration of ``cpu_s`` CPU seconds at the speed ``now`` takes at the ``nominal`` speed.
 
-    What arithmetic bounds goes with the matrix product, all else nearly with streaming, as a product of powers: each
-    part by one factor, so that what was profiled and what is served stay comparable however well the nominal speed was
-    caught.
+    What arithmetic bounds goes with the matrix product, all else with streaming: each part by one factor, so that what
+    was profiled and what is served stay comparable however well the nominal speed was caught.
 
     Args:
         nominal: the speed that is asked for.
@@ -61,5 +58,4 @@ def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, fl
     """
     streaming, matmul = now.streaming_s / nominal.streaming_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
-    other = math.pow(streaming, _STREAMING_WEIGHT) * math.pow(matmul, 1 - _STREAMING_WEIGHT)
-    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / other
+    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / streaming

@@ -54,6 +54,7 @@ from .pacing import Pacer, take_short_turns
 from .runtime import NodeRuntime, Outbound
 from .transport import Transport, reply, send
 from .versions import library_versions
+from .wakeups import Wakeups
 
 _log = logging.getLogger(__name__)
 _IDLE_POLL_MS = 1_000
@@ -77,8 +78,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Agent:
     """One node's loop: take what came, run an iteration, send what it gave."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, wakeups: Wakeups | None = None) -> None:
         self._config = config
+        self._wakeups = wakeups or Wakeups(is_realtime=False)
         self.torch_device = _torch_device(config.device)
         if config.cpu_share is not None and self.torch_device.type != "cpu":
             # It is counted in this process's CPU time, in which a device that works beside it does not appear.
@@ -100,7 +102,7 @@ class Agent:
         self._iterations = 0
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
-        self.pacer = None if config.cpu_share is None else Pacer(config.cpu_share)
+        self.pacer = None if config.cpu_share is None else Pacer(config.cpu_share, self._wakeups)
         self._stopped = False
         self._iperf = link_probe.IperfEnd()
         self._handlers: dict[type[Command], Callable[..., Answer]] = {
@@ -143,15 +145,23 @@ class Agent:
         """
         has_work = self._runtime is not None and self._runtime.has_work
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
-        if not self._router.poll(wait_ms) and not has_work:
-            return False
+        if self._runtime is not None:
+            self._wakeups.waiting()
+        is_anything = self._router.poll(wait_ms)
         begin = time.perf_counter()
+        try:
+            return self._take_turn(begin) if is_anything or has_work else False
+        finally:
+            self._wakeups.computing()
+
+    def _take_turn(self, begin: float) -> bool:
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
         decoded = self._tokens[True]
+        self._wakeups.computing()
         going = self._runtime.run_batch(self._tokens)
         if self.pacer is not None:
             self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
@@ -195,6 +205,7 @@ class Agent:
         if self.pacer is not None:
             self.pacer.nominal = command.processor_speed or self.pacer.nominal
             self.pacer.forget()
+        self._wakeups.transport(is_serving=True)
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
 
     def _require_room(self, files: ModelFiles, command: Load) -> None:
@@ -216,6 +227,7 @@ class Agent:
 
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
+        self._wakeups.transport(is_serving=False)
         for socket in self._peers.values():
             socket.close()
         self._peers, self._runtime, self._sent = {}, None, {}
@@ -282,6 +294,7 @@ class Agent:
             elif isinstance(command, Echo):
                 self._echo(identity, command, rest)
             else:
+                self._wakeups.computing()
                 if isinstance(command, Load | Profile):
                     self._controller = identity
                 self.tell(identity, self._handlers[type(command)](command))
@@ -361,7 +374,7 @@ def run_agent(config: AgentConfig) -> None:
     if config.cpu_share is not None:
         take_short_turns()
     preload()  # before the CPU is limited, which happens when the address is told
-    agent = Agent(config)
+    agent = Agent(config, Wakeups.granted() if config.cpu_share is not None else None)
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
     print(json.dumps({"listening": agent.address}), flush=True)
     try:

@@ -76,6 +76,10 @@ def profile(
     max_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens of one iteration at most.")] = 128,
     max_context_tokens: Annotated[int, typer.Option(min=32, help="Longest context to measure.")] = 512,
     budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds to measure each node.")] = 100.0,
+    pace_of: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A profile of this testbed: hold nodes with a CPU share to the pace that they had in it."),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Measure nodes and links into a cluster profile."""
@@ -85,12 +89,13 @@ def profile(
     from .dtypes import resolve_dtype
     from .jobs import ProfileJob
     from .launch.spec import load_testbed
-    from .profile_config import ProfileConfig
+    from .profile_config import ProfileConfig, paces_of
 
     testbed_file = testbed or _demo_testbed()
     spec = load_testbed(testbed_file)
     files = ModelFiles(model)
     named_dtype = resolve_dtype(dtype, files.config)
+    paces = {} if pace_of is None else paces_of(pace_of, [node.name for node in spec.local_nodes if node.cpu])
     limited = [node.name for node in spec.local_nodes if node.bandwidth_bytes_per_s is not None]
     if spec.coordinator_bandwidth_bytes_per_s is not None:
         limited.append("coordinator")
@@ -107,6 +112,7 @@ def profile(
                 limited_nics=tuple(limited) if bed.isolated else (),
                 command=command_line(),
                 regions=spec.regions,
+                paces=paces,
                 max_batch_tokens=max_batch_tokens,
                 max_context_tokens=max_context_tokens,
                 budget_s=budget_s,

@@ -28,6 +28,7 @@ from .messages import Describe, Description
 from .profile_cluster import profile_cluster
 from .progress import Reporter
 from .run_log import RunLog
+from .wakeups import Wakeups
 
 
 def open_plan(
@@ -82,8 +83,11 @@ def stale_parts_of(
 
 def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
     if isinstance(job, BenchJob):
-        return load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
-    return load_plan(agents, plan, files)
+        engine = load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
+    else:
+        engine = load_plan(agents, plan, files)
+    Wakeups.granted().everything()
+    return engine
 
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:

@@ -107,7 +107,10 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Profile(msgspec.Struct, frozen=True, tag="profile"):
-    """Measure the node: stages of this model over a grid of batches."""
+    """Measure the node: stages of this model over a grid of batches.
+
+    A node that is held back to a share of a processor is measured as that of ``processor_speed``, where it is given.
+    """
 
     model: str
     model_digest: str
@@ -115,6 +118,7 @@ class Profile(msgspec.Struct, frozen=True, tag="profile"):
     max_batch_tokens: int
     max_context_tokens: int
     budget_s: float
+    processor_speed: ProcessorSpeed | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

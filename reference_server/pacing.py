@@ -20,9 +20,11 @@ from collections.abc import Callable
 from profiler.processor_speed import ProcessorSpeed, median_speed, seconds_at
 from profiler.reference_kernel import ReferenceKernel
 
+from .wakeups import Wakeups
+
 _EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
 _KEPT = 5  # runs that the present speed is the median of: a tenth of a second later it is another
-_NOMINAL_S, _NOMINAL_RUNS = 3.0, 50
+_NOMINAL_S, _NOMINAL_RUNS = 8.0, 50  # the first seconds are not enough: other nodes of the machine are still loading
 _HEADROOM = 1.25
 """The processor that shares are of is so many times as slow as this one: a machine that others make slower by so much
 can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one another."""
@@ -37,13 +39,15 @@ class Pacer:
 
     Args:
         share: of a processor, 0 to 1.
+        wakeups: are told when an iteration is only held back any more.
 
     Attributes:
         nominal: speed of the processor that the share is of, ``_HEADROOM`` times as slow as this one.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, wakeups: Wakeups | None = None) -> None:
         self._share = share
+        self.wakeups = wakeups or Wakeups(is_realtime=False)
         self._kernel = ReferenceKernel()
         first = self._kernel.speed()
         self._runs = deque([first], maxlen=_KEPT)
@@ -51,18 +55,10 @@ class Pacer:
         self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
         self._since_kernel_s = 0.0
         self.nominal = _with_headroom(first)
-        self._is_nominal_kept = False
         self._counted_s = time.process_time()
-
-    def keep_nominal(self, nominal: ProcessorSpeed) -> None:
-        """Let the share be of that processor, whatever is measured: what was begun at a pace goes on at it."""
-        self.nominal = nominal
-        self._is_nominal_kept = True
 
     def measure_nominal(self, iterate: Callable[[], None]) -> None:
         """Let the share be of this processor as it is in the next seconds, between iterations: by the median run."""
-        if self._is_nominal_kept:
-            return
         runs: list[ProcessorSpeed] = []
         self._nominal_runs = runs
         until = time.perf_counter() + _NOMINAL_S
@@ -82,7 +78,7 @@ class Pacer:
         self._counted_s += time.thread_time() - begin_s
 
     def hold(self, begin: float, *, flops: float = 0.0) -> None:
-        """Wait until the iteration that began then (``time.perf_counter``) would be done.
+        """Wait until the iteration that began then (``time.perf_counter``) would be done; see ``wakeups`` for its end.
 
         All CPU time since the last one counts: sending its result, and receiving, which go on beside an iteration.
         ``flops`` are those that arithmetic bounds (``processor_speed.seconds_at``).
@@ -102,6 +98,7 @@ class Pacer:
         now = median_speed(self._runs)
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
+        self.wakeups.waiting()
         time.sleep(max(0.0, until - time.perf_counter()))
 
     def mean_speed(self) -> ProcessorSpeed | None:

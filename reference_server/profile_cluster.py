@@ -49,7 +49,10 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             budget_s=config.budget_s,
         )
         measured = agents.ask(
-            dict.fromkeys(config.addresses, request),
+            {
+                node: msgspec.structs.replace(request, processor_speed=config.paces.get(node))
+                for node in config.addresses
+            },
             Profiled,
             timeout_s=_PROFILE_SILENCE_S,
             on_progress=lambda node, progress: reporter.update(f"compute {node}", progress.done, progress.total),

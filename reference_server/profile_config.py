@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+
+from profiler.cluster_profile import ClusterProfile
+from profiler.errors import InputError
+from profiler.processor_speed import ProcessorSpeed
+from profiler.records import load_record
 
 
 class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -12,8 +18,8 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: where a node's links could
     not be measured at once, the best of them is what such a card carries. ``testbed`` is the line that says what the
-    testbed isolates, ``command`` the user's. ``regions`` maps nodes to the place that shares fast
-    links, where the testbed names one.
+    testbed isolates, ``command`` the user's. ``regions`` maps nodes to the place that shares fast links, where the
+    testbed names one. ``paces`` maps nodes to the processor that their share is of; others find it anew.
     """
 
     model: str
@@ -25,7 +31,28 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     limited_nics: tuple[str, ...]
     command: str = ""
     regions: dict[str, str] = {}
+    paces: dict[str, ProcessorSpeed] = {}
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 100.0
     link_seconds: float = 1.0
+
+
+def paces_of(path: Path, nodes: Sequence[str]) -> dict[str, ProcessorSpeed]:
+    """Node -> the processor that its share was of in that profile.
+
+    Raises:
+        InputError: no profile, or it does not say so for one of the nodes.
+    """
+    profiled = {node.name: node.cost for node in load_record(path, ClusterProfile).nodes}
+    paces = {}
+    for name in nodes:
+        cost = profiled.get(name)
+        if cost is None or cost.processor_speed is None:
+            held = ", ".join(other for other, cost in profiled.items() if cost is not None and cost.processor_speed)
+            raise InputError(
+                f"{path}: nodes.{name}.cost.processor_speed is missing, so the pace of node {name} is not known (known "
+                f"are {held or 'none'}); name a profile of this testbed, or leave out --pace-of"
+            )
+        paces[name] = cost.processor_speed
+    return paces

@@ -28,7 +28,6 @@ from .dtypes import torch_dtype
 from .heap import keep_heap
 from .keys import make_key_file
 from .messages import Profile
-from .pacing import Pacer
 from .versions import library_versions
 
 
@@ -98,7 +97,10 @@ def profile_node(
     with agent_here(config) as (agent, command, files):
         made_of = _made_of(agent, command)
         pacer = agent.pacer
-        taken = _taken(partial, made_of, pacer) if resume else ()
+        taken: tuple[Block, ...] = ()
+        if resume:
+            kept = _kept(partial, made_of, is_paced=pacer is not None)
+            taken, command = kept.blocks, msgspec.structs.replace(command, processor_speed=kept.nominal_speed)
 
         def keep(blocks: tuple[Block, ...]) -> None:
             nominal = None if pacer is None else pacer.nominal
@@ -201,8 +203,12 @@ def _made_of(agent: Agent, command: Profile) -> dict[str, str]:
     return options | identity_of(agent.device, versions) | versions
 
 
-def _taken(partial: Path, made_of: dict[str, str], pacer: Pacer | None) -> tuple[Block, ...]:
-    """The blocks kept there; from now on the node is held back to the pace at which they were measured."""
+def _kept(partial: Path, made_of: dict[str, str], *, is_paced: bool) -> PartialProfile:
+    """What was kept there, checked to be of the same profile, and to know its pace where the node is held back to one.
+
+    Raises:
+        InputError: it is not.
+    """
     if not partial.exists():
         raise InputError(f"{partial}: nothing to resume; leave out --resume")
     kept = load_record(partial, PartialProfile)
@@ -213,8 +219,6 @@ def _taken(partial: Path, made_of: dict[str, str], pacer: Pacer | None) -> tuple
     ]
     if differing:
         raise InputError(f"{partial}: begun as another profile ({'; '.join(differing)}); leave out --resume")
-    if pacer is not None:
-        if kept.nominal_speed is None:
-            raise InputError(f"{partial}: does not say at which pace it was begun; leave out --resume")
-        pacer.keep_nominal(kept.nominal_speed)
-    return kept.blocks
+    if is_paced and kept.nominal_speed is None:
+        raise InputError(f"{partial}: does not say at which pace it was begun; leave out --resume")
+    return kept

@@ -25,6 +25,7 @@ from profiler.errors import InputError, MeasurementError
 from profiler.fit import fit_cost
 from profiler.memory import LoadedMemory, out_of_memory_is, workspace_bytes
 from profiler.model_files import ModelFiles
+from profiler.processor_speed import ProcessorSpeed
 from profiler.quality import MemoryUse, Quality
 from profiler.refine import points_to_add
 from profiler.sampling import Block, Sampler
@@ -80,10 +81,12 @@ def profile(
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
-        _warm_up(sampler, ready, agent.pacer)
-        stack = time_stack(agent.runtime.stage)
+        deadline = time.monotonic() + command.budget_s
+        _warm_up(sampler, ready, agent.pacer, pace=command.processor_speed)
+        with out_of_memory_is(MeasurementError, "the whole stack of layers, timed"):
+            stack = time_stack(agent.runtime.stage)
         refine = _refinement(sampler, command, device_type=agent.torch_device.type)
-        sampled = sampler.measure(budget_s=command.budget_s, refine=refine)
+        sampled = sampler.measure(budget_s=deadline - time.monotonic(), refine=refine)
     workspace = use.workspace_bytes + use.overhead_bytes
     memory = agent.device.memory_bytes - workspace
     return Profiled(
@@ -104,14 +107,17 @@ def profile(
     )
 
 
-def _warm_up(sampler: Sampler, ready: Prepared, pacer: Pacer | None) -> None:
-    """Let the node come to its pace; what the speed is from then on counts as that of the profile."""
+def _warm_up(sampler: Sampler, ready: Prepared, pacer: Pacer | None, *, pace: ProcessorSpeed | None) -> None:
+    """Let the node come to that pace, or find its own; what the speed is from then on counts as that of the profile."""
     first = next(p for p in ready.points if p.part == "layers")
     sampler.warm_up(first)
     if pacer is not None:
-        with ready.ring.run(first) as iterate:
-            pacer.measure_nominal(iterate)
-            pacer.mean_speed()
+        if pace is not None:
+            pacer.nominal = pace
+        else:
+            with ready.ring.run(first) as iterate:
+                pacer.measure_nominal(iterate)
+        pacer.mean_speed()
 
 
 def _refinement(
@@ -288,6 +294,7 @@ class _Ring:
             begin = time.perf_counter()
             iterate()
             pacer.hold(begin)
+            pacer.wakeups.computing()
 
         pacer.forget()
         return paced

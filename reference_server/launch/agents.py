@@ -13,6 +13,7 @@ import msgspec
 
 from profiler.errors import InputError, MeasurementError
 
+from ..wakeups import REALTIME_VARIABLE
 from . import enter
 from .netns import namespace_file
 from .run_state import RUN_VARIABLE
@@ -50,11 +51,15 @@ def agent_argv(options: AgentOptions) -> list[str]:
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a process runs: the run that it is of, and its namespace and group where it has them."""
+    """Where a process runs: the run that it is of, and its namespace and group where it has them.
+
+    ``is_realtime``: it may schedule itself in real time.
+    """
 
     run_id: str
     namespace: str | None = None
     cgroup: Path | None = None
+    is_realtime: bool = False
 
     def enter_argv(self, argv: Sequence[str]) -> list[str]:
         """Command line that runs ``argv`` in this place, and ends it with this process."""
@@ -67,7 +72,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     def environment(self) -> dict[str, str]:
         """This process's environment, with one compute thread and the run's mark."""
-        return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", RUN_VARIABLE: self.run_id}
+        realtime = {REALTIME_VARIABLE: "1"} if self.is_realtime else {}
+        return os.environ | realtime | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", RUN_VARIABLE: self.run_id}
 
 
 class LocalAgent:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import msgspec
 
+from .agents import Place
 from .cgroup import limit_cpu, make_group, remove_group
 from .cpu import CpuController
 from .netns import why_no_namespaces
+from .realtime import MOST, grant_realtime, why_no_realtime
 from .spec import MIN_CPU, TestbedSpec
 
 
@@ -17,17 +19,24 @@ class Isolation(msgspec.Struct, frozen=True, kw_only=True):
     """How the CPU and the network of local nodes are limited.
 
     ``controller`` makes their CPU quotas; ``None`` where they idle instead, for the reason in ``no_quota``. Each has a
-    network namespace of its own where ``no_namespaces`` is empty; else that says why not.
+    network namespace of its own where ``no_namespaces`` is empty; else that says why not. A message wakes them at once
+    where ``no_realtime`` is empty.
     """
 
     controller: CpuController | None
     no_quota: str = ""
     no_namespaces: str = ""
+    no_realtime: str = ""
 
     @property
     def has_namespaces(self) -> bool:
         """Whether local nodes are in network namespaces of their own."""
         return not self.no_namespaces
+
+    @property
+    def is_realtime(self) -> bool:
+        """Whether a message wakes local nodes at once."""
+        return self.controller is not None and not self.no_realtime
 
     @property
     def is_full(self) -> bool:
@@ -43,26 +52,38 @@ def find_isolation(controller: CpuController | None, *, trial_group: Path | None
         trial_group: a group that may be made and removed to find out.
         has_remote_nodes: then nodes stay in the machine's own network, where the remote ones reach them.
     """
-    no_quota = _why_no_quota(controller, trial_group)
+    no_quota, no_realtime = _why_no_quota(controller, trial_group)
     return Isolation(
         controller=None if no_quota else controller,
         no_quota=no_quota,
+        no_realtime=no_realtime,
         no_namespaces="for nodes at an address to reach them" if has_remote_nodes else why_no_namespaces(),
     )
 
 
-def _why_no_quota(controller: CpuController | None, group: Path | None) -> str:
+def _why_no_quota(controller: CpuController | None, group: Path | None) -> tuple[str, str]:
+    """Why there is no quota, and why no real time; empty where there is."""
     if os.geteuid() != 0:
-        return "not root"
+        return "not root", "not root"
     if controller is None or group is None:
-        return "no CPU controller is mounted"
+        return "no CPU controller is mounted", "no CPU controller is mounted"
     try:
         make_group(controller, group)
         limit_cpu(controller, group, MIN_CPU)
+        no_realtime = _why_no_realtime(group)
         remove_group(group)
     except OSError as error:
-        return f"no CPU quota can be set below {controller.root}: {error.strerror}"
-    return ""
+        reason = f"no CPU quota can be set below {controller.root}: {error.strerror}"
+        return reason, reason
+    return "", no_realtime
+
+
+def _why_no_realtime(group: Path) -> str:
+    try:
+        grant_realtime(group, MOST)
+    except OSError as error:
+        return f"{group.name}: {error.strerror}"
+    return why_no_realtime(Place(run_id="", cgroup=group))
 
 
 def describe(spec: TestbedSpec, isolation: Isolation) -> str:
@@ -83,7 +104,9 @@ def describe(spec: TestbedSpec, isolation: Isolation) -> str:
 
 def _cpu(isolation: Isolation) -> str:
     if isolation.controller is not None:
-        return f"iterations paced to their share of a core, cgroup v{isolation.controller.version} quota"
+        woken = " at once" if isolation.is_realtime else f" only in turn ({isolation.no_realtime})"
+        version = isolation.controller.version
+        return f"iterations paced to their share of a core, cgroup v{version} quota, messages wake nodes{woken}"
     return f"CPU EMULATED by idling in proportion, the coordinator's not limited ({isolation.no_quota})"
 
 

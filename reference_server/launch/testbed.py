@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from profiler.cluster_profile import COORDINATOR
 from profiler.errors import HelixbenchError, InputError, MeasurementError
 
@@ -20,6 +22,7 @@ from .cpu import find_cpu_controller
 from .interrupts import Interrupts
 from .isolation import Isolation, describe, find_isolation
 from .netns import make_network
+from .realtime import MOST_COORDINATOR, grant_realtime, node_grant
 from .run_state import clean_stale, key_path, new_run_id, owned_run, remove_run, save_run, state_folder
 from .spec import LocalNode, TestbedSpec
 from .wiring import isolated_hosts, members, shared_hosts, stations
@@ -209,7 +212,7 @@ class _Run:
         ready_timeout_s: float,
     ) -> Testbed:
         """Make all of it, in the order in which one thing needs another."""
-        isolation = self._find_isolation(isolate)
+        isolation = self._make_groups(self._find_isolation(isolate))
         key_file = self._spec.key_file
         if key_file is None:
             key_file = key_path(self._folder, self.state.run_id)
@@ -269,9 +272,6 @@ class _Run:
         )
 
     def _make_places(self, isolation: Isolation) -> dict[str, Place]:
-        if isolation.controller is not None:
-            for group in self._groups.values():
-                make_group(isolation.controller, group)
         if isolation.has_namespaces:
             make_network(hub=self._hub, stations=stations(self._spec, self._namespaces))
         return {
@@ -279,9 +279,27 @@ class _Run:
                 run_id=self.state.run_id,
                 namespace=self._namespaces[name] if isolation.has_namespaces else None,
                 cgroup=self._groups[name] if isolation.controller is not None else None,
+                is_realtime=isolation.is_realtime,
             )
             for name in members(self._spec)
         }
+
+    def _make_groups(self, isolation: Isolation) -> Isolation:
+        """All groups, each with its part of real time; where that is not granted to all of them, none has any."""
+        if isolation.controller is None:
+            return isolation
+        for group in self._groups.values():
+            make_group(isolation.controller, group)
+        if not isolation.is_realtime:
+            return isolation
+        share = node_grant(len(self._spec.local_nodes))
+        coordinator = min(MOST_COORDINATOR, self._spec.coordinator_cpu)
+        for name, group in self._groups.items():
+            try:
+                grant_realtime(group, coordinator if name == COORDINATOR else share)
+            except OSError as error:
+                return msgspec.structs.replace(isolation, no_realtime=f"{group.name}: {error.strerror}")
+        return isolation
 
     def _limit_cpu(self, isolation: Isolation, name: str, cpu: float) -> None:
         """Set a quota: once the process is ready, for importing libraries at a fifth of a core takes long."""

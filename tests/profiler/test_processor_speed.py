@@ -25,12 +25,12 @@ def test_what_slows_all_work_down_alike_is_taken_out(factor: float, cpu_s: float
     assert seconds_at(NOMINAL, now=slower(factor, factor), cpu_s=cpu_s, flops=flops) == pytest.approx(cpu_s / factor)
 
 
-def test_arithmetic_goes_with_the_matrix_product_and_the_rest_mostly_with_streaming() -> None:
+def test_arithmetic_goes_with_the_matrix_product_and_the_rest_with_streaming() -> None:
     now = slower(2.0, 1.0)
     all_of_it = 100 * MATMUL_FLOPS
     assert seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=all_of_it) == pytest.approx(1e-3)
     without = seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=0.0)
-    assert 0.5e-3 < without < 0.6e-3
+    assert without == pytest.approx(0.5e-3)
     half = seconds_at(NOMINAL, now=now, cpu_s=2e-3, flops=1e-3 / now.matmul_s * MATMUL_FLOPS)
     assert half == pytest.approx(1e-3 + without)
 

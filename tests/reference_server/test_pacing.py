@@ -48,14 +48,6 @@ def test_an_iteration_takes_its_cpu_time_over_the_share(kernel: FakeKernel, shar
     assert held_s(Pacer(share), 0.03) == pytest.approx(1.25 / share, rel=0.1)
 
 
-def test_a_pace_that_is_kept_is_not_measured_anew(kernel: FakeKernel) -> None:
-    assert kernel.now
-    pacer, earlier = Pacer(0.5), ProcessorSpeed(streaming_s=7e-4, matmul_s=8e-4)
-    pacer.keep_nominal(earlier)
-    pacer.measure_nominal(lambda: pytest.fail("measured"))
-    assert pacer.nominal == earlier
-
-
 @pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(kernel: FakeKernel, slower: float) -> None:
     pacer = Pacer(0.2)

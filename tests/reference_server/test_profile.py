@@ -16,15 +16,16 @@ from profiler.compute import GridPoint, grid, peak_points
 from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError, MeasurementError
 from profiler.model_files import ModelFiles
+from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record
 from profiler.stage import Stage, StageItem, StageOutput
-from reference_server import coordinator_cost, self_profile
+from reference_server import coordinator_cost, pacing, self_profile
 from reference_server.agent import Agent, AgentConfig
 from reference_server.coordinator_cost import measure_coordinator
 from reference_server.keys import ClusterKey, load_key_file, make_key_file
 from reference_server.messages import Profile
 from reference_server.profile_cluster import profile_cluster
-from reference_server.profile_config import ProfileConfig
+from reference_server.profile_config import ProfileConfig, paces_of
 from reference_server.progress import Reporter
 
 from ..conftest import ModelDir
@@ -138,12 +139,12 @@ def test_the_cache_is_empty_between_batches(agent: Agent, model_dir: ModelDir, m
 def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_the_agent(
     agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, ran = Stage.forward, 0
+    real, ran, failing = Stage.forward, 0, 2
 
     def forward(stage: Stage, items: Sequence[StageItem]) -> StageOutput:
         nonlocal ran
         ran += 1
-        if ran == 12:
+        if ran == failing:
             raise torch.OutOfMemoryError("2 GiB wanted")
         return real(stage, items)
 
@@ -152,7 +153,7 @@ def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_t
 
     with pytest.raises(MeasurementError, match=r"an iteration of \d+ tokens: no memory .* less --memory"):
         self_profile.profile(agent, command)
-    assert ran == 12
+    assert ran == failing
     assert agent._runtime is None
     assert self_profile.profile(agent, command).samples
 
@@ -245,6 +246,42 @@ def test_a_cluster_is_measured_whole(
     )
     assert all([time.message_bytes for time in link.message_times][:1] == [1 << 10] for link in made.links)
     assert made.coordinator.message_s is not None
+
+
+def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
+    key_file: Path,
+    key: ClusterKey,
+    model_dir: ModelDir,
+    tmp_path: Path,
+    no_iperf3: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "_NOMINAL_S", 0.0)
+    monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
+    output = tmp_path / "cluster.json"
+    kept = ProcessorSpeed(streaming_s=1e-9, matmul_s=2e-9)  # of a processor that nobody waits for
+    with agents_in_threads(("kept", "free"), key_file, cpu_share=1.0) as addresses, Reporter() as reporter:
+        config = ProfileConfig(
+            model=str(model_dir("test-llama")),
+            dtype="float32",
+            addresses=addresses,
+            key_file=key_file,
+            output=output,
+            testbed="two threads",
+            limited_nics=(),
+            paces={"kept": kept},
+            max_batch_tokens=MAX_BATCH_TOKENS,
+            max_context_tokens=MAX_CONTEXT_TOKENS,
+            budget_s=0.0,
+            link_seconds=0.01,
+        )
+        profile_cluster(config, key, reporter)
+
+    paces = paces_of(output, ["kept", "free"])
+    assert paces["kept"] == kept
+    assert paces["free"].streaming_s > 1e-7
+    with pytest.raises(InputError, match=r"nodes\.other\.cost\.processor_speed is missing.*known are kept, free"):
+        paces_of(output, ["kept", "other"])
 
 
 ENDS = (lambda link: link.src, lambda link: link.dst)

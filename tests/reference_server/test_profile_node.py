@@ -149,7 +149,7 @@ def test_blocks_of_another_device_of_the_same_name_are_refused(
     partial = tmp_path / "node.json.partial"
     save_record(partial, PartialProfile(made_of=made_of[0], blocks=()))
     with pytest.raises(InputError, match=differing):
-        module._taken(partial, made_of[1], None)
+        module._kept(partial, made_of[1], is_paced=False)
 
 
 def test_another_share_or_a_pace_that_was_not_kept_is_refused(config: NodeProfileConfig, tmp_path: Path) -> None:
@@ -157,13 +157,12 @@ def test_another_share_or_a_pace_that_was_not_kept_is_refused(config: NodeProfil
     for share in (0.5, 0.9):
         with module.agent_here(msgspec.structs.replace(config, cpu_share=share)) as (agent, command, _):
             made_of.append(module._made_of(agent, command))
-            pacer = agent.pacer
     partial = tmp_path / "node.json.partial"
     save_record(partial, PartialProfile(made_of=made_of[0], blocks=()))
     with pytest.raises(InputError, match=r"cpu_share: 0\.5 then, 0\.9 now"):
-        module._taken(partial, made_of[1], pacer)
+        module._kept(partial, made_of[1], is_paced=True)
     with pytest.raises(InputError, match="at which pace"):
-        module._taken(partial, made_of[0], pacer)
+        module._kept(partial, made_of[0], is_paced=True)
 
 
 def test_another_runs_blocks_are_refused(config: NodeProfileConfig, tmp_path: Path, model_dir: ModelDir) -> None:

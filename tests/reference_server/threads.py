@@ -17,9 +17,11 @@ END_MS = 30_000
 
 
 @contextmanager
-def agent_in_thread(key_file: Path, *, memory_bytes: float = MEMORY_BYTES) -> Iterator[Agent]:
+def agent_in_thread(
+    key_file: Path, *, memory_bytes: float = MEMORY_BYTES, cpu_share: float | None = None
+) -> Iterator[Agent]:
     """An agent that serves until the block ends."""
-    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes))
+    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes, cpu_share=cpu_share))
     thread = threading.Thread(target=agent.serve)
     thread.start()
     transport = Transport(load_key_file(key_file))
@@ -36,7 +38,9 @@ def agent_in_thread(key_file: Path, *, memory_bytes: float = MEMORY_BYTES) -> It
 
 
 @contextmanager
-def agents_in_threads(nodes: Sequence[str], key_file: Path) -> Iterator[dict[str, str]]:
+def agents_in_threads(
+    nodes: Sequence[str], key_file: Path, *, cpu_share: float | None = None
+) -> Iterator[dict[str, str]]:
     """Node -> address."""
     with ExitStack() as stack:
-        yield {node: stack.enter_context(agent_in_thread(key_file)).address for node in nodes}
+        yield {node: stack.enter_context(agent_in_thread(key_file, cpu_share=cpu_share)).address for node in nodes}

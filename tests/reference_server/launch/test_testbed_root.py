@@ -99,6 +99,26 @@ def test_quota_holds(tmp_path: Path) -> None:
     assert used == pytest.approx(0.3, rel=CPU_TOLERANCE)
 
 
+REALTIME = """
+import os, sys
+if "HELIXBENCH_REALTIME" in os.environ:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    print(os.sched_getscheduler(0) == os.SCHED_FIFO)
+"""
+
+
+def test_who_may_schedule_in_real_time_can_and_the_description_says_who_may(tmp_path: Path) -> None:
+    """A second testbed beside it may find nothing left to be granted, and says so then."""
+    with start(small_spec(), tmp_path / "first") as bed:
+        said = output_of(bed, [sys.executable, "-S", "-c", REALTIME], tmp_path / "out").strip()
+        with start(small_spec(), tmp_path / "second") as second:
+            then = output_of(second, [sys.executable, "-S", "-c", REALTIME], tmp_path / "out2").strip()
+
+    for answer, description in ((said, bed.description), (then, second.description)):
+        assert ("messages wake nodes at once" in description) == (answer == "True")
+        assert ("messages wake nodes only in turn (" in description) == (answer == "")
+
+
 def test_all_is_gone_after_an_exception(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="mine"), start(small_spec(), tmp_path, mode="child") as bed:  # noqa: PT012
         run_id = run_id_of(bed)

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from profiler.errors import InputError
-from reference_server.launch import isolation, netns, spec, wiring
+from reference_server.launch import isolation, netns, realtime, spec, wiring
+from reference_server.launch.cpu import CpuController
 
 from .beds import MBIT, small_spec
 
@@ -53,6 +58,26 @@ def test_description_says_what_is_not_real() -> None:
     assert "CPU EMULATED by idling" in said
     assert "links NOT SHAPED (not root)" in said
     assert "1 node at an address" in said
+
+
+@pytest.mark.parametrize(
+    ("no_realtime", "said"),
+    [("", "messages wake nodes at once"), ("Invalid argument", "messages wake nodes only in turn (Invalid argument)")],
+)
+def test_description_says_whether_messages_wake_nodes_at_once(no_realtime: str, said: str) -> None:
+    bed = spec.TestbedSpec(
+        local_nodes=(spec.LocalNode(name="n", cpu=0.3, memory_bytes=1e6),), node_names=("n",), coordinator_cpu=0.3
+    )
+    group = Path("/sys/fs/cgroup")
+    paced = isolation.Isolation(controller=CpuController(1, group, group), no_realtime=no_realtime)
+    assert said in isolation.describe(bed, paced)
+
+
+@given(num_nodes=st.integers(1, 1000))
+def test_nobody_is_granted_what_another_was(num_nodes: int) -> None:
+    granted = realtime.MOST_COORDINATOR + num_nodes * realtime.node_grant(num_nodes)
+    assert realtime.node_grant(num_nodes) > 0
+    assert granted <= realtime.TOTAL + 1e-9
 
 
 def test_nodes_stay_in_the_machines_network_where_remote_ones_need_them() -> None:
