@@ -121,7 +121,7 @@ class Testbed:
             with self._interrupts.passed_to(driver.pid):
                 if says_when_ready and os.read(ready, 1):
                     self._limit_coordinator()
-                code = driver.wait()
+                code = _wait(driver)
         finally:
             for descriptor in (ready, said):
                 if descriptor >= 0:
@@ -312,6 +312,13 @@ class _Run:
             raise MeasurementError(
                 f"node {name}: its quota of {cpu:g} cores cannot be set in {group}: {error.strerror}"
             ) from error
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; a signal that strikes just before a wait without a limit would be handled when that ends."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=1.0)
 
 
 def _agent_options(node: LocalNode, *, host: str, key_file: Path) -> AgentOptions:
