@@ -250,13 +250,16 @@ class Sampler:
         )
 
 
-def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], second: tuple[float, float]) -> float:
+def least_seconds(
+    points: Sequence[GridPoint], *, first: tuple[float, float], second: tuple[float, float], between_s: float = 0.0
+) -> float:
     """About how long the first ``MIN_ROUNDS`` rounds take, from two iterations that were timed.
 
     Args:
         points: the grid.
         first: tokens and seconds of an iteration of a small batch on all layers; a line is drawn through both.
         second: those of a large batch.
+        between_s: what is done before each iteration takes so long.
     """
     slope = (second[1] - first[1]) / max(1.0, second[0] - first[0])
     most = max(point.num_layers for point in points)
@@ -265,7 +268,8 @@ def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], se
         share = max(point.num_layers, 1) / most
         iteration_s = max(1e-6, share * (first[1] + slope * (point.num_tokens - first[0])))
         iterations = max(MIN_BLOCK_ITERATIONS, int(MIN_BLOCK_S / iteration_s) + 1)
-        total += MIN_ROUNDS * iteration_s * (1 + iterations)  # one warms up
+        # one more warms up
+        total += MIN_ROUNDS * (iteration_s * (1 + iterations) + iterations * (point.idle_s + between_s))
     return total
 
 

@@ -76,8 +76,8 @@ def profile_node_command(
             return
         print(
             f"{times.num_points} points ({times.num_held_out} kept out of the fit), {times.num_layers} layers held, "
-            f"{times.num_rounds} rounds in about {times.least_s:.0f} s; then noisy points again until "
-            f"{times.budget_s:.0f} s are used"
+            f"{times.num_rounds} rounds in about {times.least_s:.0f} s after {times.prepare_s:.0f} s of preparing; then "
+            f"noisy points again until {times.budget_s:.0f} s are used"
         )
         return
     partial = output.with_name(output.name + ".partial")

@@ -24,7 +24,9 @@ from .wakeups import Wakeups
 
 _EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
 _KEPT = 5  # runs that the present speed is the median of: a tenth of a second later it is another
-_NOMINAL_S, _NOMINAL_RUNS = 8.0, 50  # the first seconds are not enough: other nodes of the machine are still loading
+NOMINAL_S = 8.0
+"""So long the speed that a share is of is looked for: in the first seconds other nodes are still loading."""
+_NOMINAL_RUNS = 50
 _HEADROOM = 1.25
 """The processor that shares are of is so many times as slow as this one: a machine that others make slower by so much
 can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one another."""
@@ -61,7 +63,7 @@ class Pacer:
         """Let the share be of this processor as it is in the next seconds, between iterations: by the median run."""
         runs: list[ProcessorSpeed] = []
         self._nominal_runs = runs
-        until = time.perf_counter() + _NOMINAL_S
+        until = time.perf_counter() + NOMINAL_S
         while time.perf_counter() < until or len(runs) < _NOMINAL_RUNS:
             iterate()
         self._nominal_runs = None

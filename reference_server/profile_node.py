@@ -28,6 +28,7 @@ from .dtypes import torch_dtype
 from .heap import keep_heap
 from .keys import make_key_file
 from .messages import Profile
+from .pacing import NOMINAL_S
 from .versions import library_versions
 
 
@@ -65,12 +66,16 @@ class PartialProfile(
 
 
 class NodeTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """What measuring would take. ``least_s`` is for the first rounds; noisy points use up the budget."""
+    """What measuring would take. ``least_s`` is for the first rounds; noisy points use up the budget.
+
+    ``prepare_s`` goes before them: loading, and finding the pace of a node that is held back.
+    """
 
     num_points: int
     num_held_out: int
     num_rounds: int
     num_layers: int
+    prepare_s: float
     least_s: float
     budget_s: float
 
@@ -137,7 +142,10 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
     Raises:
         InputError: the model cannot be profiled here.
     """
+    began = time.perf_counter()
     with agent_here(config) as (agent, command, _), self_profile.prepared(agent, command) as ready:
+        prepare_s = time.perf_counter() - began + (0.0 if agent.pacer is None else NOMINAL_S)
+        flood = self_profile.flood_between(agent.pacer, layer_bytes=ready.memory.weight_bytes / ready.num_layers)
         layers = [p for p in ready.points if p.part == "layers" and p.num_layers == ready.num_layers]
         small, large = (pick(layers, key=lambda p: (p.num_tokens, p.kv_tokens)) for pick in (min, max))
         timed = []
@@ -147,12 +155,17 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
                 begin = time.perf_counter()
                 iterate()
                 timed.append((float(point.num_tokens), time.perf_counter() - begin))
+        flood(large)
+        begin = time.perf_counter()
+        flood(large)
+        between_s = time.perf_counter() - begin
         return NodeTimes(
             num_points=len(ready.points),
             num_held_out=sum(point.held_out for point in ready.points),
             num_rounds=MIN_ROUNDS,
             num_layers=ready.num_layers,
-            least_s=least_seconds(ready.points, first=timed[0], second=timed[1]),
+            prepare_s=prepare_s,
+            least_s=least_seconds(ready.points, first=timed[0], second=timed[1], between_s=between_s),
             budget_s=config.budget_s,
         )
 

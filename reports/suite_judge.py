@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from reference_server.run_log import RunLog
+
 from .causes import relative
 from .gate import COULD_NOT_MEASURE, FAIL, PASS
 from .intervals import mean_interval
@@ -28,6 +30,7 @@ def judge_case(
     repeats: int,
     tolerance: Tolerance,
     failures: Sequence[str] = (),
+    simulated: RunLog | None = None,
 ) -> CaseResult:
     """Hold the repeats of one case against its plan.
 
@@ -40,6 +43,7 @@ def judge_case(
         repeats: how many were asked for.
         tolerance: what counts as ok.
         failures: why steps of this case failed.
+        simulated: its plan on a virtual clock, which predicts the percentiles that the plan does not.
     """
     measured = [verdict for verdict in verdicts if verdict.ratio_to_expected is not None and not verdict.reasons]
     reasons = (*failures, *(reason for verdict in verdicts for reason in verdict.reasons))
@@ -82,7 +86,9 @@ def judge_case(
         ttft_ratio=_median(ttfts),
         nodes=tuple(_node_bias(nodes) for nodes in _by_key(measured, lambda v: v.nodes, lambda node: node.name)),
         links=tuple(_link_bias(links) for links in _by_key(measured, lambda v: v.links, lambda k: (k.src, k.dst))),
-        latencies=tuple(_latency_bias(found) for found in _by_key(measured, lambda v: v.latencies, lambda k: k.kind)),
+        latencies=tuple(
+            _latency_bias(found, simulated) for found in _by_key(measured, lambda v: v.latencies, lambda k: k.kind)
+        ),
     )
 
 
@@ -189,15 +195,24 @@ def _link_bias(links: Sequence[LinkResidual]) -> LinkBias:
     )
 
 
-def _latency_bias(latencies: Sequence[Latency]) -> LatencyBias:
-    p50_s, predicted_s = statistics.median(one.p50_s for one in latencies), latencies[0].predicted_mean_s
+def _latency_bias(latencies: Sequence[Latency], simulated: RunLog | None) -> LatencyBias:
+    kind, predicted_p50_s = latencies[0].kind, latencies[0].predicted_mean_s
+    p50_s = statistics.median(one.p50_s for one in latencies)
+    p90_s = statistics.median(one.p90_s for one in latencies)
+    p99_s = statistics.median(one.p99_s for one in latencies)
+    percentiles = None if simulated is None else simulated.latency_percentiles(kind, (90.0, 99.0))
+    predicted_p90_s, predicted_p99_s = percentiles or (None, None)
     return LatencyBias(
-        kind=latencies[0].kind,
-        predicted_s=predicted_s,
+        kind=kind,
         p50_s=p50_s,
-        p90_s=statistics.median(one.p90_s for one in latencies),
-        p99_s=statistics.median(one.p99_s for one in latencies),
-        p50_bias=relative(p50_s, predicted_s),
+        p90_s=p90_s,
+        p99_s=p99_s,
+        predicted_p50_s=predicted_p50_s,
+        predicted_p90_s=predicted_p90_s,
+        predicted_p99_s=predicted_p99_s,
+        p50_bias=relative(p50_s, predicted_p50_s),
+        p90_bias=relative(p90_s, predicted_p90_s),
+        p99_bias=relative(p99_s, predicted_p99_s),
     )
 
 

@@ -56,14 +56,21 @@ class LinkBias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class LatencyBias(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One latency, medians over the repeats. The plan predicts the median request, so only p50 has a bias."""
+    """One latency, medians over the repeats. A bias is measured / predicted - 1; ``None`` where nothing predicts it.
+
+    The plan predicts the median request; the 90th and 99th percentile are those of its simulation.
+    """
 
     kind: Literal["ttft", "tpot"]
-    predicted_s: float | None
     p50_s: float
     p90_s: float
     p99_s: float
-    p50_bias: float | None
+    predicted_p50_s: float | None = None
+    predicted_p90_s: float | None = None
+    predicted_p99_s: float | None = None
+    p50_bias: float | None = None
+    p90_bias: float | None = None
+    p99_bias: float | None = None
 
 
 class CaseResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -11,6 +11,7 @@ from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
 from profiler.records import load_record, provenance_now, save_bytes, save_record
 from reference_server.launch.spec import require_cpus
+from reference_server.run_log import RunLog
 from solver.plan import Plan
 
 from . import loading
@@ -65,6 +66,7 @@ class _SuiteRun:
         model = options.model or suite.model.path or str(self._layout.model)
         self._steps = Steps(suite=suite, layout=self._layout, model=model, allow_stale=options.allow_stale)
         self._plans: dict[str, Plan] = {}  # case -> its plan
+        self._simulated: dict[str, RunLog] = {}  # case -> its plan on a virtual clock
         self._verdicts: dict[str, list[Verdict]] = {case.name: [] for case in suite.cases}
         self._failures: dict[str, list[str]] = {case.name: [] for case in suite.cases}
         self._begun: set[tuple[str, int]] = set()  # case, repeat
@@ -77,6 +79,7 @@ class _SuiteRun:
                 "model": int(self._steps.make_model() is not None),
                 "profile": len(suite.testbeds),
                 "solve": cases,
+                "simulate": cases,
                 "bench": cases * options.repeats,
             }
         )
@@ -113,6 +116,11 @@ class _SuiteRun:
                 self._plan(case, clusters[case.testbed.name])
             else:
                 self._progress.skip("solve")
+        for case in self._suite.cases:
+            if case.name in self._plans:
+                self._simulate(case, self._plans[case.name])
+            else:
+                self._progress.skip("simulate")
 
     def _make_model(self) -> str:
         step = self._steps.make_model()
@@ -151,6 +159,19 @@ class _SuiteRun:
         else:
             self._progress.skip("solve", step.title)
         self._plans[case.name] = plan
+
+    def _simulate(self, case: SuiteCase, plan: Plan) -> None:
+        step = self._steps.simulate(case, plan)
+        kept = self._steps.kept_simulation(case, plan) if self._options.resume else None
+        if kept is None:
+            self._layout.simulated(case).unlink(missing_ok=True)
+            if problem := self._do(step):
+                self._failures[case.name].append(problem)
+                return
+            kept = loading.load_run(self._layout.simulated(case))
+        else:
+            self._progress.skip("simulate", step.title)
+        self._simulated[case.name] = kept
 
     def _repeat(self, case: SuiteCase, repeat: int) -> None:
         plan = self._plans.get(case.name)
@@ -246,4 +267,5 @@ class _SuiteRun:
             repeats=self._options.repeats,
             tolerance=self._options.tolerance,
             failures=self._failures[case.name],
+            simulated=self._simulated.get(case.name),
         )

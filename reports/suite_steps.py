@@ -22,6 +22,7 @@ from .suite import KV_FULL, Suite, SuiteCase, SuiteTestbed
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 ALLOW_STALE = "--allow-stale"
+_SIMULATED_WINDOWS = 5  # so many times a run's requests are simulated, for the sake of high percentiles
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -54,6 +55,10 @@ class Layout(msgspec.Struct, frozen=True):
     def plan(self, case: SuiteCase) -> Path:
         """Its plan."""
         return self.case(case) / "plan.json"
+
+    def simulated(self, case: SuiteCase) -> Path:
+        """The run log of its plan on a virtual clock."""
+        return self.case(case) / "simulated.json"
 
     def lengths(self, case: SuiteCase) -> Path:
         """Its lengths, where they are not all alike."""
@@ -112,18 +117,28 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
             makes=str(plan),
         )
 
+    def simulate(self, case: SuiteCase, plan: Plan) -> Step:
+        """The step that predicts a plan's latencies beyond their mean."""
+        simulated = self.layout.simulated(case)
+        load = ("--concurrency", str(_in_flight(case, plan)), *_window(case, times=_SIMULATED_WINDOWS))
+        return Step(
+            title=f"{case.name}: simulate",
+            arguments=(
+                *("simulate", _shown(self.layout.plan(case)), "--cluster", _shown(self.layout.cluster(case.testbed))),
+                *(*self._lengths(case), *load, "-o", _shown(simulated)),
+            ),
+            makes=str(simulated),
+        )
+
     def bench(self, case: SuiteCase, plan: Plan, repeat: int) -> Step:
         """The step that serves a plan once; prompts and their order differ from repeat to repeat."""
         run = self.layout.run(case, repeat)
-        in_flight = plan.predicted.expected[-1].concurrency if case.concurrency == KV_FULL else case.concurrency
-        window = (
-            ("--duration-s", f"{case.duration_s:g}") if case.requests is None else ("--requests", str(case.requests))
-        )
+        in_flight = ("--concurrency", str(_in_flight(case, plan)))
         return Step(
             title=f"{case.name}: serve and load",
             arguments=(
-                *("bench", _shown(self.layout.plan(case)), *self._place(case.testbed), "--concurrency", str(in_flight)),
-                *(*window, "--seed", str(repeat), "-o", _shown(run), *((ALLOW_STALE,) if self.allow_stale else ())),
+                *("bench", _shown(self.layout.plan(case)), *self._place(case.testbed), *in_flight, *_window(case)),
+                *("--seed", str(repeat), "-o", _shown(run), *((ALLOW_STALE,) if self.allow_stale else ())),
             ),
             makes=str(run),
         )
@@ -161,12 +176,29 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return plan if plan.assumptions.workload.lengths == case.workload.lengths else None
 
+    def kept_simulation(self, case: SuiteCase, plan: Plan) -> RunLog | None:
+        """The simulated run that lies there, where it is of this plan and these options."""
+        run = _load(self.layout.simulated(case), RunLog)
+        if run is None or digest(run.plan) != digest(plan):
+            return None
+        return run if _is_made_by(run.provenance.command, self.simulate(case, plan)) else None
+
     def kept_run(self, case: SuiteCase, plan: Plan, repeat: int) -> RunLog | None:
         """The run that lies there, where it is a whole one of this plan and these options, and not stale."""
         run = _load(self.layout.run(case, repeat), RunLog)
         if run is None or run.cut_short or digest(run.plan) != digest(plan) or (run.stale and not self.allow_stale):
             return None
         return run if _is_made_by(run.provenance.command, self.bench(case, plan, repeat)) else None
+
+
+def _in_flight(case: SuiteCase, plan: Plan) -> int:
+    return plan.predicted.expected[-1].concurrency if isinstance(case.concurrency, str) else case.concurrency
+
+
+def _window(case: SuiteCase, *, times: int = 1) -> tuple[str, str]:
+    if case.requests is None:
+        return "--duration-s", f"{(case.duration_s or 0.0) * times:g}"
+    return "--requests", str(case.requests * times)
 
 
 def lengths_csv(workload: Workload) -> bytes:

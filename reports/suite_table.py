@@ -10,7 +10,7 @@ from rich.text import Text
 
 from . import markdown
 from . import terminal_parts as parts
-from .figures import bit_rate, link_name, number, percent, points, ratio, seconds, signed_percent
+from .figures import bit_rate, link_name, number, percent, points, ratio, signed_percent
 from .suite_result import CaseOutcome, CaseResult, LatencyBias, LinkBias, NodeBias, SuiteResult
 from .verdict import Interval
 
@@ -25,7 +25,7 @@ _MAX_CAUSES = 3  # of a case; the largest stand first
 _CASES = ("case", ">bound", ">expected", ">measured", ">ratio", ">TPOT", ">TTFT", "=verdict")
 _NODES = ("", ">layers", ">busy %", ">off", ">batch", ">off", ">iteration ms", ">off")
 _LINKS = ("", ">planned", ">measured", ">off", ">payload")
-_LATENCIES = ("", ">predicted", ">p50", ">off", ">p90", ">p99")
+_LATENCIES = ("", ">p50 s", ">off", ">p90 s", ">off", ">p99 s", ">off")
 Rows: TypeAlias = dict[str, list[tuple[str, ...]]]
 
 
@@ -41,7 +41,12 @@ def suite_table(result: SuiteResult) -> RenderableType:
         parts.facts("WHY", _why(result)),
         _block("NODES", "predicted / measured; off: measured / predicted - 1", _NODES, _node_rows(result)),
         _block("LINKS", "share of the tokens, where it is not as planned", _LINKS, _link_rows(result)),
-        _block("LATENCY", "of requests; the plan predicts the median", _LATENCIES, _latency_rows(result)),
+        _block(
+            "LATENCY",
+            "predicted / measured; p50 by the plan, the others by simulation",
+            _LATENCIES,
+            _latency_rows(result),
+        ),
         parts.facts("TESTBEDS", [f"{name}: {how}" for name, how in result.testbeds.items() if how]),
     )
 
@@ -52,7 +57,7 @@ def suite_markdown(result: SuiteResult) -> str:
     sections = (
         ("Nodes, predicted / measured", _NODES, _node_rows(result)),
         ("Links, share of the tokens, where it is not as planned", _LINKS, _link_rows(result)),
-        ("Latency", _LATENCIES, _latency_rows(result)),
+        ("Latency, predicted / measured; p50 by the plan, the others by simulation", _LATENCIES, _latency_rows(result)),
     )
     return markdown.fit(
         [
@@ -153,11 +158,12 @@ def _latency_rows(result: SuiteResult) -> Rows:
 def _latency_row(latency: LatencyBias) -> tuple[str, ...]:
     return (
         latency.kind.upper(),
-        seconds(latency.predicted_s),
-        seconds(latency.p50_s),
+        f"{_times(latency.predicted_p50_s, 1)}/{_times(latency.p50_s, 1)}",
         signed_percent(latency.p50_bias),
-        seconds(latency.p90_s),
-        seconds(latency.p99_s),
+        f"{_times(latency.predicted_p90_s, 1)}/{_times(latency.p90_s, 1)}",
+        signed_percent(latency.p90_bias),
+        f"{_times(latency.predicted_p99_s, 1)}/{_times(latency.p99_s, 1)}",
+        signed_percent(latency.p99_bias),
     )
 
 

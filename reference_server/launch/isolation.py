@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 
 from .agents import Place
-from .cgroup import limit_cpu, make_group, remove_group
+from .cgroup import grant_realtime, limit_cpu, make_group, remove_group
 from .cpu import CpuController
 from .netns import why_no_namespaces
-from .realtime import MOST, grant_realtime, why_no_realtime
+from .realtime import MOST, why_no_realtime
 from .spec import MIN_CPU, TestbedSpec
 
 

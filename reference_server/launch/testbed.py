@@ -17,12 +17,12 @@ from profiler.cluster_profile import COORDINATOR
 from profiler.errors import HelixbenchError, InputError, MeasurementError
 
 from .agents import READY_TIMEOUT_S, AgentArgv, AgentOptions, LocalAgent, Place, agent_argv
-from .cgroup import group_path, limit_cpu, make_group
+from .cgroup import grant_realtime, group_path, limit_cpu, make_group
 from .cpu import find_cpu_controller
 from .interrupts import Interrupts
 from .isolation import Isolation, describe, find_isolation
 from .netns import make_network
-from .realtime import MOST_COORDINATOR, grant_realtime, node_grant
+from .realtime import MOST_COORDINATOR, node_grant
 from .run_state import clean_stale, key_path, new_run_id, owned_run, remove_run, save_run, state_folder
 from .spec import LocalNode, TestbedSpec
 from .wiring import isolated_hosts, members, shared_hosts, stations

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from profiler import sampling
-from profiler.cluster_profile import COORDINATOR, ClusterProfile
+from profiler.cluster_profile import COORDINATOR, ClusterProfile, ModelFacts
 from profiler.compute import GridPoint, grid, peak_points
 from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError, MeasurementError
@@ -19,7 +19,7 @@ from profiler.model_files import ModelFiles
 from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record
 from profiler.stage import Stage, StageItem, StageOutput
-from reference_server import coordinator_cost, pacing, self_profile
+from reference_server import coordinator_cost, pacing, ring, self_profile
 from reference_server.agent import Agent, AgentConfig
 from reference_server.coordinator_cost import measure_coordinator
 from reference_server.keys import ClusterKey, load_key_file, make_key_file
@@ -123,13 +123,13 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
 
 def test_the_cache_is_empty_between_batches(agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
-    real = self_profile._Ring._open
+    real = ring.Ring._open
 
-    def opened(ring: Any, point: Any) -> list[int]:
+    def opened(own: Any, point: Any) -> list[int]:
         used.append(agent.runtime.stage.kv.used_tokens)
-        return real(ring, point)
+        return real(own, point)
 
-    monkeypatch.setattr(self_profile._Ring, "_open", opened)
+    monkeypatch.setattr(ring.Ring, "_open", opened)
     self_profile.profile(agent, profile_command(model_dir("test-llama")))
 
     assert len(used) > 20
@@ -158,6 +158,23 @@ def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_t
     assert self_profile.profile(agent, command).samples
 
 
+@pytest.mark.parametrize(("device_type", "has_tiles"), [("cpu", False), ("cuda", True)])
+def test_points_are_added_where_the_fit_of_that_kind_of_device_misses(
+    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(self_profile, "fit_cost", lambda _samples, **options: asked.append(options))
+    monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
+    sampler = sampling.Sampler((), lambda _: pytest.fail("run"), seed=0)
+
+    refine = self_profile._refinement(sampler, profile_command(model_dir("test-llama")), device_type=device_type)
+
+    assert refine(()) == ()
+    assert [(one["has_tiles"], one["gather_up_to_tokens"]) for one in asked] == [
+        (has_tiles, GATHER_UP_TO_TOKENS[device_type])
+    ]
+
+
 def test_a_node_too_small_for_a_layer_is_refused(key_file: Path, model_dir: ModelDir) -> None:
     agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=2e5))
     try:
@@ -167,10 +184,35 @@ def test_a_node_too_small_for_a_layer_is_refused(key_file: Path, model_dir: Mode
         agent.close()
 
 
+FACTS = ModelFacts(
+    name="m",
+    num_layers=80,
+    activation_bytes_per_token=1.0,
+    token_bytes=4.0,
+    layer_weight_bytes=1e9,
+    kv_bytes_per_token_per_layer=1e4,
+    embedding_bytes=3e9,
+    head_bytes=2e9,
+)
+
+
+def test_a_gpu_keeps_room_for_embedding_and_head_and_for_the_workspace() -> None:
+    on_cpu, on_gpu = (self_profile.what_fits(FACTS, memory_bytes=40e9, device_type=kind) for kind in ("cpu", "cuda"))
+
+    assert on_cpu.num_layers == 39, "10 MB of KV cache beside each"
+    assert on_gpu.num_layers == 29, "of nine tenths of what two layers, embedding and head leave"
+    for fit, room in ((on_cpu, 40e9), (on_gpu, 0.9 * 33e9)):
+        used = fit.num_layers * (FACTS.layer_weight_bytes + fit.kv_tokens * FACTS.kv_bytes_per_token_per_layer)
+        assert room - fit.num_layers * FACTS.kv_bytes_per_token_per_layer < used <= room
+        assert fit.layer_bytes == 1e9 + 1024 * 1e4
+    with pytest.raises(InputError, match=r"takes 1010 MB; the node has 0 MB for it"):
+        self_profile.what_fits(FACTS, memory_bytes=6e9, device_type="cuda")
+
+
 def test_a_workspace_larger_than_the_memory_leaves_no_layers(
     agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_profile._Ring, "workspace_bytes", lambda _ring, _point: 2e8)
+    monkeypatch.setattr(ring.Ring, "workspace_bytes", lambda _ring, _point: 2e8)
     assert self_profile.profile(agent, profile_command(model_dir("test-llama"))).max_layers == 0
 
 
@@ -256,7 +298,7 @@ def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
     no_iperf3: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pacing, "_NOMINAL_S", 0.0)
+    monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
     monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
     output = tmp_path / "cluster.json"
     kept = ProcessorSpeed(streaming_s=1e-9, matmul_s=2e-9)  # of a processor that nobody waits for
@@ -305,7 +347,7 @@ def test_only_a_node_that_shares_its_machine_is_measured_with_cold_caches(
 
     point = GridPoint(part="layers", num_layers=3, decodes=(8,))
     assert agent.pacer is None
-    self_profile._flood(agent.pacer, layer_bytes=2e6)(point)
+    self_profile.flood_between(agent.pacer, layer_bytes=2e6)(point)
     assert done == []
-    self_profile._flood(SharingPacer(), layer_bytes=2e6)(point)  # type: ignore[arg-type]
+    self_profile.flood_between(SharingPacer(), layer_bytes=2e6)(point)  # type: ignore[arg-type]
     assert done == ["left out", 6e6]

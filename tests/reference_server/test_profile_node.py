@@ -105,7 +105,7 @@ def test_refined_points_discards_and_pace_are_gone_on_with(
         self_profile, "points_to_add", lambda *_, already_added, **__: () if already_added else (added,)
     )
     monkeypatch.setattr(self_profile, "find_disturbance", lambda _: lambda: lambda: next(causes, None))
-    monkeypatch.setattr(pacing, "_NOMINAL_S", 0.0)
+    monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
     monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
     config = msgspec.structs.replace(config, cpu_share=1.0, budget_s=600.0)
     monkeypatch.setattr(sampling, "SPREAD_TARGET", 1e9)  # no further rounds of what is noisy
@@ -182,6 +182,7 @@ def test_a_plan_says_how_much_and_how_long(config: NodeProfileConfig) -> None:
     assert 0 < times.num_held_out < times.num_points
     assert (times.num_rounds, times.num_layers) == (MIN_ROUNDS, 4)
     assert 0 < times.least_s < 600
+    assert 0 < times.prepare_s < 600
 
 
 def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +192,15 @@ def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPa
     points = [GridPoint(part="layers", num_layers=4, decodes=(1,) * size) for size in (1, 11)]
     # 1 s and 3 s an iteration: one to warm up and two timed, three rounds
     assert least_seconds(points, first=(1.0, 1.0), second=(11.0, 3.0)) == pytest.approx(3 * (3 * 1 + 3 * 3))
+
+
+def test_time_of_the_rounds_holds_what_is_done_between_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.12)
+    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
+    monkeypatch.setattr(sampling, "MIN_ROUNDS", 3)
+    point = GridPoint(part="layers", num_layers=4, decodes=(1,), idle_s=0.5)
+    took_s = least_seconds([point], first=(1.0, 1.0), second=(11.0, 3.0), between_s=0.25)
+    assert took_s == pytest.approx(3 * (3 * 1 + 2 * 0.75)), "not before the one that warms up"
 
 
 def test_the_command_writes_a_profile_and_prints_it(config: NodeProfileConfig, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def make_record(arguments: list[str], *, speed: float, seed: int, stale: tuple[s
         made = replace(example_plan(), cluster_digest=digest(load_record(Path(arguments[1]), ClusterProfile)))
     else:
         plan = load_record(Path(arguments[1]), Plan)
+        seed += 1000 * (arguments[0] == "simulate")
         made = replace(
             example_run(speed=speed, seed=seed),
             plan=plan,

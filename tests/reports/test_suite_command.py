@@ -27,6 +27,7 @@ from .suite_examples import TESTBED, StandIn, write_suite
 ROOT = Path(__file__).parents[2]
 PREPARED = ["model results/model", "profile two/cluster.json", "profile inline/cluster.json"]
 SOLVED = ["solve two-chat/plan.json", "solve full/plan.json"]
+SIMULATED = ["simulate two-chat/simulated.json", "simulate full/simulated.json"]
 
 
 def run(
@@ -48,7 +49,7 @@ def test_each_testbed_is_profiled_once_and_the_repeats_of_all_cases_come_in_turn
     result = run(tmp_path, stand_in)
 
     rounds = [f"bench {case}/run-{repeat}.json" for repeat in (1, 2) for case in ("two-chat", "full")]
-    assert stand_in.commands == [*PREPARED, *SOLVED, *rounds]
+    assert stand_in.commands == [*PREPARED, *SOLVED, *SIMULATED, *rounds]
     assert [(case.name, case.num_repeats) for case in result.cases] == [("two-chat", 2), ("full", 2)]
     assert load_record(tmp_path / "results" / "suite.json", SuiteResult) == result
 
@@ -70,6 +71,10 @@ def test_the_steps_are_the_commands_that_a_user_would_type(tmp_path: Path) -> No
         f"--time-limit-s 20 -o {out}/cases/two-chat/plan.json"
     )
     assert commands[5] == (
+        f"simulate {out}/cases/two-chat/plan.json --cluster {out}/testbeds/two/cluster.json --prompt-tokens 64 "
+        f"--output-tokens 32 --concurrency 16 --requests 240 -o {out}/cases/two-chat/simulated.json"
+    )
+    assert commands[7] == (
         f"bench {out}/cases/two-chat/plan.json {place} --concurrency 16 --requests 48 --seed 1 "
         f"-o {out}/cases/two-chat/run-1.json"
     )
@@ -114,8 +119,8 @@ def test_with_kv_caches_full_the_plan_says_how_many_requests_that_is(tmp_path: P
     result = run(tmp_path, stand_in, repeats=1)
 
     assert "--concurrency" not in stand_in.calls[4]
-    bench = stand_in.calls[6]
-    assert bench[bench.index("--concurrency") + 1] == "16"  # the last of what the plan expects
+    for call in (stand_in.calls[6], stand_in.calls[8]):
+        assert call[call.index("--concurrency") + 1] == "16", "the last of what the plan expects"
     assert result.cases[1].concurrency == 16
 
 
@@ -138,6 +143,10 @@ def test_resuming_makes_again_what_no_longer_holds(tmp_path: Path) -> None:
     again = StandIn()
     run(tmp_path, again, resume=True)
     assert again.commands == ["bench full/run-1.json", "bench two-chat/run-2.json"]
+    (cases / "two-chat" / "simulated.json").unlink()
+    again = StandIn()
+    run(tmp_path, again, resume=True)
+    assert again.commands == ["simulate two-chat/simulated.json"]
 
     (tmp_path / "suite" / "two.toml").write_text(TESTBED.replace("0.2", "0.3"))  # another profile is another plan
     again = StandIn()
@@ -162,7 +171,7 @@ def test_a_testbed_that_cannot_be_profiled_leaves_its_cases_unmeasured_and_the_o
 
 
 def test_a_repeat_that_fails_is_missing_and_the_rest_is_judged(tmp_path: Path) -> None:
-    result = run(tmp_path, StandIn(exits={5: 3}), repeats=3)
+    result = run(tmp_path, StandIn(exits={7: 3}), repeats=3)
 
     two, full = result.cases
     assert (two.num_repeats, full.num_repeats) == (2, 3)
@@ -170,12 +179,33 @@ def test_a_repeat_that_fails_is_missing_and_the_rest_is_judged(tmp_path: Path) -
     assert two.ratio is not None
 
 
+def test_what_simulation_predicts_is_held_against_what_was_measured(tmp_path: Path) -> None:
+    case = run(tmp_path, StandIn()).cases[0]
+    simulated = load_record(tmp_path / "results" / "cases" / "two-chat" / "simulated.json", RunLog)
+
+    for latency in case.latencies:
+        assert (latency.predicted_p90_s, latency.predicted_p99_s) == simulated.latency_percentiles(
+            latency.kind, (90.0, 99.0)
+        )
+        assert latency.p90_bias == pytest.approx(latency.p90_s / (latency.predicted_p90_s or 0.0) - 1)
+        assert latency.p99_bias == pytest.approx(latency.p99_s / (latency.predicted_p99_s or 0.0) - 1)
+
+
+def test_a_simulation_that_fails_leaves_the_case_measured_and_percentiles_unpredicted(tmp_path: Path) -> None:
+    case = run(tmp_path, StandIn(exits={5: 3})).cases[0]
+
+    assert case.num_repeats == 2
+    assert case.reasons == ("two-chat: simulate: exit 3: helixbench: it broke",)
+    assert [(latency.predicted_p90_s, latency.p99_bias) for latency in case.latencies] == [(None, None)] * 2
+    assert all(latency.p50_bias is not None for latency in case.latencies)
+
+
 def test_an_interrupt_ends_the_suite_with_what_there_is(tmp_path: Path) -> None:
-    stand_in = StandIn(exits={7: INTERRUPTED})
+    stand_in = StandIn(exits={9: INTERRUPTED})
     result = run(tmp_path, stand_in, repeats=5)
 
     assert result.is_interrupted
-    assert len(stand_in.calls) == 8
+    assert len(stand_in.calls) == 10
     assert [case.num_repeats for case in result.cases] == [1, 1]
     assert load_record(tmp_path / "results" / "suite.json", SuiteResult).is_interrupted
 

@@ -114,6 +114,8 @@ def test_who_may_schedule_in_real_time_can_and_the_description_says_who_may(tmp_
         with start(small_spec(), tmp_path / "second") as second:
             then = output_of(second, [sys.executable, "-S", "-c", REALTIME], tmp_path / "out2").strip()
 
+    with start(small_spec(), tmp_path / "third") as third:
+        assert ("at once" in third.description) == ("at once" in bed.description), "a removed one keeps no grant"
     for answer, description in ((said, bed.description), (then, second.description)):
         assert ("messages wake nodes at once" in description) == (answer == "True")
         assert ("messages wake nodes only in turn (" in description) == (answer == "")
