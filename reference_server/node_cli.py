@@ -76,7 +76,7 @@ def profile_node_command(
             return
         print(
             f"{times.num_points} points ({times.num_held_out} kept out of the fit), {times.num_layers} layers held, "
-            f"{times.num_rounds} rounds in about {times.least_s:.0f} s after {times.prepare_s:.0f} s of preparing; then "
+            f"{times.num_rounds} rounds in about {times.least_s:.0f} s after {times.prepare_s:.0f} s to prepare; then "
             f"noisy points again until {times.budget_s:.0f} s are used"
         )
         return
