@@ -5,21 +5,25 @@ its speed from second to second, and not for all work alike. Two works that are 
 iteration's seconds are worth: one that streams weights, one of arithmetic in the cache. Measured over 170 s on a
 virtual machine with two cores, in spans of 4 s, as standard deviation of the logarithm: streaming 0.08 and 0.12,
 arithmetic 0.03 and 0.05, iterations of 1 to 16 sequences 0.08 to 0.12, of a prompt of 99 tokens 0.05 and 0.07; the
-iterations go with streaming. While a plan was served for 200 s (three nodes, 5700 iterations of 1 to 3 sequences, the
-median of five runs): slope 0.96 over spans of 0.5 s, 1.07 over 2 s, 1.09 over 8 s, 0.97 over 20 s; of 0.10, 0.08, 0.05
-and 0.03 the correction leaves 0.053, 0.034, 0.019 and 0.011.
+iterations go with streaming: while a plan was served for 200 s (three nodes, 10 000 iterations of 2 and 3 sequences)
+with slope 1.05 over spans of 2 s and 1.00 over 8 s; of 0.081 and 0.044 the correction leaves 0.034 and 0.017.
+
+A run is either undisturbed or, where another core streams at the same time, 1.35 times as long, and one in a hundred is
+three times as long. An iteration lasts long enough to have its part of both, so what it is worth is told by a mean; a
+median jumps from one to the other, and says the same of a core that is disturbed 10 or 40 % of the time.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection
+from collections.abc import Sequence
 
 import msgspec
 
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
+_MOST = 2.0
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -36,12 +40,17 @@ class ProcessorSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     matmul_s: float
 
 
-def median_speed(speeds: Collection[ProcessorSpeed]) -> ProcessorSpeed:
-    """The median of each of both works, of one run or more. A few runs that something disturbed do not move it."""
+def mean_speed(speeds: Sequence[ProcessorSpeed], *, last: int) -> ProcessorSpeed:
+    """The mean of each of both works over the last runs; none of them counts for more than twice the median of all."""
     return ProcessorSpeed(
-        streaming_s=statistics.median(speed.streaming_s for speed in speeds),
-        matmul_s=statistics.median(speed.matmul_s for speed in speeds),
+        streaming_s=_capped_mean([speed.streaming_s for speed in speeds], last=last),
+        matmul_s=_capped_mean([speed.matmul_s for speed in speeds], last=last),
     )
+
+
+def _capped_mean(times_s: Sequence[float], *, last: int) -> float:
+    cap_s = _MOST * statistics.median(times_s)
+    return statistics.fmean(min(time_s, cap_s) for time_s in times_s[-last:])
 
 
 def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, median_speed, seconds_at
+from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, mean_speed, seconds_at
 
 NOMINAL = ProcessorSpeed(streaming_s=5e-5, matmul_s=6e-5)
 SECONDS = st.floats(1e-6, 1e-2)
@@ -47,5 +47,15 @@ def test_another_nominal_speed_changes_all_iterations_alike(
     assert profiled == pytest.approx(served)
 
 
-def test_few_disturbed_runs_do_not_move_the_median() -> None:
-    assert median_speed([slower(1, 1), slower(9, 7), slower(1, 1)]) == slower(1, 1)
+def test_the_speed_is_the_mean_of_the_last_runs() -> None:
+    runs = [slower(5, 5), *[slower(1, 1), slower(1.5, 1.2)] * 5]
+    assert _relative(mean_speed(runs, last=4)) == pytest.approx((1.25, 1.1))
+
+
+def test_a_run_that_was_disturbed_by_far_counts_for_twice_the_median() -> None:
+    runs = [slower(1, 1), slower(9, 1.5), slower(1, 1), slower(1, 1)]
+    assert _relative(mean_speed(runs, last=4)) == pytest.approx((1.25, 1.125))
+
+
+def _relative(speed: ProcessorSpeed) -> tuple[float, float]:
+    return speed.streaming_s / NOMINAL.streaming_s, speed.matmul_s / NOMINAL.matmul_s

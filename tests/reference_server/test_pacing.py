@@ -54,7 +54,9 @@ def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(ker
     kernel.now = ProcessorSpeed(streaming_s=1e-4 * slower, matmul_s=2e-4 * slower)
 
     assert held_s(pacer, 0.04) == pytest.approx(1.25 * 5 / slower, rel=0.1)
-    assert pacer.mean_speed() == kernel.now
+    mean = pacer.mean_speed()
+    assert mean is not None
+    assert (mean.streaming_s, mean.matmul_s) == pytest.approx((kernel.now.streaming_s, kernel.now.matmul_s))
     assert pacer.mean_speed() is None
 
 
@@ -87,7 +89,9 @@ def test_cpu_time_beside_iterations_counts_and_loading_does_not(kernel: FakeKern
     assert after_loading < 0.02
 
 
-def test_nominal_speed_is_the_median_of_what_is_measured(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nominal_speed_is_the_mean_of_what_is_measured_and_far_outliers_count_little(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pacing, "NOMINAL_S", 0.01)
     pacer = Pacer(0.5)
     usual = ProcessorSpeed(streaming_s=3e-4, matmul_s=3e-4)
@@ -100,7 +104,7 @@ def test_nominal_speed_is_the_median_of_what_is_measured(kernel: FakeKernel, mon
 
     pacer.measure_nominal(iterate)
 
-    assert (pacer.nominal.streaming_s, pacer.nominal.matmul_s) == pytest.approx((1.25 * 3e-4, 1.25 * 3e-4))
+    assert (pacer.nominal.streaming_s, pacer.nominal.matmul_s) == pytest.approx((1.25 * 4e-4, 1.25 * 4e-4), rel=0.1)
 
 
 def test_the_real_kernel_takes_about_as_long_each_time() -> None:
