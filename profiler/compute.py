@@ -149,7 +149,7 @@ def peak_points(
         gather_up_to_tokens: see ``attention.RaggedBatch``.
     """
     full, longest = min(max_batch_tokens, max_kv_tokens), min(max_context_tokens, max_kv_tokens)
-    chunk = max(1, min(full, longest // 2))
+    chunk = max(1, min(full, longest - 1))
     context = min(longest, gather_up_to_tokens)
     # As many as one call copies, and of one length, so that no slot is padding.
     count = min(full, max(1, max(MAX_GATHERED_SLOTS, context) // context), max_kv_tokens // context)

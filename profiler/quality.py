@@ -15,7 +15,7 @@ class MemoryUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         weight_bytes: their tensors.
         kv_bytes_per_token_per_layer: the KV arena's size over its slots and layers.
         overhead_bytes: what the stage occupies beyond its tensors (rounding and caching of the allocator, libraries).
-        workspace_bytes: peak of an iteration of the largest batch beside all of that.
+        workspace_bytes: peak of the batches that need most (``compute.peak_points``) beside all of that.
         source: what said so.
     """
 

@@ -290,6 +290,8 @@ class Agent:
             if isinstance(command, Work):
                 if self._runtime is None:
                     raise MeasurementError("work came before a layer range was loaded")
+                if command.opens:
+                    self._wakeups.computing()  # the KV cache may be packed
                 self._runtime.accept(command, rest[0] if rest else None)
             elif isinstance(command, Echo):
                 self._echo(identity, command, rest)

@@ -66,9 +66,11 @@ class Pacer:
         runs: list[ProcessorSpeed] = []
         self._nominal_runs = runs
         until = time.perf_counter() + NOMINAL_S
-        while time.perf_counter() < until or len(runs) < _NOMINAL_RUNS:
-            iterate()
-        self._nominal_runs = None
+        try:
+            while time.perf_counter() < until or len(runs) < _NOMINAL_RUNS:
+                iterate()
+        finally:
+            self._nominal_runs = None
         self.nominal = _with_headroom(mean_speed(runs, last=len(runs)))
 
     def forget(self) -> None:

@@ -203,6 +203,8 @@ class _SuiteRun:
         for case in self._suite.cases:
             cluster = self._steps.kept_cluster(case.testbed)
             plan = cluster and self._steps.kept_plan(case, cluster)
+            if plan and (simulated := self._steps.kept_simulation(case, plan)):
+                self._simulated.setdefault(case.name, simulated)
             for repeat in range(1, self._options.repeats + 1):
                 if (
                     (case.name, repeat) not in self._begun

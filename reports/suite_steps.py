@@ -177,11 +177,14 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
         return plan if plan.assumptions.workload.lengths == case.workload.lengths else None
 
     def kept_simulation(self, case: SuiteCase, plan: Plan) -> RunLog | None:
-        """The simulated run that lies there, where it is of this plan and these options."""
+        """The simulated run that lies there, where it is a whole one of this plan and as many requests in flight.
+
+        Over how many requests it was does not count: that makes it more exact, not another one.
+        """
         run = _load(self.layout.simulated(case), RunLog)
-        if run is None or digest(run.plan) != digest(plan):
+        if run is None or run.cut_short or digest(run.plan) != digest(plan):
             return None
-        return run if _is_made_by(run.provenance.command, self.simulate(case, plan)) else None
+        return run if run.concurrency == _in_flight(case, plan) else None
 
     def kept_run(self, case: SuiteCase, plan: Plan, repeat: int) -> RunLog | None:
         """The run that lies there, where it is a whole one of this plan and these options, and not stale."""

@@ -92,9 +92,9 @@ def remove_group(path: Path) -> None:
         OSError: it is still busy after some seconds.
     """
     deadline = time.monotonic() + _REMOVE_TIMEOUT_S
-    with contextlib.suppress(OSError):  # no such file, or still in use: then the removal fails as well
-        give_realtime_back(path)
     while True:
+        with contextlib.suppress(OSError):  # still in use, as the group is
+            give_realtime_back(path)
         try:
             path.rmdir()
         except FileNotFoundError:

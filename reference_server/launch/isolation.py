@@ -19,8 +19,8 @@ class Isolation(msgspec.Struct, frozen=True, kw_only=True):
     """How the CPU and the network of local nodes are limited.
 
     ``controller`` makes their CPU quotas; ``None`` where they idle instead, for the reason in ``no_quota``. Each has a
-    network namespace of its own where ``no_namespaces`` is empty; else that says why not. A message wakes them at once
-    where ``no_realtime`` is empty.
+    network namespace of its own where ``no_namespaces`` is empty; else that says why not. With a quota a message
+    wakes them at once where ``no_realtime`` is empty.
     """
 
     controller: CpuController | None

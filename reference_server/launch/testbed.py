@@ -17,7 +17,7 @@ from profiler.cluster_profile import COORDINATOR
 from profiler.errors import HelixbenchError, InputError, MeasurementError
 
 from .agents import READY_TIMEOUT_S, AgentArgv, AgentOptions, LocalAgent, Place, agent_argv
-from .cgroup import grant_realtime, group_path, limit_cpu, make_group
+from .cgroup import give_realtime_back, grant_realtime, group_path, limit_cpu, make_group
 from .cpu import find_cpu_controller
 from .interrupts import Interrupts
 from .isolation import Isolation, describe, find_isolation
@@ -298,6 +298,8 @@ class _Run:
             try:
                 grant_realtime(group, coordinator if name == COORDINATOR else share)
             except OSError as error:
+                for granted in self._groups.values():
+                    give_realtime_back(granted)
                 return msgspec.structs.replace(isolation, no_realtime=f"{group.name}: {error.strerror}")
         return isolation
 

@@ -81,7 +81,7 @@ def _svg(reached: list[Reached]) -> str:
         error = highest * tick / 4
         x, y = at(0, error).split(",")
         parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - 12}" y2="{y}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" font-size="11" text-anchor="end">{error:.0%}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y}" font-size="11" text-anchor="end">{error:.1%}</text>')
         x = at(last_s * tick / 4, 0).split(",")[0]
         parts.append(
             f'<text x="{x}" y="{HEIGHT - 18}" font-size="11" text-anchor="middle">{last_s * tick / 4:.0f} s</text>'

@@ -94,6 +94,8 @@ def test_batches_that_need_most_memory_are_extreme_and_can_be_run(
     assert max(point.num_tokens for point in points) == min(max_batch_tokens, max_kv_tokens)
     longest = min(max_context_tokens, max_kv_tokens)
     assert max(past + new for point in points for past, new in point.prefills) >= longest
+    masks = [new * (past + new) for point in points for past, new in point.prefills if past]
+    assert max(masks, default=0) == longest * min(max_batch_tokens, longest - 1)
     together = max(sum(past + 1 for past in point.decodes) for point in points)
     context = min(longest, gather_up_to_tokens)
     room = min(MAX_GATHERED_SLOTS, max_kv_tokens, max_batch_tokens * context)

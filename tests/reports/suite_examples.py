@@ -111,4 +111,6 @@ def make_record(arguments: list[str], *, speed: float, seed: int, stale: tuple[s
             stale=stale,
             provenance=Provenance(inputs={"plan": digest(plan)}),
         )
+    if arguments[0] == "simulate":  # such a record is the same whoever asks for it, and so names no command
+        command = ""
     save_record(out, replace(made, provenance=replace(made.provenance, command=command)))
