@@ -11,7 +11,7 @@ import pytest
 
 from ..conftest import ModelDir
 
-MEMORY_BYTES = 40e6
+MEMORY_BYTES = 80e6
 KV_BYTES_PER_TOKEN = 4 * 2 * 2 * 16 * 4  # of 4 layers: keys and values of 2 heads of 16 float32
 
 
