@@ -152,7 +152,7 @@ def peak_points(
     chunk = max(1, min(full, longest - 1))
     context = min(longest, gather_up_to_tokens)
     # As many as one call copies, and of one length, so that no slot is padding.
-    count = min(full, max(1, max(MAX_GATHERED_SLOTS, context) // context), max_kv_tokens // context)
+    count = min(full, max(MAX_GATHERED_SLOTS, context) // context, max_kv_tokens // context)
     rest = min(full - count, max_kv_tokens - count * context)
     batches = (
         (((0, full),), ()),

@@ -20,7 +20,7 @@ class CudaTimer:
     def __init__(self, device: torch.device, cuda: Any = None) -> None:
         self._device = device
         self._cuda = torch.cuda if cuda is None else cuda
-        self._pairs: list[tuple[Any, Any]] = []  # (begin, end) of each time
+        self._pairs: list[tuple[Any, Any]] = []  # (begin, end) of what counts
 
     def __enter__(self) -> None:
         begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import msgspec
 import torch
 
+from .attention import MAX_GATHERED_SLOTS
+
 
 class Extent(msgspec.Struct):
     """Token slots ``[offset, offset + length)``; ``offset`` moves when the arena is packed."""
@@ -87,13 +89,16 @@ class KvCache:
     def _pack(self) -> None:
         """Move all extents to the front, in order.
 
-        Source and target of a move may overlap, hence a copy: of one layer at a time, for there is no room for more.
+        Source and target of a move may overlap, hence a copy: of no more slots of one layer than an iteration copies,
+        for there is no room for more. Pieces go from the front, so none is overwritten before it has moved.
         """
         start = 0
         for extent in sorted(self._extents.values(), key=lambda e: e.offset):
             if extent.offset != start:
-                source = slice(extent.offset, extent.offset + extent.length)
                 for layer in self.arena:  # [2, H, C, D]
-                    layer[:, :, start : start + extent.length] = layer[:, :, source].clone()
+                    for done in range(0, extent.length, MAX_GATHERED_SLOTS):
+                        size = min(MAX_GATHERED_SLOTS, extent.length - done)
+                        source, target = extent.offset + done, start + done
+                        layer[:, :, target : target + size] = layer[:, :, source : source + size].clone()
                 extent.offset = start
             start += extent.length

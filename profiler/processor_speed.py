@@ -23,7 +23,7 @@ import msgspec
 MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
-_MOST = 2.0
+_MOST = 2.0  # times the median: what a run counts for at most
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 

@@ -83,11 +83,8 @@ def stale_parts_of(
 
 def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
     if isinstance(job, BenchJob):
-        engine = load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
-    else:
-        engine = load_plan(agents, plan, files)
-    Wakeups.granted().everything()
-    return engine
+        return load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
+    return load_plan(agents, plan, files)
 
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:
@@ -124,12 +121,16 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )
+        wakeups = Wakeups.granted()
+        wakeups.transport(is_serving=True)
+        wakeups.waiting()
         result = run_bench(
             engine,
             config,
             on_progress=reporter.update,
             is_interrupted=lambda: interrupted.is_set,
         )
+        wakeups.computing()
     devices = {node: answer.device.name for node, answer in described.items()}
     log = _run_log(job, plan, engine, result, devices)
     save_record(job.output, msgspec.structs.replace(log, stale=stale))

@@ -1,4 +1,4 @@
-"""What a profile measures, and how long."""
+"""What a profile measures, how long, and at which pace."""
 
 from __future__ import annotations
 

@@ -157,7 +157,8 @@ class NodeRuntime:
             generator = torch.Generator()
             generator.manual_seed(opened.request if sampling.seed is None else sampling.seed)
         try:
-            self.stage.kv.reserve(opened.request, opened.kv_tokens)
+            with out_of_memory_is(MeasurementError, f"packing the KV cache for request {opened.request}"):
+                self.stage.kv.reserve(opened.request, opened.kv_tokens)
         except ValueError as error:
             raise MeasurementError(f"{error}") from error
         next_peer = following[0].node if following else None

@@ -20,6 +20,7 @@ from .coordinator import Request, TokenEvent
 from .engine import Engine
 from .engine_types import EngineUnavailable, Health, RequestRefused, TokenOut
 from .sampling import SamplingParams
+from .wakeups import Wakeups
 
 _log = logging.getLogger(__name__)
 _POLL_MS = 1_000
@@ -141,6 +142,9 @@ class EngineThread:
             self._engine.abort(number)
 
     def _run(self) -> None:
+        wakeups = Wakeups.granted()
+        wakeups.transport(is_serving=True)
+        wakeups.waiting()
         while not self._is_stopping:
             try:
                 while self._inbox:

@@ -50,25 +50,18 @@ class Wakeups:
     def transport(self, *, is_serving: bool) -> None:
         """The transport's threads send and receive for a stage; what is measured without one takes its turns."""
         if self._is_realtime:
-            for thread in _threads(_TRANSPORT_NAME):
+            for thread in _transport_threads():
                 if is_serving:
                     os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(2))
                 else:
                     os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
-    def everything(self) -> None:
-        """All threads of this process only wait, receive and send, those included that are started later."""
-        if self._is_realtime:
-            for thread in _threads(""):
-                os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
 
-
-def _threads(name: str) -> list[int]:
-    """Threads of this process whose name begins so."""
+def _transport_threads() -> list[int]:
     found = []
     for task in _TASKS.iterdir():
         try:
-            if (task / "comm").read_text().startswith(name):
+            if (task / "comm").read_text().startswith(_TRANSPORT_NAME):
                 found.append(int(task.name))
         except OSError:
             continue  # it has ended

@@ -114,7 +114,7 @@ class SuiteResult(
     forbid_unknown_fields=True,
     kw_only=True,
     tag_field="schema",
-    tag="helixbench.suite/1",
+    tag="helixbench.suite/2",
 ):
     """All cases of a suite, in its order. ``testbeds``: name -> how it was run. The file ``suite.json``."""
 

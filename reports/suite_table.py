@@ -26,6 +26,7 @@ _CASES = ("case", ">bound", ">expected", ">measured", ">ratio", ">TPOT", ">TTFT"
 _NODES = ("", ">layers", ">busy %", ">off", ">batch", ">off", ">iteration ms", ">off")
 _LINKS = ("", ">planned", ">measured", ">off", ">payload")
 _LATENCIES = ("", ">p50 s", ">off", ">p90 s", ">off", ">p99 s", ">off")
+_LATENCY_ABOUT = "predicted / measured; p50 by the plan, the others by simulation"
 Rows: TypeAlias = dict[str, list[tuple[str, ...]]]
 
 
@@ -43,7 +44,7 @@ def suite_table(result: SuiteResult) -> RenderableType:
         _block("LINKS", "share of the tokens, where it is not as planned", _LINKS, _link_rows(result)),
         _block(
             "LATENCY",
-            "predicted / measured; p50 by the plan, the others by simulation",
+            _LATENCY_ABOUT,
             _LATENCIES,
             _latency_rows(result),
         ),
@@ -57,7 +58,7 @@ def suite_markdown(result: SuiteResult) -> str:
     sections = (
         ("Nodes, predicted / measured", _NODES, _node_rows(result)),
         ("Links, share of the tokens, where it is not as planned", _LINKS, _link_rows(result)),
-        ("Latency, predicted / measured; p50 by the plan, the others by simulation", _LATENCIES, _latency_rows(result)),
+        (f"Latency, {_LATENCY_ABOUT}", _LATENCIES, _latency_rows(result)),
     )
     return markdown.fit(
         [

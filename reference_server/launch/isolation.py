@@ -52,7 +52,7 @@ def find_isolation(controller: CpuController | None, *, trial_group: Path | None
         trial_group: a group that may be made and removed to find out.
         has_remote_nodes: then nodes stay in the machine's own network, where the remote ones reach them.
     """
-    no_quota, no_realtime = _why_no_quota(controller, trial_group)
+    no_quota, no_realtime = _why_not(controller, trial_group)
     return Isolation(
         controller=None if no_quota else controller,
         no_quota=no_quota,
@@ -61,20 +61,19 @@ def find_isolation(controller: CpuController | None, *, trial_group: Path | None
     )
 
 
-def _why_no_quota(controller: CpuController | None, group: Path | None) -> tuple[str, str]:
-    """Why there is no quota, and why no real time; empty where there is."""
+def _why_not(controller: CpuController | None, group: Path | None) -> tuple[str, str]:
+    """Why there is no quota, and, where there is one, why no real time; empty where there is."""
     if os.geteuid() != 0:
-        return "not root", "not root"
+        return "not root", ""
     if controller is None or group is None:
-        return "no CPU controller is mounted", "no CPU controller is mounted"
+        return "no CPU controller is mounted", ""
     try:
         make_group(controller, group)
         limit_cpu(controller, group, MIN_CPU)
         no_realtime = _why_no_realtime(group)
         remove_group(group)
     except OSError as error:
-        reason = f"no CPU quota can be set below {controller.root}: {error.strerror}"
-        return reason, reason
+        return f"no CPU quota can be set below {controller.root}: {error.strerror}", ""
     return "", no_realtime
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiler import kv_cache
 from profiler.kv_cache import KvCache
 from profiler.memory import workspace_bytes
 
@@ -93,6 +94,24 @@ def test_holes_are_packed_together_when_none_is_long_enough() -> None:
 
     assert (extent.offset, extent.length) == (20, 20)
     check_extents(cache, written | {8: slots(cache, 8).clone()})
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 100])
+def test_what_is_moved_in_pieces_arrives_whole(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "MAX_GATHERED_SLOTS", piece)
+    cache = make_cache()
+    cache.reserve(0, 3)
+    cache.reserve(1, 17)
+    cache.reserve(2, 2)
+    cache.reserve(3, 11)
+    written = {request: mark(cache, request) for request in (1, 3)}
+    cache.release(0)
+    cache.release(2)
+
+    cache.reserve(4, 12)
+
+    assert [cache.extent(request).offset for request in (1, 3, 4)] == [0, 17, 28]
+    check_extents(cache, written | {4: slots(cache, 4).clone()})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from profiler.errors import InputError
+from profiler.errors import InputError, MeasurementError
+from profiler.kv_cache import KvCache
 from profiler.model_files import ModelFiles
 from profiler.stage import Stage
 from reference_server.agent import Agent, AgentConfig
@@ -48,6 +49,7 @@ from reference_server.messages import (
 from reference_server.runtime import Outbound
 from reference_server.sampling import SamplingParams
 from reference_server.transport import Transport
+from reference_server.wakeups import Wakeups
 
 from ..conftest import GreedyOf, ModelDir
 from .running import MEMORY_BYTES, AgentProcess, RunningAgents
@@ -290,6 +292,58 @@ def test_memory_that_runs_out_in_an_iteration_is_told_to_the_coordinator_and_the
         small_agent.stop()
         serving.join(ANSWER_MS / 1000)
         transport.close()
+
+
+class States(Wakeups):
+    """Notes what it is told, and asks nothing of the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__(is_realtime=False)
+        self.state = "computing"
+
+    def waiting(self) -> None:
+        self.state = "waiting"
+
+    def computing(self) -> None:
+        self.state = "computing"
+
+
+def test_a_node_waits_and_sends_in_real_time_and_does_all_else_in_turn(
+    running: RunningAgents, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wakeups, seen = States(), []
+    config = AgentConfig(listen="127.0.0.1:0", key=running.key_file, memory_bytes=1e9, cpu_share=1.0)
+    agent = Agent(config, wakeups)
+
+    def noting(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+        noted = lambda *args, **named: (seen.append((name, wakeups.state)), real(*args, **named))[1]  # noqa: E731
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(KvCache, "reserve")
+    noting(Stage, "forward")
+    noting(agent, "_send")
+    opened = OpenRequest(1, (Hop("n0", 0, 6),), 4, SamplingParams())
+    work = Work(items=(WorkItem(1, 0, 1, sample=True, is_decode=False),), opens=(opened,), dtype="int32")
+    try:
+        agent.load(load_of(model_dir("test-llama")))
+        agent._controller = b"who has gone"
+        agent._receive([b"who has gone", encode(work), np.int32([7]).tobytes()])
+        assert agent.turn(0)
+        assert seen == [("reserve", "computing"), ("forward", "computing"), ("_send", "waiting")]
+        assert wakeups.state == "computing", "what follows is no part of the loop"
+
+        def forward(_stage: Stage, _items: object) -> None:
+            raise torch.OutOfMemoryError("2 GiB wanted")
+
+        monkeypatch.setattr(Stage, "forward", forward)
+        item = WorkItem(1, 1, 1, sample=True, is_decode=True)
+        agent.runtime.accept(Work(items=(item,), dtype="int32"), np.int32([7]).tobytes())
+        with pytest.raises(MeasurementError, match="no memory is left"):
+            agent.turn(0)
+        assert wakeups.state == "computing"
+    finally:
+        agent.close()
 
 
 def test_memory_that_does_not_fit_is_refused_before_weights_are_read(

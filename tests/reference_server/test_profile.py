@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -241,26 +242,31 @@ def test_the_coordinators_times_are_measured(key: ClusterKey) -> None:
     assert 0 <= times.request_s < 1
 
 
+def quick_config(model: Path, addresses: dict[str, str], key_file: Path, output: Path, **changes: Any) -> ProfileConfig:
+    config = ProfileConfig(
+        model=str(model),
+        dtype="float32",
+        addresses=addresses,
+        key_file=key_file,
+        output=output,
+        testbed="two threads",
+        limited_nics=(),
+        command="helixbench profile",
+        max_batch_tokens=MAX_BATCH_TOKENS,
+        max_context_tokens=MAX_CONTEXT_TOKENS,
+        budget_s=0.0,
+        link_seconds=0.01,
+    )
+    return msgspec.structs.replace(config, **changes)
+
+
 def test_a_cluster_is_measured_whole(
     key_file: Path, key: ClusterKey, model_dir: ModelDir, tmp_path: Path, no_iperf3: None
 ) -> None:
     output = tmp_path / "cluster.json"
     nodes = ("big", "small")
     with agents_in_threads(nodes, key_file) as addresses, Reporter() as reporter:
-        config = ProfileConfig(
-            model=str(model_dir("test-llama")),
-            dtype="float32",
-            addresses=addresses,
-            key_file=key_file,
-            output=output,
-            testbed="two threads",
-            limited_nics=("small",),
-            command="helixbench profile",
-            max_batch_tokens=MAX_BATCH_TOKENS,
-            max_context_tokens=MAX_CONTEXT_TOKENS,
-            budget_s=0.0,
-            link_seconds=0.01,
-        )
+        config = quick_config(model_dir("test-llama"), addresses, key_file, output, limited_nics=("small",))
         made = profile_cluster(config, key, reporter)
 
     assert load_record(output, ClusterProfile) == made
@@ -303,20 +309,7 @@ def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
     output = tmp_path / "cluster.json"
     kept = ProcessorSpeed(streaming_s=1e-9, matmul_s=2e-9)  # of a processor that nobody waits for
     with agents_in_threads(("kept", "free"), key_file, cpu_share=1.0) as addresses, Reporter() as reporter:
-        config = ProfileConfig(
-            model=str(model_dir("test-llama")),
-            dtype="float32",
-            addresses=addresses,
-            key_file=key_file,
-            output=output,
-            testbed="two threads",
-            limited_nics=(),
-            paces={"kept": kept},
-            max_batch_tokens=MAX_BATCH_TOKENS,
-            max_context_tokens=MAX_CONTEXT_TOKENS,
-            budget_s=0.0,
-            link_seconds=0.01,
-        )
+        config = quick_config(model_dir("test-llama"), addresses, key_file, output, paces={"kept": kept})
         profile_cluster(config, key, reporter)
 
     paces = paces_of(output, ["kept", "free"])

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from reference_server.launch import cgroup, cpu
+from reference_server.launch import cgroup, cpu, isolation, testbed
+
+from .beds import small_spec
 
 
 def fake_v2(tmp_path: Path, *, own: str, mounted: str = "/") -> Path:
@@ -59,6 +61,44 @@ def test_v1_group_gets_quota(tmp_path: Path) -> None:
     assert controller.version == 1
     assert (path / "cpu.cfs_period_us").read_text() == "20000"
     assert (path / "cpu.cfs_quota_us").read_text() == "4000"
+
+
+def test_real_time_is_granted_where_a_group_needs_a_grant_and_given_back(tmp_path: Path) -> None:
+    with_grants, without = tmp_path / "grants", tmp_path / "none"
+    with_grants.mkdir()
+    without.mkdir()
+    runtime, period = with_grants / "cpu.rt_runtime_us", with_grants / "cpu.rt_period_us"
+    runtime.write_text("0")
+
+    for group in (with_grants, without):
+        cgroup.grant_realtime(group, 0.15)
+    assert (runtime.read_text(), period.read_text()) == ("15000", "100000")
+    for group in (with_grants, without):
+        cgroup.give_realtime_back(group)
+    assert runtime.read_text() == "0"
+    assert list(without.iterdir()) == []
+
+
+def test_where_one_node_is_granted_no_real_time_none_keeps_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    granted: dict[Path, float] = {}
+
+    def grant(group: Path, share: float) -> None:
+        if len(granted) == 2:
+            raise OSError(22, "Invalid argument")
+        granted[group] = share
+
+    monkeypatch.setattr(testbed, "make_group", lambda _controller, _group: None)
+    monkeypatch.setattr(testbed, "grant_realtime", grant)
+    monkeypatch.setattr(testbed, "give_realtime_back", lambda group: granted.pop(group, None))
+    run = testbed._Run(small_spec(), folder=tmp_path, log_dir=tmp_path)
+    run._groups = {name: tmp_path / name for name in ("coordinator", "big", "small")}
+    controller = cpu.CpuController(1, tmp_path, tmp_path)
+
+    made = run._make_groups(isolation.Isolation(controller=controller))
+
+    assert granted == {}
+    assert not made.is_realtime
+    assert made.no_realtime == "small: Invalid argument"
 
 
 def test_quota_of_a_group_above_counts_v2(tmp_path: Path) -> None:
