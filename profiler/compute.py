@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from .attention import MAX_GATHERED_SLOTS
-from .cost import IDLE_S, BatchShape
+from .cost import FEW_ROWS, IDLE_S, BatchShape
 from .token_knots import TILE_TOKENS
 
 MOST_TILES = 4
@@ -82,7 +82,7 @@ def grid(
     short, long = max(1, max_context_tokens // 16), max_context_tokens
     middle = max_context_tokens // 4
     full = max_batch_tokens
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= full]
+    sizes = [size for size in (1, *FEW_ROWS, 8, 16, 32, 64, 128, 256) if size <= full]
     if has_tiles:
         edges = (TILE_TOKENS // 2, *range(TILE_TOKENS, MOST_TILES * TILE_TOKENS + 1, TILE_TOKENS))
         sizes = sorted({*sizes, *(size for edge in edges for size in (edge, edge + 1) if size <= full)})
@@ -95,6 +95,8 @@ def grid(
     fitted += [(((0, full // 2),), (middle,) * (full // 8)), (((0, full // 4),), (short,) * (full // 4))]
     fitted += [(((0, full // 2),), (long,) * 4)]
     held = [
+        ((), (middle,) * 3),
+        ((), (middle,) * 5),
         ((), (middle,) * 12),
         ((), (short,) * 24),
         (((0, 3 * full // 8),), (middle,) * 6),

@@ -98,7 +98,7 @@ def _stage_cost(
     decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, *rest = values[
         _FIRST_SEGMENT + segments :
     ]
-    step_idle, layer_idle, gather_context = rest
+    step_idle, layer_idle, gather_context, *few_tokens = rest
     contexts = [s.batch.decode_context_tokens / s.batch.decode_tokens for s in fitted if s.batch.decode_tokens]
     return StageCost(
         step_s=step_s,
@@ -120,6 +120,7 @@ def _stage_cost(
         step_idle_s=step_idle,
         layer_idle_s=layer_idle,
         layer_gather_context_s=gather_context,
+        layer_few_tokens_s=tuple(few_tokens),
         gather_up_to_tokens=gather_up_to_tokens,
         variation=float(np.median([s.variation for s in fitted if s.num_layers > 0] or [0.0])),
     )

@@ -2,15 +2,17 @@
 
 A processor that others share (a virtual machine's neighbours, a sibling thread, a common cache and memory bus) changes
 its speed from second to second, and not for all work alike. Two works that are timed again and again tell what an
-iteration's seconds are worth: one that streams weights, one of arithmetic in the cache. Measured over 170 s on a
-virtual machine with two cores, in spans of 4 s, as standard deviation of the logarithm: streaming 0.08 and 0.12,
-arithmetic 0.03 and 0.05, iterations of 1 to 16 sequences 0.08 to 0.12, of a prompt of 99 tokens 0.05 and 0.07; the
-iterations go with streaming: while a plan was served for 200 s (three nodes, 10 000 iterations of 2 and 3 sequences)
-with slope 1.05 over spans of 2 s and 1.00 over 8 s; of 0.081 and 0.044 the correction leaves 0.034 and 0.017.
+iteration's seconds are worth: a few tokens times a weight matrix, which has to be streamed, and arithmetic in the cache.
 
-A run is either undisturbed or, where another core streams at the same time, 1.35 times as long, and one in a hundred is
-three times as long. An iteration lasts long enough to have its part of both, so what it is worth is told by a mean; a
-median jumps from one to the other, and says the same of a core that is disturbed 10 or 40 % of the time.
+When they run matters most. Where another core streams at the same time an iteration takes up to 1.7 times as long, and
+that changes within milliseconds. Three processes on two virtual cores, 150 s: the logarithm of iterations of 5 sequences
+(21 ms) had a standard deviation of 0.143, those of 4 sequences beside a prompt of 64 tokens 0.130. A run of both works
+before each layer leaves 0.090 and 0.081; before every second 0.111 and 0.106, before every third 0.124 and 0.130; the
+mean of the 20 last runs of those of all layers 0.122 and 0.112. Runs of 0.3 MB of weights instead of 1.4 leave 0.154 and
+0.116, of 2.9 MB 0.084 and 0.083.
+
+One run in a hundred is three times as long as the others. An iteration lasts long enough to have its part of all kinds,
+so what it is worth is told by a mean; a median jumps from one kind to the other.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ MATMUL_FLOPS = 2 * 128**3
 """Floating-point operations of the matrix product that ``ProcessorSpeed.matmul_s`` is the time of."""
 
 _MOST = 2.0  # times the median: what a run counts for at most
+_CACHED = 0.2
+"""The power at which what arithmetic does not bound goes with arithmetic in the cache all the same (operations are
+dispatched, for one), the rest of 1 being that of streaming. Iterations of 5 sequences had 0.57 and 0.22."""
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -32,18 +37,18 @@ class ProcessorSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """CPU seconds of two works that are always the same.
 
     Attributes:
-        streaming_s: a few tokens times weights that are not in the cache.
+        weights_s: a few tokens times a weight matrix that is not in the cache.
         matmul_s: a matrix product in the cache, of ``MATMUL_FLOPS``.
     """
 
-    streaming_s: float
+    weights_s: float
     matmul_s: float
 
 
 def mean_speed(speeds: Sequence[ProcessorSpeed], *, last: int) -> ProcessorSpeed:
     """The mean of each of both works over the last runs; none of them counts for more than twice the median of all."""
     return ProcessorSpeed(
-        streaming_s=_capped_mean([speed.streaming_s for speed in speeds], last=last),
+        weights_s=_capped_mean([speed.weights_s for speed in speeds], last=last),
         matmul_s=_capped_mean([speed.matmul_s for speed in speeds], last=last),
     )
 
@@ -56,8 +61,8 @@ def _capped_mean(times_s: Sequence[float], *, last: int) -> float:
 def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:
     """What an iteration of ``cpu_s`` CPU seconds at the speed ``now`` takes at the ``nominal`` speed.
 
-    What arithmetic bounds goes with the matrix product, all else with streaming: each part by one factor, so that what
-    was profiled and what is served stay comparable however well the nominal speed was caught.
+    What arithmetic bounds goes with the matrix product, all else with both as powers: each part by one factor, so that
+    what was profiled and what is served stay comparable however well the nominal speed was caught.
 
     Args:
         nominal: the speed that is asked for.
@@ -65,6 +70,6 @@ def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, fl
         cpu_s: CPU seconds that it took.
         flops: operations in it that arithmetic bounds: those of the tokens beyond ``FEW_TOKENS``.
     """
-    streaming, matmul = now.streaming_s / nominal.streaming_s, now.matmul_s / nominal.matmul_s
+    streaming, matmul = now.weights_s / nominal.weights_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
-    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / streaming
+    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / (streaming ** (1 - _CACHED) * matmul**_CACHED)

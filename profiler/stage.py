@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -53,6 +53,9 @@ class Stage:
 
     The stage that starts at layer 0 holds the embedding, the one that ends the model the final norm and the head.
 
+    Attributes:
+        between_layers: called before each layer that runs.
+
     Raises:
         InputError: a range that the model does not have, or tensors that are not those of its config.
     """
@@ -71,6 +74,7 @@ class Stage:
         files.require_range(start, end)
         self.start, self.end, self.dtype, self.device = start, end, dtype, device
         self.is_first, self.is_last = start == 0, end == files.num_layers
+        self.between_layers: Callable[[], None] | None = None
         self._gather_up_to = GATHER_UP_TO_TOKENS[device.type] if gather_up_to is None else gather_up_to
         config = copy.deepcopy(files.config)
         config._attn_implementation = attention.ATTENTION
@@ -150,6 +154,7 @@ class Stage:
         view = copy.copy(self)
         view._layers = [self._layers[index] for index in indices]
         view.end = self.start + len(indices)
+        view.between_layers = None
         return view
 
     @torch.inference_mode()
@@ -197,6 +202,8 @@ class Stage:
         positions = ragged.positions[None]  # [1, T]
         rotary = self._rotary(hidden, position_ids=positions)
         for layer in self._layers[begin - self.start : until - self.start]:
+            if self.between_layers is not None:
+                self.between_layers()
             hidden = layer(hidden, position_embeddings=rotary, position_ids=positions, ragged=ragged)
         return hidden
 

@@ -204,6 +204,7 @@ class Agent:
         )
         if self.pacer is not None:
             self.pacer.nominal = command.processor_speed or self.pacer.nominal
+            stage.between_layers = self.pacer.look
             self.pacer.forget()
         self._wakeups.transport(is_serving=True)
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)

@@ -22,10 +22,10 @@ from profiler.reference_kernel import ReferenceKernel
 
 from .wakeups import Wakeups
 
-_EVERY_CPU_S = 0.005  # of work for a run of the kernel, which takes about 3 % of that
-_NOW, _KEPT = 10, 25
-"""Runs that the present speed is the mean of, and those that say which are disturbed. Of 3 to 100 runs, one for 5 ms
-of work, 10 leave the least scatter of an iteration: 0.126, where 5 leave 0.132, 40 leave 0.133, and none 0.155."""
+_EVERY_CPU_S = 0.003  # of work for a run of the kernel, which takes about a tenth of that
+_FEW, _KEPT = 6, 25
+"""Runs that the present speed is the mean of where an iteration had fewer of its own, and those that say which are
+disturbed."""
 NOMINAL_S = 8.0
 """So long the speed that a share is of is looked for: in the first seconds other nodes are still loading."""
 _NOMINAL_RUNS = 50
@@ -57,7 +57,8 @@ class Pacer:
         self._runs = deque([first], maxlen=_KEPT)
         self._nominal_runs: list[ProcessorSpeed] | None = None  # kept while the nominal speed is measured
         self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
-        self._since_kernel_s = 0.0
+        self._own = 0  # runs in the present iteration
+        self._looked_s = time.thread_time()
         self.nominal = _with_headroom(first)
         self._counted_s = time.process_time()
 
@@ -75,13 +76,35 @@ class Pacer:
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
-        self._counted_s = time.process_time()
+        self._counted_s, self._looked_s = time.process_time(), time.thread_time()
 
     def leave_out(self, work: Callable[[], object]) -> None:
         """Do something whose CPU time belongs to no iteration."""
         begin_s = time.thread_time()
         work()
-        self._counted_s += time.thread_time() - begin_s
+        took_s = time.thread_time() - begin_s
+        self._counted_s += took_s
+        self._looked_s += took_s
+
+    def look(self) -> None:
+        """Time the kernel if so much work was done since the last time; to be called between parts of an iteration.
+
+        Whoever computes at the same time slows both down, for some milliseconds or for all of an iteration, so the
+        kernel has to run when the iteration does. Nodes of a pipeline keep step: what runs right after an iteration
+        always meets the next node's, or never does.
+        """
+        begin_s = time.thread_time()
+        if begin_s - self._looked_s < _EVERY_CPU_S:
+            return
+        speed = self._kernel.speed()
+        count, weights_s, matmul_s = self._unread
+        self._unread = (count + 1, weights_s + speed.weights_s, matmul_s + speed.matmul_s)
+        self._runs.append(speed)
+        self._own += 1
+        if self._nominal_runs is not None:
+            self._nominal_runs.append(speed)
+        self._looked_s = time.thread_time()
+        self._counted_s += self._looked_s - begin_s
 
     def hold(self, begin: float, *, flops: float = 0.0) -> None:
         """Wait until the iteration that began then (``time.perf_counter``) would be done; see ``wakeups`` for its end.
@@ -89,19 +112,10 @@ class Pacer:
         All CPU time since the last one counts: sending its result, and receiving, which go on beside an iteration.
         ``flops`` are those that arithmetic bounds (``processor_speed.seconds_at``).
         """
+        self.look()
         cpu_s = time.process_time() - self._counted_s
-        self._since_kernel_s += cpu_s
-        if runs := min(_NOW, int(self._since_kernel_s / _EVERY_CPU_S)):
-            self._since_kernel_s = 0.0
-            self._kernel.speed()  # the first finds the iteration in the caches: 1.6 times the others
-            for _ in range(runs):
-                speed = self._kernel.speed()
-                count, streaming_s, matmul_s = self._unread
-                self._unread = (count + 1, streaming_s + speed.streaming_s, matmul_s + speed.matmul_s)
-                self._runs.append(speed)
-                if self._nominal_runs is not None:
-                    self._nominal_runs.append(speed)
-        now = mean_speed(tuple(self._runs), last=_NOW)
+        now = mean_speed(tuple(self._runs), last=max(_FEW, self._own))
+        self._own = 0
         until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
         self._counted_s = time.process_time()
         self.wakeups.waiting()
@@ -109,13 +123,13 @@ class Pacer:
 
     def mean_speed(self) -> ProcessorSpeed | None:
         """Mean of the kernel's runs since this was last asked; ``None`` where there were none."""
-        count, streaming_s, matmul_s = self._unread
+        count, weights_s, matmul_s = self._unread
         self._unread = (0, 0.0, 0.0)
-        return ProcessorSpeed(streaming_s / count, matmul_s / count) if count else None
+        return ProcessorSpeed(weights_s / count, matmul_s / count) if count else None
 
 
 def _with_headroom(speed: ProcessorSpeed) -> ProcessorSpeed:
-    return ProcessorSpeed(_HEADROOM * speed.streaming_s, _HEADROOM * speed.matmul_s)
+    return ProcessorSpeed(_HEADROOM * speed.weights_s, _HEADROOM * speed.matmul_s)
 
 
 def take_short_turns() -> bool:

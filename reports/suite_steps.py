@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from pathlib import Path
 from typing import TypeVar
@@ -120,7 +121,8 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
     def simulate(self, case: SuiteCase, plan: Plan) -> Step:
         """The step that predicts a plan's latencies beyond their mean."""
         simulated = self.layout.simulated(case)
-        load = ("--concurrency", str(_in_flight(case, plan)), *_window(case, times=_SIMULATED_WINDOWS))
+        in_flight = _in_flight(case, plan)
+        load = ("--concurrency", str(in_flight), *_window(case, in_flight, times=_SIMULATED_WINDOWS))
         return Step(
             title=f"{case.name}: simulate",
             arguments=(
@@ -133,11 +135,12 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
     def bench(self, case: SuiteCase, plan: Plan, repeat: int) -> Step:
         """The step that serves a plan once; prompts and their order differ from repeat to repeat."""
         run = self.layout.run(case, repeat)
-        in_flight = ("--concurrency", str(_in_flight(case, plan)))
+        in_flight = _in_flight(case, plan)
+        load = ("--concurrency", str(in_flight), *_window(case, in_flight))
         return Step(
             title=f"{case.name}: serve and load",
             arguments=(
-                *("bench", _shown(self.layout.plan(case)), *self._place(case.testbed), *in_flight, *_window(case)),
+                *("bench", _shown(self.layout.plan(case)), *self._place(case.testbed), *load),
                 *("--seed", str(repeat), "-o", _shown(run), *((ALLOW_STALE,) if self.allow_stale else ())),
             ),
             makes=str(run),
@@ -198,10 +201,11 @@ def _in_flight(case: SuiteCase, plan: Plan) -> int:
     return plan.predicted.expected[-1].concurrency if isinstance(case.concurrency, str) else case.concurrency
 
 
-def _window(case: SuiteCase, *, times: int = 1) -> tuple[str, str]:
+def _window(case: SuiteCase, in_flight: int, *, times: int = 1) -> tuple[str, str]:
+    """Whole rounds of all in flight: with a part of one, equal lengths make it a window of more prompts or fewer."""
     if case.requests is None:
         return "--duration-s", f"{(case.duration_s or 0.0) * times:g}"
-    return "--requests", str(case.requests * times)
+    return "--requests", str(math.ceil(case.requests / in_flight) * in_flight * times)
 
 
 def lengths_csv(workload: Workload) -> bytes:

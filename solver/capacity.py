@@ -232,16 +232,16 @@ def best_rate(
 ) -> Rate:
     """The best capacity of a stage over all batches of at most ``max_sequences`` sequences.
 
-    Between two knots of the cost model time is a straight line over the batch, and tokens over time is monotone there:
-    the best batch is at a knot or at the limit.
+    Between two breakpoints of the cost model time is a straight line over the batch, and tokens over time is monotone
+    there: the best batch is at a breakpoint or at the limit.
     """
     tokens_per_sequence = batch_shape(mix, 1.0, max_batch_tokens=cost.max_batch_tokens).tokens
     limit = min(max_sequences, cost.max_batch_tokens / tokens_per_sequence)
     if limit <= 0:
         return Rate(tokens_per_s=0.0)
-    knots = [knot / tokens_per_sequence for knot in cost.stage.token_knots if knot / tokens_per_sequence < limit]
+    breakpoints = [tokens / tokens_per_sequence for tokens in cost.stage.breakpoints]
     best = Rate(tokens_per_s=0.0)
-    for sequences in [*knots, limit]:
+    for sequences in [*(sequences for sequences in breakpoints if sequences < limit), limit]:
         shape = batch_shape(mix, sequences, max_batch_tokens=cost.max_batch_tokens)
         seconds = cost.stage.time_s(num_layers=num_layers, batch=shape, first=first, last=last)
         counted = sequences * mix.tokens_per_output

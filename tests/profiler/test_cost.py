@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.cost import BatchShape, StageCost, feature_row
+from profiler.cost import FEW_ROWS, BatchShape, StageCost, feature_row
 
 SECONDS = st.floats(0, 1e-2)
 
@@ -19,12 +19,14 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
     plain = {
         field: draw(SECONDS)
         for field in StageCost.__struct_fields__
-        if field not in ("token_knots", "layer_token_s", "max_tokens", "max_context_tokens")
+        if field not in ("token_knots", "layer_token_s", "layer_few_tokens_s", "max_tokens", "max_context_tokens")
     }
+    extras = draw(st.sampled_from([(), FEW_ROWS]))
     return StageCost(
         **plain,
         token_knots=knots,
         layer_token_s=tuple(draw(SECONDS) for _ in knots),
+        layer_few_tokens_s=tuple(draw(SECONDS) for _ in extras),
         max_tokens=256.0,
         max_context_tokens=512.0,
     )
@@ -32,8 +34,9 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
 
 def flat_cost(**changes: Any) -> StageCost:
     """All coefficients 0 but those given."""
-    zeros = dict.fromkeys(StageCost.__struct_fields__, 0.0)
+    zeros: dict[str, Any] = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     shape = {"token_knots": (1.0,), "layer_token_s": (0.0,), "max_tokens": 64.0, "max_context_tokens": 64.0}
+    zeros["layer_few_tokens_s"] = ()
     return StageCost(**(zeros | shape | changes))
 
 
@@ -41,7 +44,7 @@ BATCHES = st.builds(BatchShape, **dict.fromkeys(BatchShape.__struct_fields__, st
 
 
 @given(cost=stage_costs(), batch=BATCHES, more=BATCHES, num_layers=st.integers(1, 80), first=..., last=...)
-def test_time_never_falls_when_a_batch_grows(
+def test_time_never_falls_when_a_batch_grows_beyond_few_tokens(
     cost: StageCost, batch: BatchShape, more: BatchShape, num_layers: int, first: bool, last: bool
 ) -> None:
     larger = BatchShape(*(a + b for a, b in zip(*map(msgspec.structs.astuple, (batch, more)), strict=True)))
@@ -49,7 +52,9 @@ def test_time_never_falls_when_a_batch_grows(
     def time_s(of: BatchShape, layers: int) -> float:
         return cost.time_s(num_layers=layers, batch=of, first=first, last=last)
 
-    assert 0 <= time_s(batch, num_layers) <= time_s(larger, num_layers) * (1 + 1e-9)
+    if batch.tokens > FEW_ROWS[-1] + 1 or not cost.layer_few_tokens_s:
+        assert time_s(batch, num_layers) <= time_s(larger, num_layers) * (1 + 1e-9)
+    assert time_s(batch, num_layers) >= 0
     assert time_s(batch, num_layers) <= time_s(batch, num_layers + 1) * (1 + 1e-9)
 
 
@@ -135,6 +140,15 @@ def test_contexts_are_gathered_where_several_sequences_decode(sequences: int, co
     assert cost.time_s(num_layers=2, batch=batch, first=False, last=False) == 2 * gathered
 
 
+@pytest.mark.parametrize(
+    ("tokens", "layer_s"), [(0, 0), (1, 0), (2, 3), (2.5, 1.5 + 3.5), (3, 7), (4, 3), (7, 11), (7.5, 6.5 + 2.5), (8, 7)]
+)
+def test_few_tokens_may_take_longer_than_more(tokens: float, layer_s: float) -> None:
+    cost = flat_cost(layer_token_s=(1.0,), layer_few_tokens_s=(2.0, 5.0, 0.0, 0.0, 0.0, 5.0))
+    assert cost.time_s(num_layers=1, batch=BatchShape(decode_tokens=tokens), first=False, last=False) == layer_s
+    assert cost.breakpoints == (1, 2, 3, 4, 5, 6, 7, 8)
+
+
 def test_embedding_alone_has_no_step_and_no_layers() -> None:
     row = feature_row(
         num_layers=0,
@@ -154,6 +168,8 @@ def test_embedding_alone_has_no_step_and_no_layers() -> None:
         ({"token_knots": ()}, "need one length"),
         ({"token_knots": (1.0, 4.0)}, "need one length"),
         ({"token_knots": (1.0, 4.0, 4.0), "layer_token_s": (0.0, 0.0, 0.0)}, "need ascending values"),
+        ({"layer_few_tokens_s": (0.0, 0.0)}, "need 6 entries or none"),
+        ({"layer_few_tokens_s": (0.0, 0.0, -1.0, 0.0, 0.0, 0.0)}, "finite values >= 0"),
         ({"step_s": -1e-9}, "finite values >= 0"),
         ({"layer_token_s": (-1.0,)}, "finite values >= 0"),
         ({"head_s": float("nan")}, "finite values >= 0"),

@@ -172,6 +172,20 @@ def test_samples_of_one_kind_alone_give_no_cost(is_held_out: bool) -> None:
         fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="")
 
 
+def test_what_few_tokens_take_longer_than_more_is_found() -> None:
+    """As matrix products of two and three rows do on some processors."""
+    true = msgspec.structs.replace(true_cost(), layer_few_tokens_s=(2e-4, 9e-4, 0.0, 0.0, 5e-4, 0.0))
+    samples = [sample_of(point, true) for point in POINTS]
+
+    made = fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="")
+
+    for count in range(1, 12):
+        batch = BatchShape(decode_tokens=count, decode_context_tokens=count * 100, sampled_tokens=count)
+        true_s, found_s = (cost.time_s(num_layers=10, batch=batch, first=False, last=True) for cost in (true, made.stage))
+        assert found_s == pytest.approx(true_s, rel=TOLERANCE), count
+    assert made.held_out_error_p90 < TOLERANCE
+
+
 def test_the_price_of_gathering_and_the_variation_are_found() -> None:
     true = true_cost(layer_gather_context_s=4e-7, gather_up_to_tokens=192.0)
     samples = [

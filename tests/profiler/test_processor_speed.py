@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from profiler.processor_speed import MATMUL_FLOPS, ProcessorSpeed, mean_speed, seconds_at
 
-NOMINAL = ProcessorSpeed(streaming_s=5e-5, matmul_s=6e-5)
+NOMINAL = ProcessorSpeed(weights_s=5e-5, matmul_s=6e-5)
 SECONDS = st.floats(1e-6, 1e-2)
-SPEEDS = st.builds(ProcessorSpeed, streaming_s=SECONDS, matmul_s=SECONDS)
+SPEEDS = st.builds(ProcessorSpeed, weights_s=SECONDS, matmul_s=SECONDS)
 
 
 def slower(streaming: float, matmul: float) -> ProcessorSpeed:
-    return ProcessorSpeed(streaming_s=NOMINAL.streaming_s * streaming, matmul_s=NOMINAL.matmul_s * matmul)
+    return ProcessorSpeed(weights_s=NOMINAL.weights_s * streaming, matmul_s=NOMINAL.matmul_s * matmul)
 
 
 @given(speed=SPEEDS, cpu_s=SECONDS, flops=st.floats(0, 1e12))
@@ -25,12 +25,12 @@ def test_what_slows_all_work_down_alike_is_taken_out(factor: float, cpu_s: float
     assert seconds_at(NOMINAL, now=slower(factor, factor), cpu_s=cpu_s, flops=flops) == pytest.approx(cpu_s / factor)
 
 
-def test_arithmetic_goes_with_the_matrix_product_and_the_rest_with_streaming() -> None:
+def test_arithmetic_goes_with_the_matrix_product_and_the_rest_mostly_with_streaming() -> None:
     now = slower(2.0, 1.0)
     all_of_it = 100 * MATMUL_FLOPS
     assert seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=all_of_it) == pytest.approx(1e-3)
     without = seconds_at(NOMINAL, now=now, cpu_s=1e-3, flops=0.0)
-    assert without == pytest.approx(0.5e-3)
+    assert without == pytest.approx(1e-3 / 2**0.8)
     half = seconds_at(NOMINAL, now=now, cpu_s=2e-3, flops=1e-3 / now.matmul_s * MATMUL_FLOPS)
     assert half == pytest.approx(1e-3 + without)
 
@@ -58,4 +58,4 @@ def test_a_run_that_was_disturbed_by_far_counts_for_twice_the_median() -> None:
 
 
 def _relative(speed: ProcessorSpeed) -> tuple[float, float]:
-    return speed.streaming_s / NOMINAL.streaming_s, speed.matmul_s / NOMINAL.matmul_s
+    return speed.weights_s / NOMINAL.weights_s, speed.matmul_s / NOMINAL.matmul_s

@@ -175,6 +175,20 @@ def test_first_stage_runs_requests_that_enter_at_each_of_its_layers(model_dir: M
     assert distances(found, whole_logits(load_whole(directory), sequences)).max() < LOGITS_TOLERANCE
 
 
+def test_something_else_may_be_done_before_each_layer_that_runs(model_dir: ModelDir) -> None:
+    stage = stage_of(model_dir("test-llama"), 2, 5)
+    stage.kv.reserve(0, 4)
+    stage.kv.reserve(1, 4)
+    calls: list[int] = []
+    stage.between_layers = lambda: calls.append(len(calls))
+    hidden = torch.zeros(1, stage.hidden_size)
+
+    stage.forward([StageItem(0, 0, 1, 2, False, hidden), StageItem(1, 0, 1, 4, False, hidden)])
+    stage.with_layers([0, 0]).forward([StageItem(0, 1, 1, 2, False, hidden)])
+
+    assert len(calls) == 3, "layers 2, 3 and 4, whoever enters where; what is only timed is left alone"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_several_chunks_of_one_sequence_in_one_batch(model_dir: ModelDir, preset: str) -> None:
     directory = model_dir(preset)

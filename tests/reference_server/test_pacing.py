@@ -13,9 +13,13 @@ class FakeKernel:
     """A processor whose speed the test sets."""
 
     def __init__(self) -> None:
-        self.now = ProcessorSpeed(streaming_s=1e-4, matmul_s=2e-4)
+        self.now = ProcessorSpeed(weights_s=1e-4, matmul_s=2e-4)
+        self.num_runs = 0
+        self.takes_s = 0.0
 
     def speed(self) -> ProcessorSpeed:
+        self.num_runs += 1
+        spin(self.takes_s)
         return self.now
 
 
@@ -50,14 +54,34 @@ def test_an_iteration_takes_its_cpu_time_over_the_share(kernel: FakeKernel, shar
 
 @pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(kernel: FakeKernel, slower: float) -> None:
-    pacer = Pacer(0.2)
-    kernel.now = ProcessorSpeed(streaming_s=1e-4 * slower, matmul_s=2e-4 * slower)
+    pacer = Pacer(0.5)
+    kernel.now = ProcessorSpeed(weights_s=1e-4 * slower, matmul_s=2e-4 * slower)
 
-    assert held_s(pacer, 0.04) == pytest.approx(1.25 * 5 / slower, rel=0.1)
+    for _ in range(6):
+        held_s(pacer, 0.01)
+    assert held_s(pacer, 0.04) == pytest.approx(1.25 * 2 / slower, rel=0.1)
     mean = pacer.mean_speed()
     assert mean is not None
-    assert (mean.streaming_s, mean.matmul_s) == pytest.approx((kernel.now.streaming_s, kernel.now.matmul_s))
+    assert (mean.weights_s, mean.matmul_s) == pytest.approx((kernel.now.weights_s, kernel.now.matmul_s))
     assert pacer.mean_speed() is None
+
+
+def test_the_speed_is_looked_at_between_parts_of_an_iteration_now_and_then(kernel: FakeKernel) -> None:
+    kernel.takes_s = 0.01
+    pacer = Pacer(0.1)
+    pacer.leave_out(lambda: spin(0.03))
+    pacer.forget()
+    begin = time.perf_counter()
+    before = kernel.num_runs
+    for _ in range(15):
+        pacer.look()
+        spin(0.002)
+    looks = kernel.num_runs - before
+    pacer.hold(begin)
+    took_s = time.perf_counter() - begin
+
+    assert looks == 7, "before every second of its parts: once for every 3 ms of work"
+    assert took_s == pytest.approx(1.25 * 0.03 / 0.1, rel=0.15), "the kernel's own time is no part of the iteration"
 
 
 def test_what_is_left_out_belongs_to_no_iteration(kernel: FakeKernel) -> None:
@@ -94,17 +118,17 @@ def test_nominal_speed_is_the_mean_of_what_is_measured_and_far_outliers_count_li
 ) -> None:
     monkeypatch.setattr(pacing, "NOMINAL_S", 0.01)
     pacer = Pacer(0.5)
-    usual = ProcessorSpeed(streaming_s=3e-4, matmul_s=3e-4)
+    usual = ProcessorSpeed(weights_s=3e-4, matmul_s=3e-4)
     begin, count = time.perf_counter(), itertools.count()
 
     def iterate() -> None:
-        kernel.now = ProcessorSpeed(streaming_s=3e-3, matmul_s=9e-4) if next(count) % 3 == 0 else usual
+        kernel.now = ProcessorSpeed(weights_s=3e-3, matmul_s=9e-4) if next(count) % 3 == 0 else usual
         spin(0.03)
         pacer.hold(begin)
 
     pacer.measure_nominal(iterate)
 
-    assert (pacer.nominal.streaming_s, pacer.nominal.matmul_s) == pytest.approx((1.25 * 4e-4, 1.25 * 4e-4), rel=0.1)
+    assert (pacer.nominal.weights_s, pacer.nominal.matmul_s) == pytest.approx((1.25 * 4e-4, 1.25 * 4e-4), rel=0.1)
 
 
 def test_the_real_kernel_takes_about_as_long_each_time() -> None:
@@ -113,7 +137,7 @@ def test_the_real_kernel_takes_about_as_long_each_time() -> None:
     reference = ReferenceKernel()
     speeds = [reference.speed() for _ in range(50)]
 
-    for times in (sorted(speed.streaming_s for speed in speeds), sorted(speed.matmul_s for speed in speeds)):
+    for times in (sorted(speed.weights_s for speed in speeds), sorted(speed.matmul_s for speed in speeds)):
         assert 1e-6 < times[25] < 1e-2
         assert times[30] < 3 * times[20]
 

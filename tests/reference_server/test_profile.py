@@ -307,14 +307,14 @@ def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
     monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
     monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
     output = tmp_path / "cluster.json"
-    kept = ProcessorSpeed(streaming_s=1e-9, matmul_s=2e-9)  # of a processor that nobody waits for
+    kept = ProcessorSpeed(weights_s=1e-9, matmul_s=2e-9)  # of a processor that nobody waits for
     with agents_in_threads(("kept", "free"), key_file, cpu_share=1.0) as addresses, Reporter() as reporter:
         config = quick_config(model_dir("test-llama"), addresses, key_file, output, paces={"kept": kept})
         profile_cluster(config, key, reporter)
 
     paces = paces_of(output, ["kept", "free"])
     assert paces["kept"] == kept
-    assert paces["free"].streaming_s > 1e-7
+    assert paces["free"].weights_s > 1e-7
     with pytest.raises(InputError, match=r"nodes\.other\.cost\.processor_speed is missing.*known are kept, free"):
         paces_of(output, ["kept", "other"])
 

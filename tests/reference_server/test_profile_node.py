@@ -119,7 +119,7 @@ def test_refined_points_discards_and_pace_are_gone_on_with(
         profile_node(config, partial=partial, resume=False, on_block=interrupt)
     kept = load_record(partial, PartialProfile)
     assert [block.point for block in kept.blocks if block.is_refined] == [added]
-    other_pace = msgspec.structs.replace(kept, nominal_speed=ProcessorSpeed(streaming_s=1e-9, matmul_s=1e-9))
+    other_pace = msgspec.structs.replace(kept, nominal_speed=ProcessorSpeed(weights_s=1e-9, matmul_s=1e-9))
     save_record(partial, other_pace)
 
     made = profile_node(config, partial=partial, resume=True).nodes[0].cost
