@@ -80,8 +80,8 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ``layer_token_s[k]`` each per layer (the last segment is open). The first knot is 1: a batch's first token is in
     ``layer_s``. ``layer_few_tokens_s`` is what a layer takes on top of that for exactly 2, 3, ... 7 tokens
     (``FEW_ROWS``; nothing where it is empty), in proportion between two of them. Kernels change with the number of
-    rows: on one CPU (MKL, AVX2, weights of 2.9 MB that are not in its cache) products of 1 to 8 rows took 365, 539, 631,
-    471, 500, 520, 562 and 551 us.
+    rows: on one CPU (MKL, weights of 2.9 MB that are not in its cache) products of 1 to 8 rows took 365, 539, 631, 471,
+    500, 520, 562 and 551 us.
 
     Contexts of up to ``gather_up_to_tokens`` are copied together where several sequences decode (``attention``), which
     ``layer_gather_context_s`` is the price of, on top of reading them; a longer context is attended by itself, which

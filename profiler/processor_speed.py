@@ -1,15 +1,14 @@
 """How fast a processor is right now, and what a piece of work would have taken on it at another time. Pure.
 
 A processor that others share (a virtual machine's neighbours, a sibling thread, a common cache and memory bus) changes
-its speed from second to second, and not for all work alike. Two works that are timed again and again tell what an
-iteration's seconds are worth: a few tokens times a weight matrix, which has to be streamed, and arithmetic in the cache.
+its speed within milliseconds, and not for all work alike. Two works that are timed again and again tell what an
+iteration's seconds are worth: a few tokens times weights, which have to be streamed, and arithmetic in the cache.
 
-When they run matters most. Where another core streams at the same time an iteration takes up to 1.7 times as long, and
-that changes within milliseconds. Three processes on two virtual cores, 150 s: the logarithm of iterations of 5 sequences
-(21 ms) had a standard deviation of 0.143, those of 4 sequences beside a prompt of 64 tokens 0.130. A run of both works
-before each layer leaves 0.090 and 0.081; before every second 0.111 and 0.106, before every third 0.124 and 0.130; the
-mean of the 20 last runs of those of all layers 0.122 and 0.112. Runs of 0.3 MB of weights instead of 1.4 leave 0.154 and
-0.116, of 2.9 MB 0.084 and 0.083.
+When they run matters most. Where another core streams at the same time an iteration takes up to 1.7 times as long.
+Three processes on two virtual cores, 150 s: the logarithm of iterations of 5 sequences (21 ms) had a standard deviation
+of 0.143, that of 4 sequences beside a prompt of 64 tokens 0.130. A run of both works before each layer leaves 0.090 and
+0.081; before every second 0.111 and 0.106, before every third 0.124 and 0.130; the mean of the 20 last runs of those of
+all layers 0.122 and 0.112. Runs of 0.3 MB of weights instead of 1.4 leave 0.154 and 0.116, of 2.9 MB 0.084 and 0.083.
 
 One run in a hundred is three times as long as the others. An iteration lasts long enough to have its part of all kinds,
 so what it is worth is told by a mean; a median jumps from one kind to the other.
@@ -17,6 +16,7 @@ so what it is worth is told by a mean; a median jumps from one kind to the other
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -72,4 +72,5 @@ def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, fl
     """
     streaming, matmul = now.weights_s / nominal.weights_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
-    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / (streaming ** (1 - _CACHED) * matmul**_CACHED)
+    others = math.pow(streaming, 1 - _CACHED) * math.pow(matmul, _CACHED)
+    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / others

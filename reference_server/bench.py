@@ -15,7 +15,6 @@ from solver.workload import Workload
 from .coordinator import Request, TokenEvent
 from .engine import Engine
 from .messages import Counters, History, LinkCounters
-from .ramp import Ramp
 from .run_log import LinkUse, NodePoint, NodeUse, RequestRecord, TokenCount, Window
 
 _COUNTERS_TIMEOUT_S = 60.0
@@ -25,8 +24,8 @@ _INTERVALS = 60  # of the timeline, over the whole run
 class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What load to make.
 
-    Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. Requests begin one after
-    another (``ramp``). The warm-up ends when as many as are to be in flight have finished, but not before ``warmup_s``.
+    Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. The warm-up ends when as many
+    requests as are in flight have finished, but not before ``warmup_s``.
     """
 
     workload: Workload
@@ -72,13 +71,8 @@ class _Load:
         self._tokens = random.Random(f"tokens {config.seed}")
         self._running: dict[int, _Running] = {}  # request -> its times
         self._next_number = 0
-        self._ramp = Ramp(config.concurrency, config.workload.mean_output_tokens)
         self.finished: list[RequestRecord] = []
         self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each event
-
-    def first_requests(self) -> list[Request]:
-        """What is there at the start."""
-        return self.new_requests(self._ramp.due(0), self._clock())
 
     def new_requests(self, count: int, now: float) -> list[Request]:
         """That many requests, arriving at ``now``."""
@@ -92,7 +86,7 @@ class _Load:
         return requests
 
     def record(self, events: list[TokenEvent]) -> list[Request]:
-        """Note what happened, now; every request that ended is followed by a new one, and more begin until all do."""
+        """Note what happened, now; every request that ended is followed by a new one."""
         now = self._clock()
         num_finished = len(self.finished)
         for event in events:
@@ -116,7 +110,7 @@ class _Load:
                         pipeline=event.pipeline,
                     )
                 )
-        return self.new_requests(len(self.finished) - num_finished + self._ramp.due(len(self.counts)), now)
+        return self.new_requests(len(self.finished) - num_finished, now)
 
 
 def run_bench(
@@ -147,7 +141,7 @@ def run_bench(
     def step() -> None:
         engine.step(50, on_events=load.record)
 
-    engine.submit(load.first_requests())
+    engine.submit(load.new_requests(config.concurrency, clock()))
     while not is_interrupted() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
         step()
         on_progress("warming up", min(len(load.finished), config.concurrency), config.concurrency)

@@ -45,9 +45,11 @@ class Front:
         self._inbox: _Inbox = deque()  # tokens from a node (their requests), or a request from outside
         self._is_busy = False
 
-    def start(self) -> None:
-        """The first requests arrive: of a closed loop, or as many as are to wait from the start."""
+    def start(self, num_requests: int) -> None:
+        """The first requests arrive: so many, or as many as are to wait from the start."""
         actions = Actions({}, [])
+        if num_requests:
+            self._submit(self._load.new_requests(num_requests, self._kernel.now_s), actions)
         self._refill(0, actions)
         self._dispatch(actions)
 

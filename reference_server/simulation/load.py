@@ -11,7 +11,6 @@ import msgspec
 from solver.workload import Workload
 
 from ..coordinator import Request, TokenEvent
-from ..ramp import Ramp
 from ..run_log import RequestRecord, TokenCount
 from .arrivals import Arrivals, TracedRequest, draw_lengths, draw_times
 
@@ -37,7 +36,6 @@ class Load:
         workload: how long they are; for a replay the trace says it.
         trace: of a replay.
         limit: requests in all; ``None`` for no end.
-        concurrency: requests in flight, of a closed loop.
         seed: of lengths and times.
     """
 
@@ -48,7 +46,6 @@ class Load:
         *,
         trace: Sequence[TracedRequest] = (),
         limit: int | None = None,
-        concurrency: int = 1,
         seed: int = 0,
     ) -> None:
         self.arrivals = arrivals
@@ -60,7 +57,6 @@ class Load:
         elif arrivals.rate_per_s is not None:
             times = draw_times(arrivals, random.Random(f"arrivals {seed}"))
             self._timed = ((at_s, *lengths) for at_s, lengths in zip(times, self._lengths, strict=False))
-        self._ramp = Ramp(concurrency, workload.mean_output_tokens)
         self._prompts: dict[int, tuple[int, ...]] = {}  # length -> a prompt of it; what is in it does not matter
         self._running: dict[int, _Running] = {}  # request -> its times
         self._numbers = itertools.count()
@@ -100,7 +96,7 @@ class Load:
     def following(self, num_ended: int, num_waiting: int, now_s: float) -> list[Request]:
         """What comes in the moment in which so many have ended and so many wait to be admitted."""
         if self.arrivals.kind == "closed loop":
-            return self.new_requests(num_ended + self._ramp.due(self.output_tokens), now_s)
+            return self.new_requests(num_ended, now_s)
         if self.arrivals.kind == "offline" and num_waiting < BACKLOG:
             return self.new_requests(BACKLOG, 0.0)
         return []

@@ -118,7 +118,6 @@ class _Simulation:
             config.workload,
             trace=config.trace,
             limit=None if self._is_closed else config.num_requests,
-            concurrency=config.concurrency or 1,
             seed=config.seed,
         )
         self._remarks = notes_on_fit(plan, profile)
@@ -163,7 +162,7 @@ class _Simulation:
         elif config.warmup_s > 0:
             kernel.at(config.warmup_s, MARK, lambda _: self._check_window())
         # As what arrives at 0: after the marks and the events of that moment.
-        kernel.at(0.0, ARRIVAL, lambda _: self._front.start())
+        kernel.at(0.0, ARRIVAL, self._front.start, config.concurrency or 0 if self._is_closed else 0)
         self._schedule_arrival()
         interrupted = False
         while kernel.run(_EVENTS_A_TURN) and not interrupted:

@@ -181,7 +181,9 @@ def test_what_few_tokens_take_longer_than_more_is_found() -> None:
 
     for count in range(1, 12):
         batch = BatchShape(decode_tokens=count, decode_context_tokens=count * 100, sampled_tokens=count)
-        true_s, found_s = (cost.time_s(num_layers=10, batch=batch, first=False, last=True) for cost in (true, made.stage))
+        true_s, found_s = (
+            cost.time_s(num_layers=10, batch=batch, first=False, last=True) for cost in (true, made.stage)
+        )
         assert found_s == pytest.approx(true_s, rel=TOLERANCE), count
     assert made.held_out_error_p90 < TOLERANCE
 

@@ -237,9 +237,13 @@ class Held:
     """A pacer that holds every iteration back."""
 
     nominal = None
+    looks = 0
 
     def forget(self) -> None:
         pass
+
+    def look(self) -> None:
+        self.looks += 1
 
     def hold(self, begin: float, *, flops: float) -> None:
         time.sleep(HELD_S)
@@ -249,7 +253,8 @@ def test_how_long_a_paced_node_waits_follows_from_how_long_it_was_held_back(
     small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
-    small_agent.pacer = Held()  # type: ignore[assignment]
+    held = Held()
+    small_agent.pacer = held  # type: ignore[assignment]
     small_agent.load(load_of(model_dir("test-llama")))
     told: list[object] = []
     monkeypatch.setattr(small_agent, "_send", told.append)
@@ -266,6 +271,7 @@ def test_how_long_a_paced_node_waits_follows_from_how_long_it_was_held_back(
     assert isinstance(iteration_s, float)
     assert iteration_s >= HELD_S
     assert isinstance(sent, Outbound)
+    assert held.looks == 6, "before each layer"
 
 
 def test_memory_that_runs_out_in_an_iteration_is_told_to_the_coordinator_and_the_agent_goes_on(

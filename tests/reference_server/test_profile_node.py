@@ -82,10 +82,10 @@ def test_a_node_is_a_cluster_of_one_without_links(config: NodeProfileConfig, tmp
 def test_an_interrupted_run_keeps_its_rounds_and_is_gone_on_with(config: NodeProfileConfig, tmp_path: Path) -> None:
     partial = tmp_path / "node.json.partial"
     with pytest.raises(KeyboardInterrupt):
-        profile_node(config, partial=partial, resume=False, on_block=Interrupt(60))
+        profile_node(config, partial=partial, resume=False, on_block=Interrupt(80))
     kept = load_record(partial, PartialProfile)
     points = {block.point for block in kept.blocks}
-    assert len(points) == len(kept.blocks) < 60, "one whole round"
+    assert len(points) == len(kept.blocks) < 80, "one whole round"
 
     told: list[int] = []
     made = profile_node(config, partial=partial, resume=True, on_block=lambda done, _: told.append(done))
@@ -170,7 +170,7 @@ def test_another_runs_blocks_are_refused(config: NodeProfileConfig, tmp_path: Pa
     with pytest.raises(InputError, match="nothing to resume; leave out --resume"):
         profile_node(config, partial=partial, resume=True)
     with pytest.raises(KeyboardInterrupt):
-        profile_node(config, partial=partial, resume=False, on_block=Interrupt(60))
+        profile_node(config, partial=partial, resume=False, on_block=Interrupt(80))
     other = msgspec.structs.replace(config, max_context_tokens=32)
     with pytest.raises(InputError, match=r"begun as another profile .longest context: 64 then, 32 now"):
         profile_node(other, partial=partial, resume=True)

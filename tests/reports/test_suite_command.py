@@ -22,7 +22,7 @@ from reports.suite_run import SuiteOptions, run_suite
 from reports.suite_table import suite_markdown
 
 from .conftest import Command
-from .suite_examples import TESTBED, StandIn, write_suite
+from .suite_examples import SUITE, TESTBED, StandIn, write_suite
 
 ROOT = Path(__file__).parents[2]
 PREPARED = ["model results/model", "profile two/cluster.json", "profile inline/cluster.json"]
@@ -122,6 +122,16 @@ def test_with_kv_caches_full_the_plan_says_how_many_requests_that_is(tmp_path: P
     for call in (stand_in.calls[6], stand_in.calls[8]):
         assert call[call.index("--concurrency") + 1] == "16", "the last of what the plan expects"
     assert result.cases[1].concurrency == 16
+
+
+def test_a_window_holds_whole_rounds_of_all_in_flight(tmp_path: Path) -> None:
+    """Half a round has more of the prompts than of the tokens that follow them, or fewer."""
+    write_suite(tmp_path / "suite", SUITE.replace("requests = 48", "requests = 40"))
+    stand_in = StandIn()
+    run(tmp_path, stand_in, repeats=1)
+
+    asked = {call[0]: call[call.index("--requests") + 1] for call in stand_in.calls if "--requests" in call}
+    assert asked == {"simulate": "240", "bench": "48"}, "3 rounds of 16, and 5 times as many"
 
 
 def test_resuming_runs_only_what_is_missing(tmp_path: Path) -> None:
