@@ -10,7 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from profiler.errors import MeasurementError
-from solver.workload import Workload
+from solver.workload import Workload, draw_lengths
 
 from .coordinator import Request, TokenEvent
 from .engine import Engine
@@ -67,7 +67,8 @@ class _Load:
     def __init__(self, config: BenchConfig, clock: Callable[[], float]) -> None:
         self._config = config
         self._clock = clock
-        self._lengths = random.Random(config.seed)  # drawn as the simulator does: one seed, the same requests
+        # drawn as the simulator does: one seed, the same requests
+        self._lengths = draw_lengths(config.workload, random.Random(config.seed))
         self._tokens = random.Random(f"tokens {config.seed}")
         self._running: dict[int, _Running] = {}  # request -> its times
         self._next_number = 0
@@ -78,7 +79,7 @@ class _Load:
         """That many requests, arriving at ``now``."""
         requests = []
         for _ in range(count):
-            prompt_tokens, output_tokens = self._lengths.choice(self._config.workload.lengths)
+            prompt_tokens, output_tokens = next(self._lengths)
             prompt = tuple(self._tokens.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
             requests.append(Request(number=self._next_number, prompt=prompt, max_tokens=output_tokens))
             self._running[self._next_number] = _Running(prompt_tokens, now)

@@ -28,6 +28,7 @@ from .rollout_node import Bunch, Parcel, Prompt, Request, RolloutNode
 from .routes import pipelines_of
 from .stage_timing import StageTimer, timing_of
 from .wires import Wires
+from .workload import draw_lengths
 
 MIN_REQUESTS = 96
 MIN_ROUNDS = 4
@@ -161,8 +162,8 @@ class _Rollout:
         self._error = max((cost.held_out_error_median for cost in costs), default=None)
         self._bytes_per_token: dict[tuple[str, str], float] = {}
         self._limit: int | None = None
-        self._lengths, self._random = capacities.workload.lengths, random.Random(seed)
-        self._next_lengths = self._random.choice(self._lengths)
+        self._lengths = draw_lengths(capacities.workload, random.Random(seed))
+        self._next_lengths = next(self._lengths)
         self._has_room = True  # whether the next request may fit, as far as is known
         self._inbox: deque[Parcel] = deque()
         self._is_busy = False  # the coordinator is
@@ -267,7 +268,7 @@ class _Rollout:
             self._in_flight += 1
             prompt = Prompt(request, 0, request.prompt_tokens, is_end=True)
             starting.setdefault(self._pipelines[chosen][0][0], Parcel()).prompts.append(prompt)
-            self._next_lengths = self._random.choice(self._lengths)
+            self._next_lengths = next(self._lengths)
 
     def _receive(self, parcel: Parcel) -> None:
         self._inbox.append(parcel)

@@ -12,7 +12,6 @@ from typing import Literal
 import msgspec
 
 from profiler.errors import InputError
-from solver.workload import Workload
 
 ArrivalKind = Literal["closed loop", "offline", "poisson", "gamma", "replay"]
 
@@ -52,12 +51,6 @@ class TracedRequest(msgspec.Struct, frozen=True, array_like=True):
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
-
-
-def draw_lengths(workload: Workload, rng: random.Random) -> Iterator[tuple[int, int]]:
-    """(prompt, output) tokens of request after request, drawn from the workload."""
-    while True:
-        yield rng.choice(workload.lengths)
 
 
 def draw_times(arrivals: Arrivals, rng: random.Random) -> Iterator[float]:

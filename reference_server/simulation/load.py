@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from solver.workload import Workload
+from solver.workload import Workload, draw_lengths
 
 from ..coordinator import Request, TokenEvent
 from ..run_log import RequestRecord, TokenCount
-from .arrivals import Arrivals, TracedRequest, draw_lengths, draw_times
+from .arrivals import Arrivals, TracedRequest, draw_times
 
 BACKLOG = 256
 """Requests without end that wait from the start are made so many at a time; admission looks at the first only."""
