@@ -62,7 +62,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def draw_lengths(workload: Workload, rng: random.Random) -> Iterator[tuple[int, int]]:
     """(prompt, output) tokens of request after request, without end; each length comes as often as any other.
 
-    Independent draws from a trace leave a window of some dozens of requests 10 % more or fewer tokens than the mean, and
+    Independent draws from a trace give a window of some dozens of requests 10 % more or fewer tokens than its mean, and
     so the run and what it is held against would differ by their draws. These go through the lengths in order of size by
     steps of the golden ratio, so that any few in a row are spread over all sizes, and are shuffled in blocks.
 
