@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cluster_profile import CostSample, MeasuredCost
-from .cost import FloatArray, StageCost, feature_row
+from .cost import FEW_ROWS, FloatArray, StageCost, feature_row
 from .errors import MeasurementError
 from .regression import biweight, least_squares
 from .token_knots import power_of_two_knots, tile_knots
@@ -51,6 +51,7 @@ def fit_cost(
     knots = tuple(sorted({*power_of_two_knots(max_batch_tokens), *edges}))
     rows = np.array([_row(sample, knots, gather_up_to_tokens) for sample in fitted])  # [samples, features]
     rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0
+    rows[:, [few - FEW_ROWS[-1] - 1 for few in FEW_ROWS if few <= min(tokens)]] = 0.0  # the last columns
     times = np.array([sample.median_s for sample in fitted])
     coefficients = (biweight if lets_few_go else least_squares)(rows, times)
     stage = _stage_cost(coefficients, knots, gather_up_to_tokens, fitted, max_batch_tokens)

@@ -4,11 +4,9 @@ A processor that others share (a virtual machine's neighbours, a sibling thread,
 its speed within milliseconds, and not for all work alike. Two works that are timed again and again tell what an
 iteration's seconds are worth: a few tokens times weights, which have to be streamed, and arithmetic in the cache.
 
-When they run matters most. Where another core streams at the same time an iteration takes up to 1.7 times as long.
-Three processes on two virtual cores, 150 s: the logarithm of iterations of 5 sequences (21 ms) had a standard deviation
-of 0.143, that of 4 sequences beside a prompt of 64 tokens 0.130. A run of both works before each layer leaves 0.090 and
-0.081; before every second 0.111 and 0.106, before every third 0.124 and 0.130; the mean of the 20 last runs of those of
-all layers 0.122 and 0.112. Runs of 0.3 MB of weights instead of 1.4 leave 0.154 and 0.116, of 2.9 MB 0.084 and 0.083.
+When they run matters most. Where another core streams at the same time an iteration takes up to 1.7 times as long, so
+they run before its layers; how much of its scatter that takes out, and how much less other ways do, stands in
+docs/profile.md (Pacing).
 
 One run in a hundred is three times as long as the others. An iteration lasts long enough to have its part of all kinds,
 so what it is worth is told by a mean; a median jumps from one kind to the other.

@@ -112,7 +112,10 @@ def decode_record(raw: bytes, record_type: type[RecordT], *, origin: str) -> Rec
         msgspec.json.decode(raw, type=_AnyRecord)  # a lone struct's tag may be missing; a record's may not
         return msgspec.json.decode(raw, type=record_type)
     except msgspec.ValidationError as error:
-        raise InputError(f"{origin}: {error}; expected {_schema_of(record_type)}") from error
+        schema = _schema_of(record_type)
+        raise InputError(
+            f"{origin}: {error}; expected {schema} (if another version of helixbench made it, make it again)"
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: not a complete JSON file ({error}); make it again") from error
 

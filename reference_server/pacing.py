@@ -25,7 +25,7 @@ from .wakeups import Wakeups
 _EVERY_CPU_S = 0.003  # of work for a run of the kernel, which takes about a tenth of that
 _FEW, _KEPT = 6, 25
 """Runs that the present speed is the mean of where an iteration had fewer of its own, and those that say which are
-disturbed."""
+disturbed; of an iteration of more the last of them count."""
 NOMINAL_S = 8.0
 """So long the speed that a share is of is looked for: in the first seconds other nodes are still loading."""
 _NOMINAL_RUNS = 50

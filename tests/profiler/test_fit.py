@@ -188,6 +188,15 @@ def test_what_few_tokens_take_longer_than_more_is_found() -> None:
     assert made.held_out_error_p90 < TOLERANCE
 
 
+def test_fewer_tokens_than_were_measured_take_as_long_as_the_fewest() -> None:
+    true = msgspec.structs.replace(true_cost(), layer_few_tokens_s=(0.0, 0.0, 9e-4, 0.0, 0.0, 0.0))
+    samples = [sample_of(point, true) for point in POINTS if point.num_layers == 0 or point.num_tokens >= 4]
+
+    made = fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="").stage
+
+    assert made.layer_tokens_s(2) == made.layer_tokens_s(4) == 0
+
+
 def test_the_price_of_gathering_and_the_variation_are_found() -> None:
     true = true_cost(layer_gather_context_s=4e-7, gather_up_to_tokens=192.0)
     samples = [
