@@ -6,11 +6,13 @@ import pytest
 
 from profiler.errors import InputError
 from reference_server.launch.spec import load_testbed
+from reports.suite import Suite
 from reports.suite_file import load_suite
 
 from .suite_examples import SUITE, write_suite
 
 OWN_SUITE = Path(__file__).parents[2] / "suites" / "cpu.toml"
+CHECK_SUITE = OWN_SUITE.with_name("check.toml")
 PLENTY = 64.0
 
 
@@ -99,3 +101,14 @@ def test_the_suite_of_this_repository_covers_what_a_prediction_has_to_hold_for()
     assert {case.concurrency for case in suite.cases} >= {1, "kv-full"}
     assert any(len(set(case.workload.lengths)) > 100 for case in suite.cases)
     assert min(link.bandwidth_bytes_per_s for testbed in suite.testbeds for link in testbed.spec.links) < 10e6 / 8
+
+
+def test_the_suite_that_checks_shares_no_testbed_and_no_fixed_lengths_with_it() -> None:
+    own, check = load_suite(OWN_SUITE), load_suite(CHECK_SUITE)
+
+    def shapes(suite: Suite) -> set[tuple[float | None, ...]]:
+        return {tuple(node.cpu for node in testbed.spec.local_nodes) for testbed in suite.testbeds}
+
+    assert not shapes(own) & shapes(check)
+    assert not {case.workload.lengths for case in own.cases} & {case.workload.lengths for case in check.cases}
+    assert max(testbed.spec.cpu for testbed in check.testbeds) <= 1.9
