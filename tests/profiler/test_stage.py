@@ -431,3 +431,27 @@ def test_schedule_helper_covers_all_tokens() -> None:
 
     totals = [sum(size for n, size in itertools.chain(*schedule) if n == number) for number in range(20)]
     assert totals == lengths
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 5), (7, 8), (9, 9)])
+def test_few_tokens_run_with_rows_that_are_quicker_and_give_the_same(
+    model_dir: ModelDir, tokens: int, rows: int
+) -> None:
+    stage, alone = stage_of(model_dir("test-qwen3"), 0, 6), stage_of(model_dir("test-qwen3"), 0, 6)
+    ids = torch.arange(1, tokens + 1)
+    seen: list[int] = []
+    stage._layers[0].mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    for request in range(tokens):
+        stage.kv.reserve(request, 2)
+        alone.kv.reserve(request, 2)
+
+    for past in range(2):
+        together = stage.forward([StageItem(n, past, 1, 0, True, ids[n : n + 1]) for n in range(tokens)])
+        each = [alone.forward([StageItem(n, past, 1, 0, True, ids[n : n + 1])]) for n in range(tokens)]
+        assert together.logits is not None
+        expected = torch.cat([output.logits for output in each if output.logits is not None])
+        assert together.logits.shape == expected.shape
+        assert (together.logits - expected).abs().max() < LOGITS_TOLERANCE
+
+    assert seen == [rows, rows]
+    assert not stage.kv.arena[:, :, :, 2 * tokens :].any(), "padding is written nowhere"
