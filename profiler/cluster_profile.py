@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -97,6 +98,14 @@ class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     variation: float = 0.0
     device_median_s: float | None = None
     is_refined: bool = False
+
+    @property
+    def noise(self) -> float:
+        """How far the median may lie off, relative: its spread, and no less than single iterations let expect.
+
+        Three blocks may agree by chance. A block has two iterations at least.
+        """
+        return max(self.spread, self.variation / math.sqrt(2 * self.repeats))
 
 
 class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

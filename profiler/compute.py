@@ -91,7 +91,7 @@ def grid(
     fitted += [((), (long,) * size) for size in sizes if size in (1, 16, 64)]
     fitted += [(((0, size),), ()) for size in _up_to(full, (8, 32, 64, 128, 256, 512, 1024, 2048, full))]
     fitted += [(((long - full // 2, full // 2),), ()), (((0, full // 4),) * 4, ())]
-    fitted += [((), (middle,) * size) for size in sizes if size in (4, 16)]
+    fitted += [((), (middle,) * size) for size in sizes if size in (4, 8, 16)]
     fitted += [(((0, full // 2),), (middle,) * (full // 8)), (((0, full // 4),), (short,) * (full // 4))]
     fitted += [(((0, full // 2),), (long,) * 4)]
     held = [

@@ -10,8 +10,8 @@ from .compute import GridPoint
 from .fit import relative_errors
 
 MISSED_BY = 0.05
-"""Relative error of a sample above which its neighbourhood is bisected, where it is also beyond its spread."""
-BEYOND_SPREAD = 2.0
+"""Relative error of a sample above which its neighbourhood is bisected, where it is also beyond its noise."""
+BEYOND_NOISE = 2.0
 POINTS_A_TURN = 2
 MAX_POINTS = 6
 
@@ -31,7 +31,7 @@ def points_to_add(
         already_added: counts against ``MAX_POINTS``.
     """
     errors = dict(zip(points, relative_errors(cost.stage, samples), strict=True))
-    spread = {point: sample.spread for point, sample in zip(points, samples, strict=True)}
+    noise = {point: sample.noise for point, sample in zip(points, samples, strict=True)}
     families: dict[tuple[object, ...], list[GridPoint]] = {}
     for point in points:
         if (family := _family(point)) is not None:
@@ -39,7 +39,7 @@ def points_to_add(
     found: dict[GridPoint, float] = {}
     for members in families.values():
         for low, high in pairwise(sorted(members, key=lambda point: point.num_tokens)):
-            missed = [point for point in (low, high) if errors[point] > max(MISSED_BY, BEYOND_SPREAD * spread[point])]
+            missed = [point for point in (low, high) if errors[point] > max(MISSED_BY, BEYOND_NOISE * noise[point])]
             if missed and high.num_tokens - low.num_tokens >= 2:
                 middle = _resized(low, (low.num_tokens + high.num_tokens) // 2)
                 found[middle] = max(found.get(middle, 0.0), *(float(errors[point]) for point in missed))

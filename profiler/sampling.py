@@ -25,8 +25,8 @@ MIN_BLOCK_S = 0.12
 MIN_BLOCK_ITERATIONS = 2
 MIN_ROUNDS = 3
 MAX_BLOCKS = 25
-SPREAD_TARGET = 0.01
-"""Relative spread (half the interquartile range) below which a point is measured no further."""
+NOISE_TARGET = 0.01
+"""``CostSample.noise`` below which a point is measured no further."""
 WARM_UP_TOLERANCE = 0.05
 MAX_WARM_UP_ITERATIONS = 30
 MAX_RETRIES = 5
@@ -76,6 +76,7 @@ class Sampler:
         seed: of the shuffling.
         taken: blocks of an earlier, interrupted run, which count.
         clock: monotonic seconds.
+        skipped_s: seconds in all that iterations should have taken longer by that clock, and that count as theirs.
         sleep: stands idle for so many seconds.
         timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
@@ -92,6 +93,7 @@ class Sampler:
         seed: int,
         taken: Sequence[Block] = (),
         clock: Callable[[], float] = time.perf_counter,
+        skipped_s: Callable[[], float] = lambda: 0.0,
         sleep: Callable[[float], None] = time.sleep,
         timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
@@ -100,7 +102,7 @@ class Sampler:
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
         self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
-        self._sleep, self._before_iteration = sleep, before_iteration
+        self._skipped_s, self._sleep, self._before_iteration = skipped_s, sleep, before_iteration
         self._on_block, self._on_round = on_block, on_round
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
@@ -191,7 +193,7 @@ class Sampler:
         noisy = [
             point
             for point, blocks in self._blocks.items()
-            if len(blocks) < MAX_BLOCKS and sample_of(point, blocks).spread > SPREAD_TARGET
+            if len(blocks) < MAX_BLOCKS and sample_of(point, blocks).noise > NOISE_TARGET
         ]
         self._shuffle(noisy)
         chosen, end = [], self._clock()
@@ -234,13 +236,16 @@ class Sampler:
             if self._timer is not None:
                 self._timer.take_total_s()
             took_s: list[float] = []
-            while len(took_s) < MIN_BLOCK_ITERATIONS or sum(took_s) < MIN_BLOCK_S:
+            block_s = 0.0
+            while len(took_s) < MIN_BLOCK_ITERATIONS or block_s < MIN_BLOCK_S:
                 if point.idle_s:
                     self._sleep(point.idle_s)
                 self._before_iteration(point)
-                begin = self._clock()
+                begin, skipped_s = self._clock(), self._skipped_s()
                 iterate()
-                took_s.append(self._clock() - begin)
+                iteration_s = self._clock() - begin
+                took_s.append(iteration_s + self._skipped_s() - skipped_s)
+                block_s += iteration_s
             device_mean_s = None if self._timer is None else self._timer.take_total_s() / len(took_s)
         return Block(
             point=point,

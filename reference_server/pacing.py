@@ -29,6 +29,9 @@ disturbed; of an iteration of more the last of them count."""
 NOMINAL_S = 8.0
 """So long the speed that a share is of is looked for: in the first seconds other nodes are still loading."""
 _NOMINAL_RUNS = 50
+PROFILED_SHARE = 0.3
+"""A node of a smaller share is held back as one of this while it is profiled, and what it would have waited longer is
+counted instead: it takes as many more samples, and the nodes of a testbed still fit a machine together."""
 _HEADROOM = 1.25
 """The processor that shares are of is so many times as slow as this one: a machine that others make slower by so much
 can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one another."""
@@ -47,10 +50,14 @@ class Pacer:
 
     Attributes:
         nominal: speed of the processor that the share is of, ``_HEADROOM`` times as slow as this one.
+        least_share: wait only as long as a node of this share would, where that is more than the own.
+        skipped_s: what was not waited for that reason, in all.
     """
 
     def __init__(self, share: float, wakeups: Wakeups | None = None) -> None:
         self._share = share
+        self.least_share = 0.0
+        self.skipped_s = 0.0
         self.wakeups = wakeups or Wakeups(is_realtime=False)
         self._kernel = ReferenceKernel()
         first = self._kernel.speed()
@@ -116,10 +123,13 @@ class Pacer:
         cpu_s = time.process_time() - self._counted_s
         now = mean_speed(tuple(self._runs), last=max(_FEW, self._own))
         self._own = 0
-        until = begin + seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops) / self._share
+        work_s = seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops)
+        until = begin + work_s / max(self._share, self.least_share)
         self._counted_s = time.process_time()
         self.wakeups.waiting()
         time.sleep(max(0.0, until - time.perf_counter()))
+        if self.least_share > self._share:
+            self.skipped_s += max(0.0, begin + work_s / self._share - time.perf_counter())
 
     def mean_speed(self) -> ProcessorSpeed | None:
         """Mean of the kernel's runs since this was last asked; ``None`` where there were none."""

@@ -31,6 +31,7 @@ from profiler.stack import time_stack
 
 from .dtypes import torch_dtype
 from .messages import Load, Profile, Profiled, Progress
+from .pacing import PROFILED_SHARE
 from .ring import RING, SELF, Ring
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def profile(
             ready.ring.run,
             seed=0,
             taken=taken,
+            skipped_s=lambda: 0.0 if agent.pacer is None else agent.pacer.skipped_s,
             timer=ready.ring.timer,
             disturbance=find_disturbance(agent.torch_device),
             before_iteration=flood_between(agent.pacer, layer_bytes=ready.memory.weight_bytes / ready.num_layers),
@@ -226,8 +228,12 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
     )
     try:
         use = loaded.use_of(agent.runtime.stage)
+        if agent.pacer is not None:
+            agent.pacer.least_share = PROFILED_SHARE
         yield Prepared(files, points, peaks, held, layer_bytes, use, Ring(agent, files, end=1 + held))
     finally:
+        if agent.pacer is not None:
+            agent.pacer.least_share = 0.0
         agent.unload()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from profiler.cluster_profile import CostSample
 from profiler.compute import GridPoint
@@ -25,7 +26,9 @@ def time_s(shape: BatchShape, num_layers: int, *, jump_at: float) -> float:
     return 1e-3 + num_layers * per_layer
 
 
-def samples(of: list[GridPoint], *, jump_at: float = 1e9, spread: float = 0.005) -> list[CostSample]:
+def samples(
+    of: list[GridPoint], *, jump_at: float = 1e9, spread: float = 0.005, variation: float = 0.0
+) -> list[CostSample]:
     return [
         CostSample(
             num_layers=point.num_layers,
@@ -34,6 +37,7 @@ def samples(of: list[GridPoint], *, jump_at: float = 1e9, spread: float = 0.005)
             batch=point.shape,
             median_s=time_s(point.shape, point.num_layers, jump_at=jump_at),
             spread=spread,
+            variation=variation,
             repeats=3,
             held_out=point.held_out,
         )
@@ -73,9 +77,10 @@ def test_bisection_goes_to_the_jump_and_lowers_the_error() -> None:
     assert relative_errors(cost.stage, taken).max() < relative_errors(before.stage, taken).max() * 0.8
 
 
-def test_what_is_within_the_noise_is_left_alone() -> None:
+@pytest.mark.parametrize("noise", [{"spread": 0.5}, {"variation": 0.5}])
+def test_what_is_within_the_noise_is_left_alone(noise: dict[str, float]) -> None:
     of = points(HELD)
-    taken = samples(of, jump_at=41, spread=0.5)
+    taken = samples(of, jump_at=41, **noise)
     cost = fit_cost(taken, workspace_bytes=0, max_batch_tokens=128, source="")
     assert points_to_add(of, taken, cost, already_added=0) == ()
 

@@ -115,6 +115,27 @@ def test_a_block_is_long_enough_and_its_first_iteration_is_not_timed(iteration_s
         assert (count - 1) * iteration_s >= MIN_BLOCK_S - 1e-9
 
 
+def test_what_an_iteration_was_not_waited_for_counts_as_its_time() -> None:
+    """Blocks last as long as ever by the clock, so they hold more iterations of such a point."""
+    (point,) = points(1)
+    node = Node({point: [0.03]})
+    sampler = Sampler((point,), node.run, seed=0, clock=node.clock, skipped_s=lambda: 3 * node.now_s)
+
+    (sample,) = sampler.measure(budget_s=0).samples
+
+    assert sample.median_s == pytest.approx(4 * 0.03)
+    assert node.iterations[0] == 1 + 4
+
+
+def test_blocks_that_agree_by_chance_do_not_hide_how_iterations_scatter() -> None:
+    (point,) = points(1)
+    blocks = [Block(point=point, mean_s=0.1, deviation_s=0.02) for _ in range(8)]
+    assert sample_of(point, blocks).noise == pytest.approx(0.2 / 4)
+    assert sample_of(point, blocks[:2]).noise == pytest.approx(0.2 / 2)
+    apart = [*blocks[:4], *(Block(point=point, mean_s=0.3) for _ in range(4))]
+    assert sample_of(point, apart).noise == sample_of(point, apart).spread == pytest.approx(0.5)
+
+
 def test_what_is_quiet_is_measured_no_further_and_what_is_noisy_is_until_the_budget_ends() -> None:
     quiet, noisy = points(2)
     node = Node({quiet: [0.1], noisy: [0.1, 0.2, 0.15]})

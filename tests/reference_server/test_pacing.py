@@ -52,6 +52,24 @@ def test_an_iteration_takes_its_cpu_time_over_the_share(kernel: FakeKernel, shar
     assert held_s(Pacer(share), 0.03) == pytest.approx(1.25 / share, rel=0.1)
 
 
+@pytest.mark.parametrize(("share", "waits_for"), [(0.1, 0.5), (0.8, 0.8)])
+def test_a_small_share_may_be_held_as_a_larger_one_and_what_it_did_not_wait_is_known(
+    kernel: FakeKernel, share: float, waits_for: float
+) -> None:
+    assert kernel.now
+    pacer = Pacer(share)
+    pacer.least_share = 0.5
+
+    waited = held_s(pacer, 0.03)
+
+    assert waited == pytest.approx(1.25 / waits_for, rel=0.1)
+    skipped = pacer.skipped_s / 0.03
+    assert waited + skipped == pytest.approx(1.25 / share, rel=0.1), "together the time at the own share"
+    pacer.least_share = 0.0
+    assert held_s(pacer, 0.01) == pytest.approx(1.25 / share, rel=0.1)
+    assert pacer.skipped_s / 0.03 == skipped
+
+
 @pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_a_machine_that_has_become_slower_or_faster_does_not_change_the_node(kernel: FakeKernel, slower: float) -> None:
     pacer = Pacer(0.5)

@@ -108,7 +108,7 @@ def test_refined_points_discards_and_pace_are_gone_on_with(
     monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
     monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
     config = msgspec.structs.replace(config, cpu_share=1.0, budget_s=600.0)
-    monkeypatch.setattr(sampling, "SPREAD_TARGET", 1e9)  # no further rounds of what is noisy
+    monkeypatch.setattr(sampling, "NOISE_TARGET", 1e9)  # no further rounds of what is noisy
     partial = tmp_path / "node.json.partial"
 
     def interrupt(_done: int, _expected: int) -> None:
