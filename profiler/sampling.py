@@ -189,11 +189,15 @@ class Sampler:
             self._round(todo, expected)
 
     def _noisy_round(self, deadline: float) -> bool:
-        """Once more each point whose spread is too wide and whose block still fits; whether there was one."""
+        """Once more each noisy point whose block still fits; whether there was one.
+
+        Held-out ones twice: a fit averages over its points, while each of those is compared alone.
+        """
         noisy = [
             point
             for point, blocks in self._blocks.items()
-            if len(blocks) < MAX_BLOCKS and sample_of(point, blocks).noise > NOISE_TARGET
+            for more in range(2 if point.held_out else 1)
+            if len(blocks) + more < MAX_BLOCKS and sample_of(point, blocks).noise > NOISE_TARGET
         ]
         self._shuffle(noisy)
         chosen, end = [], self._clock()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from profiler.cluster_profile import CostSample
@@ -147,8 +148,20 @@ def test_what_is_quiet_is_measured_no_further_and_what_is_noisy_is_until_the_bud
     assert MIN_ROUNDS < samples[1].repeats <= MIN_ROUNDS + 4
 
 
-def test_noise_that_does_not_end_is_measured_up_to_a_cap() -> None:
-    (point,) = points(1)
+def test_of_what_is_noisy_held_out_points_are_measured_twice_as_often() -> None:
+    fitted = points(1)[0]
+    held_out = msgspec.structs.replace(fitted, held_out=True)
+    node = Node({point: [0.1, 0.2, 0.15] * 10 for point in (fitted, held_out)})
+    block_s = Node.WARM_UP_S + MIN_BLOCK_ITERATIONS * 0.15
+
+    samples = measured(node, (fitted, held_out), budget_s=(2 * MIN_ROUNDS + 9.5) * block_s).samples
+
+    assert [sample.repeats for sample in samples] == [MIN_ROUNDS + 3, MIN_ROUNDS + 6]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_noise_that_does_not_end_is_measured_up_to_a_cap(held_out: bool) -> None:
+    point = msgspec.structs.replace(points(1)[0], held_out=held_out)
     node = Node({point: [0.1 * (1 + number % 3) for number in range(100)]})
     assert measured(node, (point,), budget_s=1e9).samples[0].repeats == MAX_BLOCKS
 
