@@ -83,7 +83,7 @@ class Pacer:
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
-        self._counted_s, self._looked_s = time.process_time(), time.thread_time()
+        self._counted_s = time.process_time()
 
     def leave_out(self, work: Callable[[], object]) -> None:
         """Do something whose CPU time belongs to no iteration."""

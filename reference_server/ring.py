@@ -94,18 +94,22 @@ class Ring:
         tokens.cpu()  # they are sent on, so they are copied
 
     def _paced(self, iterate: Iterate) -> Iterate:
-        """As slow as the node is to be: an iteration of the agent's loop is that by itself."""
+        """As slow as the node is to be: an iteration of the agent's loop is that by itself.
+
+        Holding back takes CPU time too, on a slow node as much as the embedding of a token. In the agent's loop it is
+        part of the layers' iteration, so here it is left out.
+        """
         pacer = self._agent.pacer
         if pacer is None:
             return iterate
 
         def paced() -> None:
             begin = time.perf_counter()
+            pacer.forget()
             iterate()
             pacer.hold(begin)
             pacer.wakeups.computing()
 
-        pacer.forget()
         return paced
 
     def _turn(self) -> None:
