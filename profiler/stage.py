@@ -165,6 +165,13 @@ class Stage:
         view.between_layers = None
         return view
 
+    def with_vocabulary(self, size: int) -> Stage:
+        """A view whose head gives the first logits only; to be timed, not served."""
+        assert self._head is not None, "not the last stage"
+        view = copy.copy(self)
+        view._head = self._head[:size]
+        return view
+
     @torch.inference_mode()
     def forward(self, items: Sequence[StageItem]) -> StageOutput:
         """Run one batch. Items come back ordered by entry layer, and ``StageOutput`` follows that order.

@@ -1,12 +1,14 @@
 import itertools
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from profiler.processor_speed import ProcessorSpeed
 from reference_server import pacing
 from reference_server.pacing import Pacer, take_short_turns
+from reference_server.ring import Ring
 
 
 class FakeKernel:
@@ -129,6 +131,21 @@ def test_cpu_time_beside_iterations_counts_and_loading_does_not(kernel: FakeKern
 
     assert with_receiving == pytest.approx(1.25 * 0.08, rel=0.15)
     assert after_loading < 0.02
+
+
+def test_what_runs_alone_is_held_for_its_own_cpu_time_only(kernel: FakeKernel) -> None:
+    """Not what holding back took, the sampler's work between two iterations, the first use of the code."""
+    assert kernel.now
+    ring = object.__new__(Ring)
+    ring._agent = SimpleNamespace(pacer=Pacer(0.25))  # type: ignore[assignment]
+    iterate = ring._paced(lambda: spin(0.005), rehearse=lambda: spin(0.003))
+
+    iterate()
+    spin(0.05)
+    begin = time.perf_counter()
+    iterate()
+
+    assert time.perf_counter() - begin == pytest.approx(1.25 * 0.005 / 0.25, rel=0.3)
 
 
 def test_nominal_speed_is_the_mean_of_what_is_measured_and_far_outliers_count_little(
