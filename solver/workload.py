@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import functools
-import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from profiler.errors import InputError
 
@@ -55,33 +55,45 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return max(prompt + output for prompt, output in self.lengths)
 
 
-_BLOCK = 16
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_CANDIDATES = 32
 
 
 def draw_lengths(workload: Workload, rng: random.Random) -> Iterator[tuple[int, int]]:
     """(prompt, output) tokens of request after request, without end; each length comes as often as any other.
 
     Independent draws from a trace give a window of some dozens of requests 10 % more or fewer tokens than its mean, and
-    so the run and what it is held against would differ by their draws. These go through the lengths in order of size by
-    steps of the golden ratio, so that any few in a row are spread over all sizes, and are shuffled in blocks.
+    15 % more or fewer output tokens for each of the prompt, and so the run and what it is held against would differ by
+    their draws. Here a few drawn at random wait, and the one comes first with which prompt tokens, output tokens and
+    attended pairs of all so far are closest to the mean's.
 
-    Source: the additive recurrence with the lowest discrepancy; Knuth, The Art of Computer Programming 3, section 6.4.
+    Source: herding (Welling, Herding dynamical weights to learn, ICML 2009), of samples that are drawn without
+    replacement.
     """
-    ordered = _by_size(workload.lengths)
-    at = rng.random()
+    sizes = _relative_sizes(workload.lengths)
+    ahead = np.zeros(sizes.shape[1])  # of as many requests of mean size
+    undrawn: list[int] = []
+    waiting: list[int] = []
     while True:
-        block = []
-        for _ in range(_BLOCK):
-            block.append(ordered[min(int(at * len(ordered)), len(ordered) - 1)])
-            at = (at + _GOLDEN) % 1.0
-        rng.shuffle(block)
-        yield from block
+        while len(waiting) < _CANDIDATES:
+            undrawn = undrawn or list(range(len(sizes)))
+            waiting.append(_take(undrawn, rng.randrange(len(undrawn))))
+        number = _take(waiting, int(np.square(sizes[waiting] + ahead).sum(axis=1).argmin()))
+        ahead += sizes[number]
+        yield workload.lengths[number]
 
 
 @functools.lru_cache(maxsize=4)
-def _by_size(lengths: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    return sorted(lengths, key=lambda pair: (sum(pair), pair))
+def _relative_sizes(lengths: tuple[tuple[int, int], ...]) -> NDArray[np.float64]:
+    """How much larger than the mean each is in prompt tokens, output tokens and attended pairs, shape [lengths, 3]."""
+    prompt, output = np.array(lengths, dtype=float).T
+    sizes = np.stack([prompt, output, (prompt + output) ** 2 / 2], axis=1)
+    return np.asarray(sizes / sizes.mean(axis=0) - 1.0)
+
+
+def _take(numbers: list[int], at: int) -> int:
+    """Remove one of them; their order does not matter."""
+    numbers[at], numbers[-1] = numbers[-1], numbers[at]
+    return numbers.pop()
 
 
 def fixed_workload(*, prompt_tokens: int, output_tokens: int) -> Workload:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -23,25 +23,45 @@ def drawn(workload: Workload, count: int, *, seed: int) -> list[tuple[int, int]]
     return list(itertools.islice(draw_lengths(workload, random.Random(seed)), count))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_any_window_of_few_requests_has_about_the_mean_length(seed: int) -> None:
-    lengths = drawn(WORKLOAD, 480, seed=seed)
+Lengths = Sequence[tuple[int, int]]
 
-    def off(window: Sequence[tuple[int, int]]) -> float:
-        return abs(float(np.mean([sum(pair) for pair in window])) / (WORKLOAD.mean_kv_tokens) - 1)
 
-    windows = [lengths[begin : begin + 64] for begin in range(0, 416, 7)]
-    independent = random.Random(seed)
-    assert max(map(off, windows)) < 0.08
-    assert float(np.mean([off(window) for window in windows])) < 0.03
-    assert float(np.mean([off([independent.choice(LENGTHS) for _ in range(64)]) for _ in range(99)])) > 0.04
+def tokens(window: Lengths) -> float:
+    return sum(prompt + output for prompt, output in window) / len(window)
+
+
+def outputs_to_prompt_tokens(window: Lengths) -> float:
+    return sum(output for _, output in window) / sum(prompt for prompt, _ in window)
+
+
+def spread(figure: Callable[[Lengths], float], windows: Sequence[Lengths]) -> float:
+    """Root mean square of how far off a window is from all lengths together."""
+    whole = figure(LENGTHS)
+    return float(np.sqrt(np.mean([(figure(window) / whole - 1) ** 2 for window in windows])))
+
+
+@pytest.mark.parametrize("figure", [tokens, outputs_to_prompt_tokens])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_window_of_few_requests_is_about_as_the_whole(figure: Callable[[Lengths], float], seed: int) -> None:
+    lengths = drawn(WORKLOAD, 900, seed=seed)
+    rng = random.Random(seed)
+    windows = [lengths[begin : begin + 60] for begin in range(0, 840, 7)]
+    independent = [[rng.choice(LENGTHS) for _ in range(60)] for _ in range(99)]
+    assert spread(figure, windows) < min(0.03, spread(figure, independent) / 3)
+
+
+def test_a_window_is_as_various_as_the_whole() -> None:
+    window = drawn(WORKLOAD, 300, seed=1)[100:200]
+    assert np.std([prompt for prompt, _ in window]) == pytest.approx(np.std([prompt for prompt, _ in LENGTHS]), rel=0.1)
+    assert np.std([output for _, output in window]) == pytest.approx(np.std([out for _, out in LENGTHS]), rel=0.1)
 
 
 @given(size=st.integers(1, 20), seed=st.integers(0, 9))
 def test_each_length_comes_as_often_as_any_other(size: int, seed: int) -> None:
     counts = Counter(drawn(Workload(source="few", lengths=LENGTHS[:size]), 200 * size, seed=seed))
     assert set(counts) == set(LENGTHS[:size])
-    assert max(counts.values()) - min(counts.values()) <= 20
+    assert max(counts.values()) <= 200 + 33
+    assert min(counts.values()) >= 200 - 32
 
 
 def test_another_seed_gives_another_order_and_the_same_one_the_same() -> None:
