@@ -56,6 +56,7 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 _CANDIDATES = 32
+"""Lengths that one is chosen from; of fewer than twice as many lengths half of them, for those left over wait long."""
 
 
 def draw_lengths(workload: Workload, rng: random.Random) -> Iterator[tuple[int, int]]:
@@ -73,8 +74,9 @@ def draw_lengths(workload: Workload, rng: random.Random) -> Iterator[tuple[int, 
     ahead = np.zeros(sizes.shape[1])  # of as many requests of mean size
     undrawn: list[int] = []
     waiting: list[int] = []
+    candidates = max(1, min(_CANDIDATES, len(sizes) // 2))
     while True:
-        while len(waiting) < _CANDIDATES:
+        while len(waiting) < candidates:
             undrawn = undrawn or list(range(len(sizes)))
             waiting.append(_take(undrawn, rng.randrange(len(undrawn))))
         number = _take(waiting, int(np.square(sizes[waiting] + ahead).sum(axis=1).argmin()))
