@@ -24,6 +24,14 @@ than any copy.
 FEW_ROWS = tuple(range(2, 8))
 """Tokens of a batch for which a layer may take longer than for a few more: each has an extra of its own."""
 
+ROW_MULTIPLE = 4
+"""Where kernels have no remainders, a batch of two tokens or more runs with a whole multiple of so many rows.
+
+Of a layer's weights, float32 on CPU (MKL, AMD EPYC, one thread, weights that are not in the cache), products of 9 to 12
+rows take 1.71, 1.76, 1.91 and 1.77 ms, of 33 to 36 rows 2.87, 2.91, 3.09 and 2.94: one row more than a multiple costs
+nearly what four do, three more than four.
+"""
+
 IDLE_S = 0.02
 """A node that has waited so long begins an iteration with caches that others have used, on a processor that slept."""
 
@@ -66,6 +74,11 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return gathered_tokens(self.decode_tokens, self.decode_context_tokens, up_to=up_to)
 
 
+def rows_of(tokens: int, *, multiple: int) -> int:
+    """Rows that a layer runs with for so many tokens: a whole multiple, but one for one."""
+    return tokens if tokens <= 1 else -(-tokens // multiple) * multiple
+
+
 def gathered_tokens(decode_tokens: float, decode_context_tokens: float, *, up_to: float) -> float:
     """Cached tokens that are copied together, so that several sequences are attended in one call; see ``StageCost``."""
     if decode_tokens <= 1.0:
@@ -82,6 +95,9 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     (``FEW_ROWS``; nothing where it is empty), in proportion between two of them. Kernels change with the number of
     rows: on one CPU (MKL, weights of 2.9 MB that are not in its cache) products of 1 to 8 rows took 365, 539, 631, 471,
     500, 520, 562 and 551 us.
+
+    A batch of two tokens or more runs with a whole multiple of ``row_multiple`` rows (``profiler.stage``), and its
+    tokens cost what those rows do; a mean number of tokens lies in proportion between the two whole ones beside it.
 
     Contexts of up to ``gather_up_to_tokens`` are copied together where several sequences decode (``attention``), which
     ``layer_gather_context_s`` is the price of, on top of reading them; a longer context is attended by itself, which
@@ -115,12 +131,15 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     gather_up_to_tokens: float = 0.0
     variation: float = 0.0
     layer_few_tokens_s: tuple[float, ...] = ()
+    row_multiple: int = 1
 
     def __post_init__(self) -> None:
         if len(self.token_knots) != len(self.layer_token_s) or not self.token_knots or self.token_knots[0] != 1:
             raise ValueError("token_knots and layer_token_s: need one length, at least one entry, and first knot 1")
         if any(b <= a for a, b in zip(self.token_knots, self.token_knots[1:], strict=False)):
             raise ValueError("token_knots: need ascending values")
+        if self.row_multiple < 1:
+            raise ValueError(f"row_multiple: need >= 1, got {self.row_multiple}")
         if len(self.layer_few_tokens_s) not in (0, len(FEW_ROWS)):
             raise ValueError(f"layer_few_tokens_s: need {len(FEW_ROWS)} entries or none")
         if not np.all(np.isfinite(self.coefficients())) or float(self.coefficients().min()) < 0:
@@ -153,8 +172,13 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def breakpoints(self) -> tuple[float, ...]:
         """Tokens of a batch at which the slope of ``layer_tokens_s`` may change, ascending."""
-        few = (*FEW_ROWS, FEW_ROWS[-1] + 1) if self.layer_few_tokens_s else ()
-        return tuple(sorted({*self.token_knots, *map(float, few)}))
+        turns = {*self.token_knots}
+        if self.layer_few_tokens_s:
+            turns |= {*map(float, FEW_ROWS), FEW_ROWS[-1] + 1.0}
+        if self.row_multiple > 1:
+            full = (1, *range(self.row_multiple, int(self.max_tokens) + 1, self.row_multiple))
+            turns |= {rows + more for rows in full for more in (0.0, 1.0)}
+        return tuple(sorted(turns))
 
     def time_s(self, *, num_layers: float, batch: BatchShape, first: bool, last: bool) -> float:
         """Seconds of one iteration of ``num_layers`` layers, with the embedding and the head where asked for.
@@ -186,24 +210,24 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def layer_tokens_s(self, tokens: float) -> float:
         """The part of a layer's time that depends on the batch's tokens alone: piecewise-linear, 0 at one token."""
-        seconds = self._few_tokens_s(tokens) if self.layer_few_tokens_s else 0.0
+        low = int(tokens)
+        part = tokens - low
+        seconds = self._rows_s(rows_of(low, multiple=self.row_multiple))
+        if part:
+            seconds = (1 - part) * seconds + part * self._rows_s(rows_of(low + 1, multiple=self.row_multiple))
+        return seconds
+
+    def _rows_s(self, rows: int) -> float:
+        few = self.layer_few_tokens_s and FEW_ROWS[0] <= rows <= FEW_ROWS[-1]
+        seconds = self.layer_few_tokens_s[rows - FEW_ROWS[0]] if few else 0.0
         knots = self.token_knots
         for number, token_s in enumerate(self.layer_token_s):
             begin = knots[number]
-            if tokens <= begin:
+            if rows <= begin:
                 break
-            end = min(tokens, knots[number + 1]) if number + 1 < len(knots) else tokens
+            end = min(rows, knots[number + 1]) if number + 1 < len(knots) else rows
             seconds += (end - begin) * token_s
         return seconds
-
-    def _few_tokens_s(self, tokens: float) -> float:
-        low = int(tokens)
-        part = tokens - low
-        return (1 - part) * self._extra_s(low) + part * self._extra_s(low + 1)
-
-    def _extra_s(self, tokens: int) -> float:
-        few = FEW_ROWS[0] <= tokens <= FEW_ROWS[-1]
-        return self.layer_few_tokens_s[tokens - FEW_ROWS[0]] if few else 0.0
 
 
 def feature_row(
@@ -214,6 +238,7 @@ def feature_row(
     last: bool,
     token_knots: tuple[float, ...],
     gather_up_to_tokens: float = 0.0,
+    row_multiple: int = 1,
 ) -> FloatArray:
     """The quantities that ``StageCost.coefficients`` multiply, shape [features].
 
@@ -221,15 +246,18 @@ def feature_row(
     """
     tokens = batch.tokens
     is_step = float(num_layers > 0)
-    upper = [*token_knots[1:], float("inf")]
-    segments = [max(0.0, min(tokens, b) - a) for a, b in zip(token_knots, upper, strict=True)]
+    low = int(tokens)
+    part = tokens - low
+    at_low, at_high = (_rows_features(rows_of(whole, multiple=row_multiple), token_knots) for whole in (low, low + 1))
+    token_features = (1 - part) * at_low + part * at_high
+    segments, few = token_features[: len(token_knots)], token_features[len(token_knots) :]
     return np.array(
         [
             is_step,
             is_step * batch.items,
             is_step * tokens,
             num_layers,
-            *(num_layers * segment for segment in segments),
+            *(num_layers * segments),
             num_layers * batch.decode_tokens,
             num_layers * batch.decode_context_tokens,
             num_layers * batch.prefill_chunks,
@@ -241,6 +269,13 @@ def feature_row(
             is_step * batch.after_idle,
             num_layers * batch.after_idle,
             num_layers * batch.gathered_tokens(gather_up_to_tokens),
-            *(num_layers * max(0.0, 1 - abs(tokens - few)) for few in FEW_ROWS),
+            *(num_layers * few),
         ]
     )
+
+
+def _rows_features(rows: int, token_knots: tuple[float, ...]) -> FloatArray:
+    """Rows in each segment between knots, then 1 for the number of few rows that it is, shape [segments + few]."""
+    upper = [*token_knots[1:], float("inf")]
+    segments = [max(0.0, min(rows, end) - begin) for begin, end in zip(token_knots, upper, strict=True)]
+    return np.array([*segments, *(float(rows == few) for few in FEW_ROWS)])

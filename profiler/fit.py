@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cluster_profile import CostSample, MeasuredCost
-from .cost import FEW_ROWS, FloatArray, StageCost, feature_row
+from .cost import FEW_ROWS, FloatArray, StageCost, feature_row, rows_of
 from .errors import MeasurementError
 from .regression import biweight, least_squares
 from .token_knots import power_of_two_knots, tile_knots
@@ -22,6 +22,7 @@ def fit_cost(
     max_batch_tokens: int,
     source: str,
     gather_up_to_tokens: float = 0.0,
+    row_multiple: int = 1,
     has_tiles: bool = False,
     lets_few_go: bool = False,
 ) -> MeasuredCost:
@@ -35,6 +36,7 @@ def fit_cost(
         max_batch_tokens: most tokens of one iteration.
         source: what was timed.
         gather_up_to_tokens: see ``StageCost``.
+        row_multiple: see ``StageCost``.
         has_tiles: the device works in tiles of tokens, so the time may jump at an edge that the samples resolve.
         lets_few_go: few samples may be missed by far rather than all of a neighbourhood by a little.
 
@@ -48,13 +50,16 @@ def fit_cost(
     tokens = [sample.batch.tokens for sample in fitted if sample.num_layers > 0] or [1.0]
     edges = set(tile_knots(tokens)) if has_tiles else set()
     edges |= {sample.batch.tokens for sample in fitted if sample.is_refined}
-    knots = tuple(sorted({*power_of_two_knots(max_batch_tokens), *edges}))
-    rows = np.array([_row(sample, knots, gather_up_to_tokens) for sample in fitted])  # [samples, features]
+    turns = {*power_of_two_knots(max_batch_tokens), *edges}
+    knots = tuple(sorted({float(rows_of(int(turn), multiple=row_multiple)) for turn in turns}))
+    rows = np.array(
+        [_row(sample, knots, gather_up_to_tokens, row_multiple) for sample in fitted]
+    )  # [samples, features]
     rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0
     rows[:, [few - FEW_ROWS[-1] - 1 for few in FEW_ROWS if few <= min(tokens)]] = 0.0  # the last columns
     times = np.array([sample.median_s for sample in fitted])
     coefficients = (biweight if lets_few_go else least_squares)(rows, times)
-    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, fitted, max_batch_tokens)
+    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, row_multiple, fitted, max_batch_tokens)
     errors = relative_errors(stage, held_out)
     return MeasuredCost(
         stage=stage,
@@ -69,13 +74,13 @@ def fit_cost(
 
 def relative_errors(stage: StageCost, samples: Sequence[CostSample]) -> FloatArray:
     """|predicted - measured| / measured of each sample, shape [samples]."""
-    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens) for sample in samples]
+    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens, stage.row_multiple) for sample in samples]
     predicted = np.array(rows) @ stage.coefficients()
     measured = np.array([sample.median_s for sample in samples])
     return np.asarray(np.abs(predicted - measured) / measured)
 
 
-def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float) -> FloatArray:
+def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float, row_multiple: int) -> FloatArray:
     return feature_row(
         num_layers=sample.num_layers,
         batch=sample.batch,
@@ -83,6 +88,7 @@ def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: floa
         last=sample.last,
         token_knots=knots,
         gather_up_to_tokens=gather_up_to_tokens,
+        row_multiple=row_multiple,
     )
 
 
@@ -90,6 +96,7 @@ def _stage_cost(
     coefficients: FloatArray,
     knots: tuple[float, ...],
     gather_up_to_tokens: float,
+    row_multiple: int,
     fitted: Sequence[CostSample],
     max_batch_tokens: int,
 ) -> StageCost:
@@ -123,5 +130,6 @@ def _stage_cost(
         layer_gather_context_s=gather_context,
         layer_few_tokens_s=tuple(few_tokens),
         gather_up_to_tokens=gather_up_to_tokens,
+        row_multiple=row_multiple,
         variation=float(np.median([s.variation for s in fitted if s.num_layers > 0] or [0.0])),
     )

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from .cluster_profile import CostSample, MeasuredCost
 from .compute import GridPoint
+from .cost import rows_of
 from .fit import relative_errors
 
 MISSED_BY = 0.05
@@ -40,8 +41,9 @@ def points_to_add(
     for members in families.values():
         for low, high in pairwise(sorted(members, key=lambda point: point.num_tokens)):
             missed = [point for point in (low, high) if errors[point] > max(MISSED_BY, BEYOND_NOISE * noise[point])]
-            if missed and high.num_tokens - low.num_tokens >= 2:
-                middle = _resized(low, (low.num_tokens + high.num_tokens) // 2)
+            size = rows_of((low.num_tokens + high.num_tokens) // 2, multiple=cost.stage.row_multiple)
+            if missed and low.num_tokens < size < high.num_tokens:
+                middle = _resized(low, size)
                 found[middle] = max(found.get(middle, 0.0), *(float(errors[point]) for point in missed))
     worst = sorted(found, key=lambda point: -found[point])
     return tuple(worst[: max(0, min(POINTS_A_TURN, MAX_POINTS - already_added))])

@@ -14,18 +14,15 @@ import msgspec
 import torch
 
 from . import attention
-from .cost import GATHER_UP_TO_TOKENS
+from .cost import GATHER_UP_TO_TOKENS, ROW_MULTIPLE, rows_of
 from .errors import InputError
 from .kv_cache import KvCache
 from .model_files import FAMILIES, ModelFiles, state_for
 
-PADDED_ROWS = {2: 4, 3: 4, 7: 8}
-"""Tokens of a batch -> rows that its layers run with, in float32 on CPU: there products of that few rows take longer.
 
-Of the weights of a layer (MKL, AMD EPYC, one thread) products of 1 to 8 rows take 907, 1296, 1410, 1176, 1296, 1312,
-1463 and 1318 us. Without it, requests in groups of 4, 2 and 2 would also go round faster than in 3, 3 and 2, and which
-groups form depends on how a load happens to begin.
-"""
+def row_multiple(device_type: str, dtype: torch.dtype) -> int:
+    """Of how many rows a batch's rows are a whole multiple; see ``cost.ROW_MULTIPLE``."""
+    return ROW_MULTIPLE if device_type == "cpu" and dtype == torch.float32 else 1
 
 
 class StageItem(msgspec.Struct, frozen=True):
@@ -49,11 +46,15 @@ class StageItem(msgspec.Struct, frozen=True):
 
 
 class StageOutput(msgspec.Struct, frozen=True):
-    """What leaves the stage, in the order of ``items``: hidden states [T, E], or logits of those that sample [S, V]."""
+    """What leaves the stage, in the order of ``items``: hidden states [T, E], or logits of those that sample [S, V].
+
+    ``layer_rows`` is the number of rows that layers ran with, padding included, summed over the layers.
+    """
 
     items: tuple[StageItem, ...]
     hidden: torch.Tensor | None
     logits: torch.Tensor | None
+    layer_rows: int
 
 
 class Stage:
@@ -180,7 +181,7 @@ class Stage:
         """
         ordered = tuple(sorted(items, key=lambda item: item.entry_layer))
         hidden: torch.Tensor | None = None  # [1, T so far, E]
-        entered = 0
+        entered = layer_rows = 0
         while entered < len(ordered):
             layer = ordered[entered].entry_layer
             joining = [item for item in ordered[entered:] if item.entry_layer == layer]
@@ -190,10 +191,12 @@ class Stage:
             fresh = self.embed(inputs) if layer == 0 else inputs.to(device=self.device, dtype=self.dtype)[None]
             hidden = fresh if hidden is None else torch.cat([hidden, fresh], dim=1)
             hidden = self._run_layers(ordered[:entered], hidden, layer, until)
+            layer_rows += (until - layer) * self._rows(hidden.shape[1])
         assert hidden is not None, "an empty batch"
         if not self.is_last:
-            return StageOutput(items=ordered, hidden=hidden[0], logits=None)
-        return StageOutput(items=ordered, hidden=None, logits=self._logits(ordered, hidden[0]))
+            return StageOutput(items=ordered, hidden=hidden[0], logits=None, layer_rows=layer_rows)
+        logits = self._logits(ordered, hidden[0])
+        return StageOutput(items=ordered, hidden=None, logits=logits, layer_rows=layer_rows)
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -216,7 +219,7 @@ class Stage:
         )
         num_tokens = hidden.shape[1]
         positions = ragged.positions[None]  # [1, T]
-        padding = self._padded_rows(num_tokens) - num_tokens
+        padding = self._rows(num_tokens) - num_tokens
         if padding:
             hidden = torch.cat([hidden, hidden[:, -1:].expand(-1, padding, -1)], dim=1)
             positions = torch.cat([positions, positions[:, -1:].expand(-1, padding)], dim=1)
@@ -227,9 +230,8 @@ class Stage:
             hidden = layer(hidden, position_embeddings=rotary, position_ids=positions, ragged=ragged)
         return hidden[:, :num_tokens]
 
-    def _padded_rows(self, num_tokens: int) -> int:
-        is_padded = self.device.type == "cpu" and self.dtype == torch.float32
-        return PADDED_ROWS.get(num_tokens, num_tokens) if is_padded else num_tokens
+    def _rows(self, num_tokens: int) -> int:
+        return rows_of(num_tokens, multiple=row_multiple(self.device.type, self.dtype))
 
     def _logits(self, items: Sequence[StageItem], hidden: torch.Tensor) -> torch.Tensor:
         assert self._norm is not None

@@ -13,6 +13,7 @@ from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
 from profiler.net_cards import Card, Direction
 from profiler.records import provenance_now, save_record
+from profiler.stage import row_multiple
 
 from .client import Agents
 from .coordinator_cost import measure_coordinator
@@ -91,6 +92,7 @@ def _node(
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[described.device.kind],
+        row_multiple=row_multiple(described.device.kind, torch_dtype(config.dtype)),
         has_tiles=described.device.kind == "cuda",
     )
     cost = msgspec.structs.replace(cost, quality=measured.quality, processor_speed=measured.processor_speed)

@@ -19,7 +19,7 @@ from profiler.model_files import ModelFiles
 from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record, provenance_now, save_record
 from profiler.sampling import MIN_ROUNDS, Block, least_seconds
-from profiler.stage import preload
+from profiler.stage import preload, row_multiple
 from profiler.stale import identity_of
 
 from . import self_profile
@@ -119,6 +119,7 @@ def profile_node(
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
+        row_multiple=row_multiple(device.kind, torch_dtype(config.dtype)),
         has_tiles=device.kind == "cuda",
     )
     node = Node(

@@ -50,7 +50,7 @@ class NodeRuntime:
         max_decode_batch: decoding sequences among them; ``None`` for no limit of their own.
 
     Attributes:
-        arithmetic_flops: operations of the last batch that arithmetic bounds: those of its tokens beyond the few that
+        arithmetic_flops: operations of the last batch that arithmetic bounds: those of its rows beyond the few that
             take no longer than one (``processor_speed.FEW_TOKENS``).
         device_timer: entered around what the device does in an iteration.
     """
@@ -119,7 +119,7 @@ class NodeRuntime:
         what = f"an iteration of {sum(item.num_tokens for item in items)} tokens"
         with out_of_memory_is(MeasurementError, what), self.device_timer:
             output = self.stage.forward(items)
-        self.arithmetic_flops = self._arithmetic_flops(chunks)
+        self.arithmetic_flops = self._arithmetic_flops(chunks, output.layer_rows)
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
@@ -137,10 +137,9 @@ class NodeRuntime:
             now_s = self._clock()
             self._gather.sampled(self._ending, now_s=now_s, iteration_s=now_s - self._begin_s)
 
-    def _arithmetic_flops(self, chunks: Sequence[Chunk]) -> float:
-        layers = [self.stage.end - self._routes[chunk.item.request].entry_layer for chunk in chunks]
-        layer_tokens = sum(count * chunk.item.num_tokens for count, chunk in zip(layers, chunks, strict=True))
-        return 2.0 * self._layer_parameters * max(0, layer_tokens - FEW_TOKENS * max(layers))
+    def _arithmetic_flops(self, chunks: Sequence[Chunk], layer_rows: int) -> float:
+        layers = self.stage.end - min(self._routes[chunk.item.request].entry_layer for chunk in chunks)
+        return 2.0 * self._layer_parameters * max(0, layer_rows - FEW_TOKENS * layers)
 
     def _open(self, opened: OpenRequest) -> None:
         places = [index for index, hop in enumerate(opened.hops) if hop.node == self._node]

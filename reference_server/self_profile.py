@@ -28,6 +28,7 @@ from profiler.quality import MemoryUse, Quality
 from profiler.refine import points_to_add
 from profiler.sampling import Block, Sampler
 from profiler.stack import time_stack
+from profiler.stage import row_multiple
 
 from .dtypes import torch_dtype
 from .messages import Load, Profile, Profiled, Progress
@@ -128,6 +129,7 @@ def _refinement(
             max_batch_tokens=command.max_batch_tokens,
             source="so far",
             gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
+            row_multiple=row_multiple(device_type, torch_dtype(command.dtype)),
             has_tiles=device_type == "cuda",
         )
         already = sum(sample.is_refined for sample in samples)

@@ -35,6 +35,7 @@ def best_batching(
     stages: int,
     mix: RequestMix,
     max_batch_tokens: int,
+    row_multiple: int,
     thorough: bool,
     follow_longer: FollowWith | None = None,
 ) -> tuple[Batching, Expected] | None:
@@ -51,6 +52,7 @@ def best_batching(
         stages: of the longest pipeline.
         mix: of the workload.
         max_batch_tokens: the most that was measured.
+        row_multiple: iterations run with whole multiples of so many tokens, so a limit is one.
         thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
         follow_longer: the same until it has settled; decides between the ``FINALISTS`` that are best at first, for
             under some limits groups merge over time and under others they do not.
@@ -71,7 +73,7 @@ def best_batching(
     per_stage = math.ceil(in_flight / max(2, stages))
     steps = TOKEN_STEPS if thorough else TOKEN_STEPS[1::2]
     for step in steps:
-        tokens = math.ceil(step * per_stage * (1 + mix.prompt_tokens / mix.output_tokens))
+        tokens = row_multiple * math.ceil(step * per_stage * (1 + mix.prompt_tokens / mix.output_tokens) / row_multiple)
         consider(Batching(per_stage, tokens if tokens < max_batch_tokens else None))
     if thorough:
         for groups in range(2, 2 * stages + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -198,6 +199,7 @@ def best_limits(
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
+        row_multiple=math.lcm(*(_row_multiple(question.capacities, name) for name in held)),
         thorough=thorough,
         follow_longer=(
             (lambda batching: expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED))
@@ -212,6 +214,11 @@ def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
     """The nodes that carry some of the flow, in order."""
     carrying_some = {name for name, _ in flow.entries}
     return sorted(name for name in placement if name in carrying_some)
+
+
+def _row_multiple(capacities: Capacities, name: str) -> int:
+    cost = capacities.nodes[name].cost
+    return 1 if cost is None else cost.stage.row_multiple
 
 
 def max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:

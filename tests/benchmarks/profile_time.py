@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from profiler.cluster_profile import CostSample
+from profiler.cost import GATHER_UP_TO_TOKENS, ROW_MULTIPLE
 from profiler.fit import fit_cost, relative_errors
 from profiler.sampling import Block, sample_of
 from reference_server import self_profile
@@ -63,7 +64,14 @@ def _reached(seconds: float, blocks: tuple[Block, ...], held_out: list[CostSampl
     for block in blocks:
         of_point.setdefault(block.point, []).append(block)
     samples = [sample_of(taken[0].point, taken) for taken in of_point.values()]
-    cost = fit_cost(samples, workspace_bytes=0, max_batch_tokens=max_batch_tokens, source="so far")
+    cost = fit_cost(
+        samples,
+        workspace_bytes=0,
+        max_batch_tokens=max_batch_tokens,
+        source="so far",
+        gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"],
+        row_multiple=ROW_MULTIPLE,
+    )
     errors = relative_errors(cost.stage, held_out)
     return seconds, len(blocks), float(np.median(errors)), float(np.percentile(errors, 90))
 

@@ -19,7 +19,15 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
     plain = {
         field: draw(SECONDS)
         for field in StageCost.__struct_fields__
-        if field not in ("token_knots", "layer_token_s", "layer_few_tokens_s", "max_tokens", "max_context_tokens")
+        if field
+        not in (
+            "token_knots",
+            "layer_token_s",
+            "layer_few_tokens_s",
+            "row_multiple",
+            "max_tokens",
+            "max_context_tokens",
+        )
     }
     extras = draw(st.sampled_from([(), FEW_ROWS]))
     return StageCost(
@@ -27,6 +35,7 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
         token_knots=knots,
         layer_token_s=tuple(draw(SECONDS) for _ in knots),
         layer_few_tokens_s=tuple(draw(SECONDS) for _ in extras),
+        row_multiple=draw(st.sampled_from([1, 4, 5])),
         max_tokens=256.0,
         max_context_tokens=512.0,
     )
@@ -36,7 +45,7 @@ def flat_cost(**changes: Any) -> StageCost:
     """All coefficients 0 but those given."""
     zeros: dict[str, Any] = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     shape = {"token_knots": (1.0,), "layer_token_s": (0.0,), "max_tokens": 64.0, "max_context_tokens": 64.0}
-    zeros["layer_few_tokens_s"] = ()
+    zeros |= {"layer_few_tokens_s": (), "row_multiple": 1}
     return StageCost(**(zeros | shape | changes))
 
 
@@ -69,6 +78,7 @@ def test_time_is_the_product_that_was_fitted(
         last=last,
         token_knots=cost.token_knots,
         gather_up_to_tokens=cost.gather_up_to_tokens,
+        row_multiple=cost.row_multiple,
     )
     seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
     assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
@@ -149,6 +159,17 @@ def test_few_tokens_may_take_longer_than_more(tokens: float, layer_s: float) -> 
     assert cost.breakpoints == (1, 2, 3, 4, 5, 6, 7, 8)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(0, 0), (1, 1), (1.5, 2.5), (2, 4), (4, 4), (4.25, 5), (5, 8), (8, 8), (35, 36), (36.5, 38)]
+)
+def test_tokens_cost_what_the_rows_do_that_they_run_with(tokens: float, rows: float) -> None:
+    cost = flat_cost(token_knots=(1.0, 16.0), layer_token_s=(1.0, 1.0), row_multiple=4)
+    batch = BatchShape(prefill_tokens=tokens)
+    assert cost.time_s(num_layers=1, batch=batch, first=False, last=False) == max(0, rows - 1)
+    turns = np.array(cost.breakpoints)
+    assert turns.tolist() == sorted({1, 2, 16, *range(4, 65, 4), *range(5, 66, 4)})
+
+
 def test_embedding_alone_has_no_step_and_no_layers() -> None:
     row = feature_row(
         num_layers=0,
@@ -168,6 +189,7 @@ def test_embedding_alone_has_no_step_and_no_layers() -> None:
         ({"token_knots": ()}, "need one length"),
         ({"token_knots": (1.0, 4.0)}, "need one length"),
         ({"token_knots": (1.0, 4.0, 4.0), "layer_token_s": (0.0, 0.0, 0.0)}, "need ascending values"),
+        ({"row_multiple": 0}, "row_multiple: need >= 1, got 0"),
         ({"layer_few_tokens_s": (0.0, 0.0)}, "need 6 entries or none"),
         ({"layer_few_tokens_s": (0.0, 0.0, -1.0, 0.0, 0.0, 0.0)}, "finite values >= 0"),
         ({"step_s": -1e-9}, "finite values >= 0"),

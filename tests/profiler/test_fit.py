@@ -188,6 +188,27 @@ def test_what_few_tokens_take_longer_than_more_is_found() -> None:
     assert made.held_out_error_p90 < TOLERANCE
 
 
+def test_samples_of_whole_multiples_tell_the_time_between_them() -> None:
+    """A batch of 35 tokens runs with 36 rows, one of 9 with 12: more than a line between 8 and 16 says."""
+    true = msgspec.structs.replace(true_cost(), row_multiple=4)
+    samples = [sample_of(point, true) for point in POINTS]
+
+    def error(row_multiple: int, tokens: int) -> float:
+        made = fit_cost(
+            samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="", row_multiple=row_multiple
+        )
+        assert made.stage.row_multiple == row_multiple
+        assert row_multiple == 1 or all(knot == 1 or knot % row_multiple == 0 for knot in made.stage.token_knots)
+        batch = BatchShape(prefill_tokens=tokens, prefill_chunks=1, prefill_pairs=tokens * (tokens + 1) / 2)
+        times = [cost.time_s(num_layers=10, batch=batch, first=False, last=False) for cost in (true, made.stage)]
+        return times[1] / times[0] - 1
+
+    for tokens in (2, 3, 5, 9, 33, 35, 36, 49, 97):
+        assert abs(error(4, tokens)) < TOLERANCE, tokens
+    assert error(1, 9) < -TOLERANCE
+    assert error(1, 49) < -TOLERANCE
+
+
 def test_fewer_tokens_than_were_measured_take_as_long_as_the_fewest() -> None:
     true = msgspec.structs.replace(true_cost(), layer_few_tokens_s=(0.0, 0.0, 9e-4, 0.0, 0.0, 0.0))
     samples = [sample_of(point, true) for point in POINTS if point.num_layers == 0 or point.num_tokens >= 4]

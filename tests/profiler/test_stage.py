@@ -433,10 +433,8 @@ def test_schedule_helper_covers_all_tokens() -> None:
     assert totals == lengths
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 5), (7, 8), (9, 9)])
-def test_few_tokens_run_with_rows_that_are_quicker_and_give_the_same(
-    model_dir: ModelDir, tokens: int, rows: int
-) -> None:
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 8), (7, 8), (9, 12), (12, 12)])
+def test_tokens_run_with_whole_multiples_of_rows_and_give_the_same(model_dir: ModelDir, tokens: int, rows: int) -> None:
     stage, alone = stage_of(model_dir("test-qwen3"), 0, 6), stage_of(model_dir("test-qwen3"), 0, 6)
     ids = torch.arange(1, tokens + 1)
     seen: list[int] = []
@@ -450,6 +448,7 @@ def test_few_tokens_run_with_rows_that_are_quicker_and_give_the_same(
         each = [alone.forward([StageItem(n, past, 1, 0, True, ids[n : n + 1])]) for n in range(tokens)]
         assert together.logits is not None
         expected = torch.cat([output.logits for output in each if output.logits is not None])
+        assert together.layer_rows == 6 * rows
         assert together.logits.shape == expected.shape
         assert (together.logits - expected).abs().max() < LOGITS_TOLERANCE
 

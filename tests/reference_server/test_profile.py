@@ -159,9 +159,9 @@ def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_t
     assert self_profile.profile(agent, command).samples
 
 
-@pytest.mark.parametrize(("device_type", "has_tiles"), [("cpu", False), ("cuda", True)])
+@pytest.mark.parametrize(("device_type", "has_tiles", "row_multiple"), [("cpu", False, 4), ("cuda", True, 1)])
 def test_points_are_added_where_the_fit_of_that_kind_of_device_misses(
-    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool
+    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool, row_multiple: int
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(self_profile, "fit_cost", lambda _samples, **options: asked.append(options))
@@ -171,8 +171,8 @@ def test_points_are_added_where_the_fit_of_that_kind_of_device_misses(
     refine = self_profile._refinement(sampler, profile_command(model_dir("test-llama")), device_type=device_type)
 
     assert refine(()) == ()
-    assert [(one["has_tiles"], one["gather_up_to_tokens"]) for one in asked] == [
-        (has_tiles, GATHER_UP_TO_TOKENS[device_type])
+    assert [(one["has_tiles"], one["gather_up_to_tokens"], one["row_multiple"]) for one in asked] == [
+        (has_tiles, GATHER_UP_TO_TOKENS[device_type], row_multiple)
     ]
 
 

@@ -19,13 +19,14 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
     settled: list[Batching] = []
 
     def at_first(batching: Batching) -> Expected:
+        assert (batching.max_batch_tokens or 0) % 4 == 0, "a limit is a whole multiple of rows"
         return expected(300.0 if batching == Batching() else 290.0 if batching.max_decode_batch == 6 else 100.0)
 
     def later(batching: Batching) -> Expected:
         settled.append(batching)
         return expected(250.0 if batching == Batching() else 290.0)
 
-    options = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "thorough": True}
+    options = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "row_multiple": 4, "thorough": True}
     short, _ = best_batching(at_first, **options)  # type: ignore[arg-type]
     long, promised = best_batching(at_first, **options, follow_longer=later)  # type: ignore[arg-type]
 
@@ -38,7 +39,7 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
 
 def test_no_limits_are_chosen_where_none_could_be_followed() -> None:
     """Neither at first nor until settled: there is nothing to compare, and no error."""
-    options = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "thorough": True}
+    options = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "row_multiple": 4, "thorough": True}
 
     assert best_batching(lambda _: None, **options) is None  # type: ignore[arg-type]
     assert best_batching(lambda b: expected(9.0) if b == Batching() else None, **options) is None  # type: ignore[arg-type]

@@ -15,10 +15,11 @@ from .clusters import cost_node
 MIX = request_mix(fixed_workload(prompt_tokens=10, output_tokens=10))
 
 
-def cost_with_extras(*extras: float) -> MeasuredCost:
+def cost_with(row_multiple: int, *extras: float) -> MeasuredCost:
     cost = cost_node("n").cost
     assert cost is not None
-    return msgspec.structs.replace(cost, stage=msgspec.structs.replace(cost.stage, layer_few_tokens_s=extras))
+    stage = msgspec.structs.replace(cost.stage, layer_few_tokens_s=extras, row_multiple=row_multiple)
+    return msgspec.structs.replace(cost, stage=stage)
 
 
 def rate(cost: MeasuredCost, sequences: float) -> float:
@@ -28,8 +29,11 @@ def rate(cost: MeasuredCost, sequences: float) -> float:
 
 @pytest.mark.parametrize("most", [0.8, 2.0, 3.1, 4.0, 40.0])
 @pytest.mark.parametrize("extras", [(), (0.0, 9e-4, 0.0, 0.0, 8e-4, 0.0), (2e-3, 2e-3, 0.0, 3e-3, 3e-3, 3e-3)])
-def test_no_batch_carries_more_than_the_best_rate_says(most: float, extras: tuple[float, ...]) -> None:
-    cost = cost_with_extras(*extras)
+@pytest.mark.parametrize("row_multiple", [1, 4])
+def test_no_batch_carries_more_than_the_best_rate_says(
+    most: float, extras: tuple[float, ...], row_multiple: int
+) -> None:
+    cost = cost_with(row_multiple, *extras)
 
     best = best_rate(cost, MIX, 4, first=True, last=True, max_sequences=most)
 
