@@ -27,6 +27,12 @@ _MOST = 2.0  # times the median: what a run counts for at most
 _CACHED = 0.2
 """The power at which what arithmetic does not bound goes with arithmetic in the cache all the same (operations are
 dispatched, for one), the rest of 1 being that of streaming. Iterations of 5 sequences had 0.57 and 0.22."""
+_SENSITIVITY = 0.38
+"""The power of both works' mean at which iterations slow down more than the works do, from one minute to another.
+
+From what served nodes took for a token at the speed of three evenings' machine, 368 runs of 76 nodes and loads, each
+about the mean of its own: 0.38 with a standard error of 0.03, and 0.28 to 0.52 for nodes of every share.
+"""
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
@@ -56,19 +62,25 @@ def _capped_mean(times_s: Sequence[float], *, last: int) -> float:
     return statistics.fmean(min(time_s, cap_s) for time_s in times_s[-last:])
 
 
-def seconds_at(nominal: ProcessorSpeed, *, now: ProcessorSpeed, cpu_s: float, flops: float) -> float:
+def seconds_at(
+    nominal: ProcessorSpeed, *, now: ProcessorSpeed, lately: ProcessorSpeed, cpu_s: float, flops: float
+) -> float:
     """What an iteration of ``cpu_s`` CPU seconds at the speed ``now`` takes at the ``nominal`` speed.
 
     What arithmetic bounds goes with the matrix product, all else with both as powers: each part by one factor, so that
-    what was profiled and what is served stay comparable however well the nominal speed was caught.
+    what was profiled and what is served stay comparable however well the nominal speed was caught. All of it goes with
+    the speed of some seconds besides, for where the machine is slow iterations suffer more than the two works.
 
     Args:
         nominal: the speed that is asked for.
         now: the speed while the iteration ran.
+        lately: the speed over more iterations than that.
         cpu_s: CPU seconds that it took.
         flops: operations in it that arithmetic bounds: those of the tokens beyond ``FEW_TOKENS``.
     """
     streaming, matmul = now.weights_s / nominal.weights_s, now.matmul_s / nominal.matmul_s
     arithmetic_s = min(cpu_s, flops / MATMUL_FLOPS * now.matmul_s)
     others = math.pow(streaming, 1 - _CACHED) * math.pow(matmul, _CACHED)
-    return arithmetic_s / matmul + (cpu_s - arithmetic_s) / others
+    as_the_works_s = arithmetic_s / matmul + (cpu_s - arithmetic_s) / others
+    slower = math.sqrt(lately.weights_s / nominal.weights_s * lately.matmul_s / nominal.matmul_s)
+    return as_the_works_s / math.pow(slower, _SENSITIVITY)

@@ -23,18 +23,19 @@ from profiler.reference_kernel import ReferenceKernel
 from .wakeups import Wakeups
 
 _EVERY_CPU_S = 0.003  # of work for a run of the kernel, which takes about a tenth of that
-_FEW, _KEPT = 6, 25
-"""Runs that the present speed is the mean of where an iteration had fewer of its own, and those that say which are
-disturbed; of an iteration of more the last of them count."""
+_FEW, _KEPT = 6, 100
+"""Runs that the present speed is the mean of where an iteration had fewer of its own, and those that the speed of some
+seconds is of, which also say which are disturbed; of an iteration of more the last of them count."""
 NOMINAL_S = 8.0
 """So long the speed that a share is of is looked for: in the first seconds other nodes are still loading."""
 _NOMINAL_RUNS = 50
-PROFILED_SHARE = 0.3
+PROFILED_SHARE = 0.25
 """A node of a smaller share is held back as one of this while it is profiled, and what it would have waited longer is
 counted instead: it takes as many more samples, and the nodes of a testbed still fit a machine together."""
 _HEADROOM = 1.25
-"""The processor that shares are of is so many times as slow as this one: a machine that others make slower by so much
-can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one another."""
+"""The processor that shares are of takes so many times as long for the two works as this one: a machine that others
+make slower by so much can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one
+another."""
 
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
@@ -49,7 +50,7 @@ class Pacer:
         wakeups: are told when an iteration is only held back any more.
 
     Attributes:
-        nominal: speed of the processor that the share is of, ``_HEADROOM`` times as slow as this one.
+        nominal: speed of the processor that the share is of: this one's works take ``_HEADROOM`` times as long there.
         least_share: wait only as long as a node of this share would, where that is more than the own.
         skipped_s: what was not waited for that reason, in all.
     """
@@ -121,9 +122,10 @@ class Pacer:
         """
         self.look()
         cpu_s = time.process_time() - self._counted_s
-        now = mean_speed(tuple(self._runs), last=max(_FEW, self._own))
+        runs = tuple(self._runs)
+        now, lately = mean_speed(runs, last=max(_FEW, self._own)), mean_speed(runs, last=_KEPT)
         self._own = 0
-        work_s = seconds_at(self.nominal, now=now, cpu_s=cpu_s, flops=flops)
+        work_s = seconds_at(self.nominal, now=now, lately=lately, cpu_s=cpu_s, flops=flops)
         until = begin + work_s / max(self._share, self.least_share)
         self._counted_s = time.process_time()
         self.wakeups.waiting()
