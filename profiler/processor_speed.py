@@ -30,8 +30,8 @@ dispatched, for one), the rest of 1 being that of streaming. Iterations of 5 seq
 _SENSITIVITY = 0.38
 """The power of both works' mean at which iterations slow down more than the works do, from one minute to another.
 
-From what served nodes took for a token at the speed of three evenings' machine, 368 runs of 76 nodes and loads, each
-about the mean of its own: 0.38 with a standard error of 0.03, and 0.28 to 0.52 for nodes of every share.
+From what nodes took for a token, 368 of their runs in three suites, each against the mean of its node and load: 0.38
+with a standard error of 0.03, and 0.28 to 0.52 by the nodes' share.
 """
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""

@@ -10,7 +10,6 @@ from reference_server import pacing
 from reference_server.pacing import Pacer, take_short_turns
 from reference_server.ring import Ring
 
-
 ROOM = 1.25**1.38
 """Iterations take so many times as long on a processor whose works take 1.25 times as long."""
 
