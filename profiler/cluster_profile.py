@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from .cost import BatchShape, StageCost
-from .processor_speed import ProcessorSpeed
+from .pace import Pace
 from .quality import Quality
 from .records import Provenance, require_unique
 
@@ -111,10 +111,9 @@ class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
 
-    ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
-    ``processor_speed`` is that of the processor that a testbed's node stands in for a share of. ``workspace_bytes`` is
-    the memory that a node takes beside weights and KV cache, at the largest batch: the peak of an iteration and the
-    allocator's overhead.
+    ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed. ``pace``
+    is that of the processor that a testbed's node stands in for a share of. ``workspace_bytes`` is the memory that a
+    node takes beside weights and KV cache, at the largest batch: the peak of an iteration and the allocator's overhead.
     """
 
     stage: StageCost
@@ -125,7 +124,7 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_batch_tokens: int
     source: str
     quality: Quality | None = None
-    processor_speed: ProcessorSpeed | None = None
+    pace: Pace | None = None
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from .attention import MAX_GATHERED_SLOTS
-from .cost import FEW_ROWS, IDLE_S, BatchShape
+from .cost import IDLE_S, BatchShape
+from .row_sizes import SMALL_ROWS, RowSizes, rows_of
 from .token_knots import TILE_TOKENS
 
 MOST_TILES = 4
@@ -69,6 +70,7 @@ def grid(
     max_context_tokens: int,
     max_kv_tokens: int,
     has_tiles: bool = False,
+    row_sizes: RowSizes = (),
 ) -> tuple[GridPoint, ...]:
     """Batches that tell the cost model's terms apart, and mixed ones, some kept out of the fit.
 
@@ -78,20 +80,24 @@ def grid(
         max_context_tokens: longest context.
         max_kv_tokens: batches that need more KV slots are left out.
         has_tiles: decode at both sides of each tile edge too, where the time of a GPU may jump.
+        row_sizes: that the stage runs with; decode at each of the small ones.
     """
     short, long = max(1, max_context_tokens // 16), max_context_tokens
     middle = max_context_tokens // 4
     full = max_batch_tokens
-    sizes = [size for size in (1, *FEW_ROWS, 8, 16, 32, 64, 128, 256) if size <= full]
+    small = [size for size in row_sizes if size <= SMALL_ROWS] or [1, 2, 4, 8, 16]
+    sizes = sorted(
+        {size for size in (*small, *(rows_of(size, row_sizes) for size in (32, 64, 128, 256))) if size <= full}
+    )
     if has_tiles:
         edges = (TILE_TOKENS // 2, *range(TILE_TOKENS, MOST_TILES * TILE_TOKENS + 1, TILE_TOKENS))
         sizes = sorted({*sizes, *(size for edge in edges for size in (edge, edge + 1) if size <= full)})
     fitted: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = []
     fitted += [((), (short,) * size) for size in sizes]
-    fitted += [((), (long,) * size) for size in sizes if size in (1, 16, 64)]
+    fitted += [((), (long,) * size) for size in (1, 2, 4, 16, 64)]
     fitted += [(((0, size),), ()) for size in _up_to(full, (8, 32, 64, 128, 256, 512, 1024, 2048, full))]
     fitted += [(((long - full // 2, full // 2),), ()), (((0, full // 4),) * 4, ())]
-    fitted += [((), (middle,) * size) for size in sizes if size in (4, 8, 16)]
+    fitted += [((), (middle,) * size) for size in (2, 4, 8, 16)]
     fitted += [(((0, full // 2),), (middle,) * (full // 8)), (((0, full // 4),), (short,) * (full // 4))]
     fitted += [(((0, full // 2),), (long,) * 4)]
     held = [
@@ -168,9 +174,10 @@ def _up_to(limit: int, values: tuple[int, ...]) -> list[int]:
     return sorted({min(value, limit) for value in values})
 
 
-def layer_counts_to_measure(max_layers: int) -> tuple[int, ...]:
-    """Numbers of layers that tell the fixed part of an iteration from the part per layer.
+def layer_counts_to_measure(max_layers: int, *, are_cold: bool) -> tuple[int, ...]:
+    """Numbers of layers that tell the fixed part of an iteration from the part per layer, and all held ones.
 
-    A single layer alone would stay in the processor's cache, as no served stage does, so half and all are taken.
+    One layer tells most. Where it would find its weights in the processor's cache, as no served stage does, because
+    they are not ``are_cold``, half of the layers are taken.
     """
-    return tuple(sorted({(max_layers + 1) // 2, max_layers}))
+    return tuple(sorted({1 if are_cold else (max_layers + 1) // 2, max_layers}))

@@ -1,15 +1,19 @@
 """The stage-time model: seconds of one iteration of a layer range over a batch, linear in what the batch holds.
 
 ``t = step + L*(layer + tokens + decode + prefill) + embedding (first stage) + head (last stage)``, every coefficient
-non-negative and the token term piecewise-linear, so time never falls when a batch grows beyond ``FEW_ROWS``. Below,
-it may: a matrix product of three rows can take longer than one of four.
+non-negative and the token term piecewise-linear in the rows that the tokens run with, so time never falls when a batch
+grows.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from .row_sizes import RowSizes, rows_of
 
 FloatArray = NDArray[np.float64]
 
@@ -19,17 +23,6 @@ GATHER_UP_TO_TOKENS = {"cpu": 192, "cuda": 1 << 30}
 On CPU, copying costs more than calls beyond that: measured with 16 sequences and 4 KV heads of 64, gathered over one by
 one takes 0.5 at 64 tokens, 1.2 at 256, 5 at 1024. On a GPU every call is a launch, and hundreds of them take longer
 than any copy.
-"""
-
-FEW_ROWS = tuple(range(2, 8))
-"""Tokens of a batch for which a layer may take longer than for a few more: each has an extra of its own."""
-
-ROW_MULTIPLE = 4
-"""Where kernels have no remainders, a batch of two tokens or more runs with a whole multiple of so many rows.
-
-Of a layer's weights, float32 on CPU (MKL, AMD EPYC, one thread, weights that are not in the cache), products of 9 to 12
-rows take 1.71, 1.76, 1.91 and 1.77 ms, of 33 to 36 rows 2.87, 2.91, 3.09 and 2.94: one row more than a multiple costs
-nearly what four do, three more than four.
 """
 
 IDLE_S = 0.02
@@ -74,11 +67,6 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return gathered_tokens(self.decode_tokens, self.decode_context_tokens, up_to=up_to)
 
 
-def rows_of(tokens: int, *, multiple: int) -> int:
-    """Rows that a layer runs with for so many tokens: a whole multiple, but one for one."""
-    return tokens if tokens <= 1 else -(-tokens // multiple) * multiple
-
-
 def gathered_tokens(decode_tokens: float, decode_context_tokens: float, *, up_to: float) -> float:
     """Cached tokens that are copied together, so that several sequences are attended in one call; see ``StageCost``."""
     if decode_tokens <= 1.0:
@@ -89,15 +77,10 @@ def gathered_tokens(decode_tokens: float, decode_context_tokens: float, *, up_to
 class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Coefficients of the stage-time model of one node, all in seconds per the named unit.
 
-    ``token_knots`` and ``layer_token_s`` have one length: tokens of the batch between knot ``k`` and knot ``k+1`` cost
+    ``token_knots`` and ``layer_token_s`` have one length: rows of the batch between knot ``k`` and knot ``k+1`` cost
     ``layer_token_s[k]`` each per layer (the last segment is open). The first knot is 1: a batch's first token is in
-    ``layer_s``. ``layer_few_tokens_s`` is what a layer takes on top of that for exactly 2, 3, ... 7 tokens
-    (``FEW_ROWS``; nothing where it is empty), in proportion between two of them. Kernels change with the number of
-    rows: on one CPU (MKL, weights of 2.9 MB that are not in its cache) products of 1 to 8 rows took 365, 539, 631, 471,
-    500, 520, 562 and 551 us.
-
-    A batch of two tokens or more runs with a whole multiple of ``row_multiple`` rows (``profiler.stage``), and its
-    tokens cost what those rows do; a mean number of tokens lies in proportion between the two whole ones beside it.
+    ``layer_s``. A batch runs with as many rows as ``row_sizes`` say, and its tokens cost what those rows do; a mean
+    number of tokens lies in proportion between the two whole ones beside it.
 
     Contexts of up to ``gather_up_to_tokens`` are copied together where several sequences decode (``attention``), which
     ``layer_gather_context_s`` is the price of, on top of reading them; a longer context is attended by itself, which
@@ -130,18 +113,15 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     layer_gather_context_s: float = 0.0
     gather_up_to_tokens: float = 0.0
     variation: float = 0.0
-    layer_few_tokens_s: tuple[float, ...] = ()
-    row_multiple: int = 1
+    row_sizes: RowSizes = ()
 
     def __post_init__(self) -> None:
         if len(self.token_knots) != len(self.layer_token_s) or not self.token_knots or self.token_knots[0] != 1:
             raise ValueError("token_knots and layer_token_s: need one length, at least one entry, and first knot 1")
-        if any(b <= a for a, b in zip(self.token_knots, self.token_knots[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(self.token_knots)):
             raise ValueError("token_knots: need ascending values")
-        if self.row_multiple < 1:
-            raise ValueError(f"row_multiple: need >= 1, got {self.row_multiple}")
-        if len(self.layer_few_tokens_s) not in (0, len(FEW_ROWS)):
-            raise ValueError(f"layer_few_tokens_s: need {len(FEW_ROWS)} entries or none")
+        if self.row_sizes and (self.row_sizes[0] != 1 or any(b <= a for a, b in pairwise(self.row_sizes))):
+            raise ValueError("row_sizes: need ascending values from 1")
         if not np.all(np.isfinite(self.coefficients())) or float(self.coefficients().min()) < 0:
             raise ValueError("coefficients: need finite values >= 0 seconds")
 
@@ -165,19 +145,14 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 self.step_idle_s,
                 self.layer_idle_s,
                 self.layer_gather_context_s,
-                *(self.layer_few_tokens_s or (0.0,) * len(FEW_ROWS)),
             ]
         )
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
         """Tokens of a batch at which the slope of ``layer_tokens_s`` may change, ascending."""
-        turns = {*self.token_knots}
-        if self.layer_few_tokens_s:
-            turns |= {*map(float, FEW_ROWS), FEW_ROWS[-1] + 1.0}
-        if self.row_multiple > 1:
-            full = (1, *range(self.row_multiple, int(self.max_tokens) + 1, self.row_multiple))
-            turns |= {rows + more for rows in full for more in (0.0, 1.0)}
+        steps = {float(size + more) for size in self.row_sizes for more in (0, 1)}
+        turns = {*self.token_knots} | steps
         return tuple(sorted(turns))
 
     def time_s(self, *, num_layers: float, batch: BatchShape, first: bool, last: bool) -> float:
@@ -212,14 +187,13 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """The part of a layer's time that depends on the batch's tokens alone: piecewise-linear, 0 at one token."""
         low = int(tokens)
         part = tokens - low
-        seconds = self._rows_s(rows_of(low, multiple=self.row_multiple))
+        seconds = self._rows_s(rows_of(low, self.row_sizes))
         if part:
-            seconds = (1 - part) * seconds + part * self._rows_s(rows_of(low + 1, multiple=self.row_multiple))
+            seconds = (1 - part) * seconds + part * self._rows_s(rows_of(low + 1, self.row_sizes))
         return seconds
 
     def _rows_s(self, rows: int) -> float:
-        few = self.layer_few_tokens_s and FEW_ROWS[0] <= rows <= FEW_ROWS[-1]
-        seconds = self.layer_few_tokens_s[rows - FEW_ROWS[0]] if few else 0.0
+        seconds = 0.0
         knots = self.token_knots
         for number, token_s in enumerate(self.layer_token_s):
             begin = knots[number]
@@ -238,7 +212,7 @@ def feature_row(
     last: bool,
     token_knots: tuple[float, ...],
     gather_up_to_tokens: float = 0.0,
-    row_multiple: int = 1,
+    row_sizes: RowSizes = (),
 ) -> FloatArray:
     """The quantities that ``StageCost.coefficients`` multiply, shape [features].
 
@@ -248,9 +222,8 @@ def feature_row(
     is_step = float(num_layers > 0)
     low = int(tokens)
     part = tokens - low
-    at_low, at_high = (_rows_features(rows_of(whole, multiple=row_multiple), token_knots) for whole in (low, low + 1))
-    token_features = (1 - part) * at_low + part * at_high
-    segments, few = token_features[: len(token_knots)], token_features[len(token_knots) :]
+    at_low, at_high = (_rows_features(rows_of(whole, row_sizes), token_knots) for whole in (low, low + 1))
+    segments = (1 - part) * at_low + part * at_high
     return np.array(
         [
             is_step,
@@ -269,13 +242,11 @@ def feature_row(
             is_step * batch.after_idle,
             num_layers * batch.after_idle,
             num_layers * batch.gathered_tokens(gather_up_to_tokens),
-            *(num_layers * few),
         ]
     )
 
 
 def _rows_features(rows: int, token_knots: tuple[float, ...]) -> FloatArray:
-    """Rows in each segment between knots, then 1 for the number of few rows that it is, shape [segments + few]."""
+    """Rows in each segment between knots, shape [segments]."""
     upper = [*token_knots[1:], float("inf")]
-    segments = [max(0.0, min(rows, end) - begin) for begin, end in zip(token_knots, upper, strict=True)]
-    return np.array([*segments, *(float(rows == few) for few in FEW_ROWS)])
+    return np.array([max(0.0, min(rows, end) - begin) for begin, end in zip(token_knots, upper, strict=True)])

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .cluster_profile import CostSample, MeasuredCost
-from .cost import FEW_ROWS, FloatArray, StageCost, feature_row, rows_of
+from .cost import FloatArray, StageCost, feature_row
 from .errors import MeasurementError
 from .regression import biweight, least_squares
+from .row_sizes import SMALL_ROWS, RowSizes, rows_of
 from .token_knots import power_of_two_knots, tile_knots
 
 _FIRST_SEGMENT = 4  # index of the first token segment among the features
@@ -22,7 +23,7 @@ def fit_cost(
     max_batch_tokens: int,
     source: str,
     gather_up_to_tokens: float = 0.0,
-    row_multiple: int = 1,
+    row_sizes: RowSizes = (),
     has_tiles: bool = False,
     lets_few_go: bool = False,
 ) -> MeasuredCost:
@@ -36,7 +37,7 @@ def fit_cost(
         max_batch_tokens: most tokens of one iteration.
         source: what was timed.
         gather_up_to_tokens: see ``StageCost``.
-        row_multiple: see ``StageCost``.
+        row_sizes: see ``StageCost``.
         has_tiles: the device works in tiles of tokens, so the time may jump at an edge that the samples resolve.
         lets_few_go: few samples may be missed by far rather than all of a neighbourhood by a little.
 
@@ -50,16 +51,14 @@ def fit_cost(
     tokens = [sample.batch.tokens for sample in fitted if sample.num_layers > 0] or [1.0]
     edges = set(tile_knots(tokens)) if has_tiles else set()
     edges |= {sample.batch.tokens for sample in fitted if sample.is_refined}
-    turns = {*power_of_two_knots(max_batch_tokens), *edges}
-    knots = tuple(sorted({float(rows_of(int(turn), multiple=row_multiple)) for turn in turns}))
-    rows = np.array(
-        [_row(sample, knots, gather_up_to_tokens, row_multiple) for sample in fitted]
-    )  # [samples, features]
-    rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0
-    rows[:, [few - FEW_ROWS[-1] - 1 for few in FEW_ROWS if few <= min(tokens)]] = 0.0  # the last columns
+    turns = {*power_of_two_knots(max_batch_tokens), *edges, *(size for size in row_sizes if size <= SMALL_ROWS)}
+    knots = tuple(sorted({float(rows_of(int(turn), row_sizes)) for turn in turns}))
+    rows = np.array([_row(sample, knots, gather_up_to_tokens, row_sizes) for sample in fitted])  # [samples, features]
+    fewest = rows_of(int(min(tokens)), row_sizes)
+    rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= fewest]] = 0.0
     times = np.array([sample.median_s for sample in fitted])
     coefficients = (biweight if lets_few_go else least_squares)(rows, times)
-    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, row_multiple, fitted, max_batch_tokens)
+    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, row_sizes, fitted, max_batch_tokens)
     errors = relative_errors(stage, held_out)
     return MeasuredCost(
         stage=stage,
@@ -74,13 +73,13 @@ def fit_cost(
 
 def relative_errors(stage: StageCost, samples: Sequence[CostSample]) -> FloatArray:
     """|predicted - measured| / measured of each sample, shape [samples]."""
-    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens, stage.row_multiple) for sample in samples]
+    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens, stage.row_sizes) for sample in samples]
     predicted = np.array(rows) @ stage.coefficients()
     measured = np.array([sample.median_s for sample in samples])
     return np.asarray(np.abs(predicted - measured) / measured)
 
 
-def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float, row_multiple: int) -> FloatArray:
+def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float, row_sizes: RowSizes) -> FloatArray:
     return feature_row(
         num_layers=sample.num_layers,
         batch=sample.batch,
@@ -88,7 +87,7 @@ def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: floa
         last=sample.last,
         token_knots=knots,
         gather_up_to_tokens=gather_up_to_tokens,
-        row_multiple=row_multiple,
+        row_sizes=row_sizes,
     )
 
 
@@ -96,7 +95,7 @@ def _stage_cost(
     coefficients: FloatArray,
     knots: tuple[float, ...],
     gather_up_to_tokens: float,
-    row_multiple: int,
+    row_sizes: RowSizes,
     fitted: Sequence[CostSample],
     max_batch_tokens: int,
 ) -> StageCost:
@@ -106,7 +105,7 @@ def _stage_cost(
     decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, *rest = values[
         _FIRST_SEGMENT + segments :
     ]
-    step_idle, layer_idle, gather_context, *few_tokens = rest
+    step_idle, layer_idle, gather_context = rest
     contexts = [s.batch.decode_context_tokens / s.batch.decode_tokens for s in fitted if s.batch.decode_tokens]
     return StageCost(
         step_s=step_s,
@@ -128,8 +127,7 @@ def _stage_cost(
         step_idle_s=step_idle,
         layer_idle_s=layer_idle,
         layer_gather_context_s=gather_context,
-        layer_few_tokens_s=tuple(few_tokens),
         gather_up_to_tokens=gather_up_to_tokens,
-        row_multiple=row_multiple,
+        row_sizes=row_sizes,
         variation=float(np.median([s.variation for s in fitted if s.num_layers > 0] or [0.0])),
     )

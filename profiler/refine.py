@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from .cluster_profile import CostSample, MeasuredCost
 from .compute import GridPoint
-from .cost import rows_of
 from .fit import relative_errors
+from .row_sizes import rows_of
 
 MISSED_BY = 0.05
 """Relative error of a sample above which its neighbourhood is bisected, where it is also beyond its noise."""
@@ -41,7 +41,7 @@ def points_to_add(
     for members in families.values():
         for low, high in pairwise(sorted(members, key=lambda point: point.num_tokens)):
             missed = [point for point in (low, high) if errors[point] > max(MISSED_BY, BEYOND_NOISE * noise[point])]
-            size = rows_of((low.num_tokens + high.num_tokens) // 2, multiple=cost.stage.row_multiple)
+            size = rows_of((low.num_tokens + high.num_tokens) // 2, cost.stage.row_sizes)
             if missed and low.num_tokens < size < high.num_tokens:
                 middle = _resized(low, size)
                 found[middle] = max(found.get(middle, 0.0), *(float(errors[point]) for point in missed))

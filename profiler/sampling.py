@@ -20,6 +20,7 @@ import numpy as np
 
 from .cluster_profile import CostSample
 from .compute import GridPoint, Runner
+from .pace import PacedWork, mean_work
 
 MIN_BLOCK_S = 0.12
 MIN_BLOCK_ITERATIONS = 2
@@ -47,6 +48,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     ``deviation_s`` is the standard deviation of its single iterations. ``is_refined``: of a point that was added where
     the fit was worst. ``discarded`` are the blocks that were spoilt before this one stood, by the measured cause.
+    ``work`` is what iterations took before they were brought to the node's pace, where it has one.
     """
 
     point: GridPoint
@@ -55,6 +57,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     device_mean_s: float | None = None
     is_refined: bool = False
     discarded: dict[str, int] = {}
+    work: PacedWork | None = None
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +80,7 @@ class Sampler:
         taken: blocks of an earlier, interrupted run, which count.
         clock: monotonic seconds.
         skipped_s: seconds in all that iterations should have taken longer by that clock, and that count as theirs.
+        work: the last iteration before it was brought to the node's pace, where it has one.
         sleep: stands idle for so many seconds.
         timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
@@ -94,6 +98,7 @@ class Sampler:
         taken: Sequence[Block] = (),
         clock: Callable[[], float] = time.perf_counter,
         skipped_s: Callable[[], float] = lambda: 0.0,
+        work: Callable[[], PacedWork | None] = lambda: None,
         sleep: Callable[[float], None] = time.sleep,
         timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
@@ -102,7 +107,8 @@ class Sampler:
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
         self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
-        self._skipped_s, self._sleep, self._before_iteration = skipped_s, sleep, before_iteration
+        self._skipped_s, self._work, self._sleep = skipped_s, work, sleep
+        self._before_iteration = before_iteration
         self._on_block, self._on_round = on_block, on_round
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
@@ -123,13 +129,18 @@ class Sampler:
         return len(times)
 
     def measure(
-        self, *, budget_s: float, refine: Callable[[Sequence[CostSample]], Sequence[GridPoint]] = lambda _: ()
+        self,
+        *,
+        budget_s: float,
+        refine: Callable[[Sequence[CostSample]], Sequence[GridPoint]] = lambda _: (),
+        finish: Callable[[Sequence[Block]], Sequence[Block]] = lambda blocks: blocks,
     ) -> Sampled:
         """At least ``MIN_ROUNDS`` rounds whatever they take, for below that a spread says nothing; then what is noisy.
 
         Args:
             budget_s: seconds after which no further block begins.
             refine: given the samples so far, names the points to add where they are missed most.
+            finish: what all blocks come to, now that all are there; one for one.
         """
         deadline = self._clock() + budget_s
         self._rounds()
@@ -142,6 +153,8 @@ class Sampler:
             self._rounds()
         while self._noisy_round(deadline):
             continue
+        finished = iter(finish(self.blocks()))
+        self._blocks = {point: [next(finished) for _ in blocks] for point, blocks in self._blocks.items()}
         return Sampled(
             samples=self.samples(),
             blocks=self.blocks(),
@@ -240,6 +253,7 @@ class Sampler:
             if self._timer is not None:
                 self._timer.take_total_s()
             took_s: list[float] = []
+            works: list[PacedWork] = []
             block_s = 0.0
             while len(took_s) < MIN_BLOCK_ITERATIONS or block_s < MIN_BLOCK_S:
                 if point.idle_s:
@@ -250,25 +264,25 @@ class Sampler:
                 iteration_s = self._clock() - begin
                 took_s.append(iteration_s + self._skipped_s() - skipped_s)
                 block_s += iteration_s
+                if (work := self._work()) is not None:
+                    works.append(work)
             device_mean_s = None if self._timer is None else self._timer.take_total_s() / len(took_s)
         return Block(
             point=point,
             mean_s=statistics.fmean(took_s),
             deviation_s=statistics.stdev(took_s),
             device_mean_s=device_mean_s,
+            work=mean_work(works) if works else None,
         )
 
 
-def least_seconds(
-    points: Sequence[GridPoint], *, first: tuple[float, float], second: tuple[float, float], between_s: float = 0.0
-) -> float:
+def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], second: tuple[float, float]) -> float:
     """About how long the first ``MIN_ROUNDS`` rounds take, from two iterations that were timed.
 
     Args:
         points: the grid.
         first: tokens and seconds of an iteration of a small batch on all layers; a line is drawn through both.
         second: those of a large batch.
-        between_s: what is done before each iteration takes so long.
     """
     slope = (second[1] - first[1]) / max(1.0, second[0] - first[0])
     most = max(point.num_layers for point in points)
@@ -278,7 +292,7 @@ def least_seconds(
         iteration_s = max(1e-6, share * (first[1] + slope * (point.num_tokens - first[0])))
         iterations = max(MIN_BLOCK_ITERATIONS, int(MIN_BLOCK_S / iteration_s) + 1)
         # one more warms up
-        total += MIN_ROUNDS * (iteration_s * (1 + iterations) + iterations * (point.idle_s + between_s))
+        total += MIN_ROUNDS * (iteration_s * (1 + iterations) + iterations * point.idle_s)
     return total
 
 

@@ -14,15 +14,11 @@ import msgspec
 import torch
 
 from . import attention
-from .cost import GATHER_UP_TO_TOKENS, ROW_MULTIPLE, rows_of
+from .cost import GATHER_UP_TO_TOKENS
 from .errors import InputError
 from .kv_cache import KvCache
 from .model_files import FAMILIES, ModelFiles, state_for
-
-
-def row_multiple(device_type: str, dtype: torch.dtype) -> int:
-    """Of how many rows a batch's rows are a whole multiple; see ``cost.ROW_MULTIPLE``."""
-    return ROW_MULTIPLE if device_type == "cpu" and dtype == torch.float32 else 1
+from .row_sizes import RowSizes, rows_of
 
 
 class StageItem(msgspec.Struct, frozen=True):
@@ -64,6 +60,8 @@ class Stage:
 
     Attributes:
         between_layers: called before each layer that runs.
+        layers: the modules of the held layers, in their order.
+        row_sizes: with how many rows layers run, padding included.
 
     Raises:
         InputError: a range that the model does not have, or tensors that are not those of its config.
@@ -84,6 +82,7 @@ class Stage:
         self.start, self.end, self.dtype, self.device = start, end, dtype, device
         self.is_first, self.is_last = start == 0, end == files.num_layers
         self.between_layers: Callable[[], None] | None = None
+        self.row_sizes: RowSizes = ()
         self._gather_up_to = GATHER_UP_TO_TOKENS[device.type] if gather_up_to is None else gather_up_to
         config = copy.deepcopy(files.config)
         config._attn_implementation = attention.ATTENTION
@@ -94,7 +93,7 @@ class Stage:
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         prefix = FAMILIES[files.family]
         modeling = importlib.import_module(f"transformers.models.{files.family}.modeling_{files.family}")
-        self._layers = [
+        self.layers = [
             _build(files, getattr(modeling, f"{prefix}DecoderLayer"), (config, i), f"model.layers.{i}.", dtype, device)
             for i in range(start, end)
         ]
@@ -122,7 +121,7 @@ class Stage:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that the stage holds."""
-        modules = [*self._layers, *([self._norm] if self._norm is not None else [])]
+        modules = [*self.layers, *([self._norm] if self._norm is not None else [])]
         tensors: list[torch.Tensor] = [weight for module in modules for weight in module.parameters()]
         tensors += [weight for weight in (self._embedding, self._head) if weight is not None]
         distinct = {tensor.data_ptr(): tensor for tensor in tensors}  # a tied head is the embedding itself
@@ -131,7 +130,7 @@ class Stage:
     @property
     def layer_parameters(self) -> int:
         """Weights of one held layer, counted."""
-        return sum(weight.numel() for weight in self._layers[0].parameters())
+        return sum(weight.numel() for weight in self.layers[0].parameters())
 
     @property
     def hidden_size(self) -> int:
@@ -161,7 +160,7 @@ class Stage:
     def with_layers(self, indices: Sequence[int]) -> Stage:
         """A view that runs those of the held layers (0 is the first), in that order; to be timed, not served."""
         view = copy.copy(self)
-        view._layers = [self._layers[index] for index in indices]
+        view.layers = [self.layers[index] for index in indices]
         view.end = self.start + len(indices)
         view.between_layers = None
         return view
@@ -191,7 +190,7 @@ class Stage:
             fresh = self.embed(inputs) if layer == 0 else inputs.to(device=self.device, dtype=self.dtype)[None]
             hidden = fresh if hidden is None else torch.cat([hidden, fresh], dim=1)
             hidden = self._run_layers(ordered[:entered], hidden, layer, until)
-            layer_rows += (until - layer) * self._rows(hidden.shape[1])
+            layer_rows += (until - layer) * rows_of(hidden.shape[1], self.row_sizes)
         assert hidden is not None, "an empty batch"
         if not self.is_last:
             return StageOutput(items=ordered, hidden=hidden[0], logits=None, layer_rows=layer_rows)
@@ -219,19 +218,16 @@ class Stage:
         )
         num_tokens = hidden.shape[1]
         positions = ragged.positions[None]  # [1, T]
-        padding = self._rows(num_tokens) - num_tokens
+        padding = rows_of(num_tokens, self.row_sizes) - num_tokens
         if padding:
             hidden = torch.cat([hidden, hidden[:, -1:].expand(-1, padding, -1)], dim=1)
             positions = torch.cat([positions, positions[:, -1:].expand(-1, padding)], dim=1)
         rotary = self._rotary(hidden, position_ids=positions)
-        for layer in self._layers[begin - self.start : until - self.start]:
+        for layer in self.layers[begin - self.start : until - self.start]:
             if self.between_layers is not None:
                 self.between_layers()
             hidden = layer(hidden, position_embeddings=rotary, position_ids=positions, ragged=ragged)
         return hidden[:, :num_tokens]
-
-    def _rows(self, num_tokens: int) -> int:
-        return rows_of(num_tokens, multiple=row_multiple(self.device.type, self.dtype))
 
     def _logits(self, items: Sequence[StageItem], hidden: torch.Tensor) -> torch.Tensor:
         assert self._norm is not None

@@ -202,8 +202,9 @@ class Agent:
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=command.max_decode_batch,
         )
+        stage.row_sizes = command.row_sizes
         if self.pacer is not None:
-            self.pacer.nominal = command.processor_speed or self.pacer.nominal
+            self.pacer.pace = command.pace or self.pacer.pace
             stage.between_layers = self.pacer.look
             self.pacer.forget()
         self._wakeups.transport(is_serving=True)

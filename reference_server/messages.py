@@ -12,8 +12,10 @@ import msgspec
 
 from profiler.cluster_profile import CostSample, Device
 from profiler.errors import MeasurementError
+from profiler.pace import Pace, Sensitivity
 from profiler.processor_speed import ProcessorSpeed
 from profiler.quality import Quality
+from profiler.row_sizes import RowSizes
 
 from .doctor_messages import ClockRead, Examine, Examined, ReadClock
 from .link_messages import FlowsMeasured, IperfServe, IperfServing, LinkMeasured, MeasureFlows, MeasureLink
@@ -96,7 +98,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_batch_tokens: int
     max_decode_batch: int | None
     peers: dict[str, str]
-    processor_speed: ProcessorSpeed | None = None
+    pace: Pace | None = None
+    row_sizes: RowSizes = ()
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -109,7 +112,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 class Profile(msgspec.Struct, frozen=True, tag="profile"):
     """Measure the node: stages of this model over a grid of batches.
 
-    A node that is held back to a share of a processor is measured as that of ``processor_speed``, where it is given.
+    A node that is held back to a share of a processor is measured as that of ``processor_speed`` and ``sensitivity``,
+    and any node runs with ``row_sizes``, each where it is given; it finds its own else.
     """
 
     model: str
@@ -119,6 +123,8 @@ class Profile(msgspec.Struct, frozen=True, tag="profile"):
     max_context_tokens: int
     budget_s: float
     processor_speed: ProcessorSpeed | None = None
+    sensitivity: Sensitivity | None = None
+    row_sizes: RowSizes | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -137,7 +143,8 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
     max_layers: int
     source: str
     quality: Quality | None = None
-    processor_speed: ProcessorSpeed | None = None
+    pace: Pace | None = None
+    row_sizes: RowSizes = ()
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):

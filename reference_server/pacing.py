@@ -2,9 +2,8 @@
 
 What is held back is the iteration's result, so that whoever waits for it waits as long as for a slow node. The time is
 counted in CPU time, which other processes on the machine do not stretch, and at the speed that two reference works had
-while the profile was made (``profiler.processor_speed``), because a shared machine is faster in one moment than in the
-next: a node of a testbed keeps its speed from its profile to the last request that it serves, as far as its share
-leaves room.
+while the profile was made (``profiler.pace``), because a shared machine is faster in one moment than in the next: a
+node of a testbed keeps its speed from its profile to the last request that it serves, as far as its share leaves room.
 """
 
 from __future__ import annotations
@@ -17,24 +16,26 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from profiler.processor_speed import ProcessorSpeed, mean_speed, seconds_at
+from profiler.pace import USUAL, Pace, PacedWork, paced_work, seconds_at_pace
+from profiler.processor_speed import ProcessorSpeed, mean_speed
 from profiler.reference_kernel import ReferenceKernel
 
 from .wakeups import Wakeups
 
 _EVERY_CPU_S = 0.003  # of work for a run of the kernel, which takes about a tenth of that
 _FEW, _KEPT = 6, 100
-"""Runs that the present speed is the mean of where an iteration had fewer of its own, and those that the speed of some
-seconds is of, which also say which are disturbed; of an iteration of more the last of them count."""
+"""Runs that the present speed is the mean of where an iteration had fewer of its own, and those that say which are
+disturbed; of an iteration of more the last of them count."""
 NOMINAL_S = 8.0
 """So long the speed that a share is of is looked for: in the first seconds other nodes are still loading."""
 _NOMINAL_RUNS = 50
-PROFILED_SHARE = 0.25
-"""A node of a smaller share is held back as one of this while it is profiled, and what it would have waited longer is
-counted instead: it takes as many more samples, and the nodes of a testbed still fit a machine together."""
-_HEADROOM = 1.25
-"""The processor that shares are of takes so many times as long for the two works as this one: a machine that others
-make slower by so much can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one
+_PROFILED_PART, _PROFILED_LEAST = 0.75, 0.2
+"""While it is profiled a node is held back as one of this part of its share, but of no less than this, and what it
+waits more or less for that is not counted. All nodes iterate without a pause then, as they do not when they serve, and
+together they keep about as many cores busy like this as then; the smallest take as many more samples."""
+_ROOM = 1.35
+"""The processor that shares are of takes so many times as long for an iteration as this one: a machine that others make
+slower by so much can still keep the pace, and nodes whose shares add up to all of its cores seldom wait for one
 another."""
 
 
@@ -50,15 +51,15 @@ class Pacer:
         wakeups: are told when an iteration is only held back any more.
 
     Attributes:
-        nominal: speed of the processor that the share is of: this one's works take ``_HEADROOM`` times as long there.
-        least_share: wait only as long as a node of this share would, where that is more than the own.
-        skipped_s: what was not waited for that reason, in all.
+        pace: what iterations are brought to before they are held back to the share, ``_ROOM`` times as slow.
+        skipped_s: what was not waited while profiled but counts, in all; less what was waited and does not count.
+        work: the last iteration.
     """
 
     def __init__(self, share: float, wakeups: Wakeups | None = None) -> None:
-        self._share = share
-        self.least_share = 0.0
+        self._share = self._held_share = share
         self.skipped_s = 0.0
+        self.work: PacedWork | None = None
         self.wakeups = wakeups or Wakeups(is_realtime=False)
         self._kernel = ReferenceKernel()
         first = self._kernel.speed()
@@ -67,8 +68,12 @@ class Pacer:
         self._unread = (0, 0.0, 0.0)  # runs since the mean was last asked, and sums of their two times
         self._own = 0  # runs in the present iteration
         self._looked_s = time.thread_time()
-        self.nominal = _with_headroom(first)
+        self.pace = Pace(first, USUAL)
         self._counted_s = time.process_time()
+
+    def profiling(self, is_profiled: bool) -> None:
+        """Whether the node is being profiled from now on, when it waits for another share than its own."""
+        self._held_share = max(_PROFILED_LEAST, _PROFILED_PART * self._share) if is_profiled else self._share
 
     def measure_nominal(self, iterate: Callable[[], None]) -> None:
         """Let the share be of this processor as it is in the next seconds, between iterations."""
@@ -80,7 +85,7 @@ class Pacer:
                 iterate()
         finally:
             self._nominal_runs = None
-        self.nominal = _with_headroom(mean_speed(runs, last=len(runs)))
+        self.pace = Pace(mean_speed(runs, last=len(runs)), self.pace.sensitivity)
 
     def forget(self) -> None:
         """Leave the CPU time until now out of the next iteration: loading a stage is no part of one."""
@@ -118,30 +123,26 @@ class Pacer:
         """Wait until the iteration that began then (``time.perf_counter``) would be done; see ``wakeups`` for its end.
 
         All CPU time since the last one counts: sending its result, and receiving, which go on beside an iteration.
-        ``flops`` are those that arithmetic bounds (``processor_speed.seconds_at``).
+        ``flops`` are those that arithmetic bounds (``pace.paced_work``).
         """
         self.look()
         cpu_s = time.process_time() - self._counted_s
-        runs = tuple(self._runs)
-        now, lately = mean_speed(runs, last=max(_FEW, self._own)), mean_speed(runs, last=_KEPT)
+        now = mean_speed(tuple(self._runs), last=max(_FEW, self._own))
         self._own = 0
-        work_s = seconds_at(self.nominal, now=now, lately=lately, cpu_s=cpu_s, flops=flops)
-        until = begin + work_s / max(self._share, self.least_share)
+        self.work = paced_work(self.pace.speed, now=now, cpu_s=cpu_s, flops=flops)
+        work_s = _ROOM * seconds_at_pace(self.work, self.pace.sensitivity)
         self._counted_s = time.process_time()
         self.wakeups.waiting()
-        time.sleep(max(0.0, until - time.perf_counter()))
-        if self.least_share > self._share:
-            self.skipped_s += max(0.0, begin + work_s / self._share - time.perf_counter())
+        done = time.perf_counter()
+        held, own = (max(done, begin + work_s / share) for share in (self._held_share, self._share))
+        time.sleep(held - done)
+        self.skipped_s += own - held
 
     def mean_speed(self) -> ProcessorSpeed | None:
         """Mean of the kernel's runs since this was last asked; ``None`` where there were none."""
         count, weights_s, matmul_s = self._unread
         self._unread = (0, 0.0, 0.0)
         return ProcessorSpeed(weights_s / count, matmul_s / count) if count else None
-
-
-def _with_headroom(speed: ProcessorSpeed) -> ProcessorSpeed:
-    return ProcessorSpeed(_HEADROOM * speed.weights_s, _HEADROOM * speed.matmul_s)
 
 
 def take_short_turns() -> bool:

@@ -12,8 +12,8 @@ from profiler.errors import MeasurementError
 from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
 from profiler.net_cards import Card, Direction
+from profiler.pace import Pace
 from profiler.records import provenance_now, save_record
-from profiler.stage import row_multiple
 
 from .client import Agents
 from .coordinator_cost import measure_coordinator
@@ -51,7 +51,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
         )
         measured = agents.ask(
             {
-                node: msgspec.structs.replace(request, processor_speed=config.paces.get(node))
+                node: request if node not in config.paces else _at_pace(request, config.paces[node])
                 for node in config.addresses
             },
             Profiled,
@@ -79,6 +79,10 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     return profile
 
 
+def _at_pace(request: Profile, pace: Pace) -> Profile:
+    return msgspec.structs.replace(request, processor_speed=pace.speed, sensitivity=pace.sensitivity)
+
+
 def _node(
     name: str,
     described: Description,
@@ -92,10 +96,10 @@ def _node(
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[described.device.kind],
-        row_multiple=row_multiple(described.device.kind, torch_dtype(config.dtype)),
+        row_sizes=measured.row_sizes,
         has_tiles=described.device.kind == "cuda",
     )
-    cost = msgspec.structs.replace(cost, quality=measured.quality, processor_speed=measured.processor_speed)
+    cost = msgspec.structs.replace(cost, quality=measured.quality, pace=measured.pace)
     return Node(
         name=name,
         device=described.device,

@@ -9,7 +9,7 @@ import msgspec
 
 from profiler.cluster_profile import ClusterProfile
 from profiler.errors import InputError
-from profiler.processor_speed import ProcessorSpeed
+from profiler.pace import Pace
 from profiler.records import load_record
 
 
@@ -31,14 +31,14 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     limited_nics: tuple[str, ...]
     command: str = ""
     regions: dict[str, str] = {}
-    paces: dict[str, ProcessorSpeed] = {}
+    paces: dict[str, Pace] = {}
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 100.0
     link_seconds: float = 1.0
 
 
-def paces_of(path: Path, nodes: Sequence[str]) -> dict[str, ProcessorSpeed]:
+def paces_of(path: Path, nodes: Sequence[str]) -> dict[str, Pace]:
     """Node -> the processor that its share was of in that profile.
 
     Raises:
@@ -48,11 +48,11 @@ def paces_of(path: Path, nodes: Sequence[str]) -> dict[str, ProcessorSpeed]:
     paces = {}
     for name in nodes:
         cost = profiled.get(name)
-        if cost is None or cost.processor_speed is None:
-            held = ", ".join(other for other, cost in profiled.items() if cost is not None and cost.processor_speed)
+        if cost is None or cost.pace is None:
+            held = ", ".join(other for other, cost in profiled.items() if cost is not None and cost.pace)
             raise InputError(
-                f"{path}: nodes.{name}.cost.processor_speed is missing, so the pace of node {name} is not known (known "
+                f"{path}: nodes.{name}.cost.pace is missing, so the pace of node {name} is not known (known "
                 f"are {held or 'none'}); name a profile of this testbed, or leave out --pace-of"
             )
-        paces[name] = cost.processor_speed
+        paces[name] = cost.pace
     return paces

@@ -18,8 +18,9 @@ from profiler.fit import fit_cost
 from profiler.model_files import ModelFiles
 from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record, provenance_now, save_record
+from profiler.row_sizes import RowSizes
 from profiler.sampling import MIN_ROUNDS, Block, least_seconds
-from profiler.stage import preload, row_multiple
+from profiler.stage import preload
 from profiler.stale import identity_of
 
 from . import self_profile
@@ -53,15 +54,17 @@ class PartialProfile(
     forbid_unknown_fields=True,
     kw_only=True,
     tag_field="schema",
-    tag="helixbench.partial-profile/1",
+    tag="helixbench.partial-profile/2",
 ):
     """Blocks of an interrupted run. ``made_of`` is what has to be the same for them to count.
 
-    ``nominal_speed`` is that of the processor that the node was held back to a share of, where it was.
+    ``nominal_speed`` is that of the processor that the node was held back to a share of, where it was; ``row_sizes``
+    are those that its layers ran with.
     """
 
     made_of: dict[str, str]
     blocks: tuple[Block, ...]
+    row_sizes: RowSizes
     nominal_speed: ProcessorSpeed | None = None
 
 
@@ -105,13 +108,19 @@ def profile_node(
         taken: tuple[Block, ...] = ()
         if resume:
             kept = _kept(partial, made_of, is_paced=pacer is not None)
-            taken, command = kept.blocks, msgspec.structs.replace(command, processor_speed=kept.nominal_speed)
+            taken = kept.blocks
+            command = msgspec.structs.replace(command, processor_speed=kept.nominal_speed, row_sizes=kept.row_sizes)
+
+        sizes: list[RowSizes] = []
 
         def keep(blocks: tuple[Block, ...]) -> None:
-            nominal = None if pacer is None else pacer.nominal
-            save_record(partial, PartialProfile(made_of=made_of, blocks=blocks, nominal_speed=nominal))
+            nominal = None if pacer is None else pacer.pace.speed
+            record = PartialProfile(made_of=made_of, blocks=blocks, row_sizes=sizes[-1], nominal_speed=nominal)
+            save_record(partial, record)
 
-        measured = self_profile.profile(agent, command, taken=taken, on_block=on_block, on_round=keep)
+        measured = self_profile.profile(
+            agent, command, taken=taken, on_block=on_block, on_sizes=sizes.append, on_round=keep
+        )
         device = agent.device
     cost = fit_cost(
         measured.samples,
@@ -119,7 +128,7 @@ def profile_node(
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
-        row_multiple=row_multiple(device.kind, torch_dtype(config.dtype)),
+        row_sizes=measured.row_sizes,
         has_tiles=device.kind == "cuda",
     )
     node = Node(
@@ -127,7 +136,7 @@ def profile_node(
         device=device,
         max_layers=measured.max_layers,
         versions=library_versions(),
-        cost=msgspec.structs.replace(cost, quality=measured.quality, processor_speed=measured.processor_speed),
+        cost=msgspec.structs.replace(cost, quality=measured.quality, pace=measured.pace),
     )
     partial.unlink(missing_ok=True)
     return ClusterProfile(
@@ -146,7 +155,6 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
     began = time.perf_counter()
     with agent_here(config) as (agent, command, _), self_profile.prepared(agent, command) as ready:
         prepare_s = time.perf_counter() - began + (0.0 if agent.pacer is None else NOMINAL_S)
-        flood = self_profile.flood_between(agent.pacer, layer_bytes=ready.memory.weight_bytes / ready.num_layers)
         layers = [p for p in ready.points if p.part == "layers" and p.num_layers == ready.num_layers]
         small, large = (pick(layers, key=lambda p: (p.num_tokens, p.kv_tokens)) for pick in (min, max))
         timed = []
@@ -156,17 +164,13 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
                 begin = time.perf_counter()
                 iterate()
                 timed.append((float(point.num_tokens), time.perf_counter() - begin))
-        flood(large)
-        begin = time.perf_counter()
-        flood(large)
-        between_s = time.perf_counter() - begin
         return NodeTimes(
             num_points=len(ready.points),
             num_held_out=sum(point.held_out for point in ready.points),
             num_rounds=MIN_ROUNDS,
             num_layers=ready.num_layers,
             prepare_s=prepare_s,
-            least_s=least_seconds(ready.points, first=timed[0], second=timed[1], between_s=between_s),
+            least_s=least_seconds(ready.points, first=timed[0], second=timed[1]),
             budget_s=config.budget_s,
         )
 

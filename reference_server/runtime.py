@@ -13,7 +13,7 @@ import torch
 
 from profiler.errors import MeasurementError
 from profiler.memory import out_of_memory_is
-from profiler.processor_speed import FEW_TOKENS
+from profiler.pace import FEW_TOKENS
 from profiler.stage import Stage, StageItem
 
 from .batcher import Batcher, Chunk
@@ -51,7 +51,7 @@ class NodeRuntime:
 
     Attributes:
         arithmetic_flops: operations of the last batch that arithmetic bounds: those of its rows beyond the few that
-            take no longer than one (``processor_speed.FEW_TOKENS``).
+            take no longer than one (``pace.FEW_TOKENS``).
         device_timer: entered around what the device does in an iteration.
     """
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from profiler.cluster_profile import CostSample, ModelFacts
-from profiler.cold_cache import CacheFlood
+from profiler.cold_cache import CacheFlood, layers_in_turn
 from profiler.compute import GridPoint, grid, layer_counts_to_measure, peak_points
 from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.disturbance import find_disturbance
@@ -23,16 +23,17 @@ from profiler.errors import InputError, MeasurementError
 from profiler.fit import fit_cost
 from profiler.memory import LoadedMemory, out_of_memory_is
 from profiler.model_files import ModelFiles
-from profiler.processor_speed import ProcessorSpeed
+from profiler.pace import USUAL, Pace
 from profiler.quality import MemoryUse, Quality
 from profiler.refine import points_to_add
+from profiler.row_sizes import RowSizes
+from profiler.row_timing import measure_row_sizes
 from profiler.sampling import Block, Sampler
+from profiler.sensitivity import at_sensitivity, measure_sensitivity
 from profiler.stack import time_stack
-from profiler.stage import row_multiple
 
 from .dtypes import torch_dtype
 from .messages import Load, Profile, Profiled, Progress
-from .pacing import PROFILED_SHARE
 from .ring import RING, SELF, Ring
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def profile(
     *,
     taken: Sequence[Block] = (),
     on_block: Callable[[int, int], None] | None = None,
+    on_sizes: Callable[[RowSizes], None] = lambda _sizes: None,
     on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
 ) -> Profiled:
     """Measure stages of the model on this agent's node.
@@ -58,6 +60,7 @@ def profile(
         command: what to measure.
         taken: blocks of an earlier, interrupted run of the same command.
         on_block: told (blocks done, expected) instead of the controller.
+        on_sizes: told the numbers of rows that layers run with, before anything is timed.
         on_round: given all blocks so far, after each round.
 
     Raises:
@@ -65,25 +68,31 @@ def profile(
     """
     began = time.monotonic()
     with prepared(agent, command) as ready:
-        use = msgspec.structs.replace(ready.memory, workspace_bytes=ready.ring.workspace_bytes(ready.peaks))
+        use, row_sizes = ready.memory, agent.runtime.stage.row_sizes
+        on_sizes(row_sizes)
         sampler = Sampler(
             ready.points,
             ready.ring.run,
             seed=0,
             taken=taken,
             skipped_s=lambda: 0.0 if agent.pacer is None else agent.pacer.skipped_s,
+            work=lambda: None if agent.pacer is None else agent.pacer.work,
             timer=ready.ring.timer,
             disturbance=find_disturbance(agent.torch_device),
-            before_iteration=flood_between(agent.pacer, layer_bytes=ready.memory.weight_bytes / ready.num_layers),
+            before_iteration=cold_between(agent, ready),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
         deadline = time.monotonic() + command.budget_s
-        _warm_up(sampler, ready, agent.pacer, pace=command.processor_speed)
+        _warm_up(sampler, ready, agent.pacer, command)
         with out_of_memory_is(MeasurementError, "the whole stack of layers, timed"):
             stack = time_stack(agent.runtime.stage)
-        refine = _refinement(sampler, command, device_type=agent.torch_device.type)
-        sampled = sampler.measure(budget_s=deadline - time.monotonic(), refine=refine)
+        refine = _refinement(sampler, command, device_type=agent.torch_device.type, row_sizes=row_sizes)
+        sampled = sampler.measure(
+            budget_s=deadline - time.monotonic(),
+            refine=refine,
+            finish=lambda blocks: _paced(blocks, agent.pacer, command),
+        )
     workspace = use.workspace_bytes + use.overhead_bytes
     memory = agent.device.memory_bytes - workspace
     return Profiled(
@@ -98,27 +107,38 @@ def profile(
             memory=use,
             processor_speed=None if agent.pacer is None else agent.pacer.mean_speed(),
         ),
-        processor_speed=None if agent.pacer is None else agent.pacer.nominal,
+        pace=None if agent.pacer is None else agent.pacer.pace,
+        row_sizes=row_sizes,
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
         source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.torch_device}",
     )
 
 
-def _warm_up(sampler: Sampler, ready: Prepared, pacer: Pacer | None, *, pace: ProcessorSpeed | None) -> None:
+def _warm_up(sampler: Sampler, ready: Prepared, pacer: Pacer | None, command: Profile) -> None:
     """Let the node come to that pace, or find its own; what the speed is from then on counts as that of the profile."""
     first = next(p for p in ready.points if p.part == "layers")
     sampler.warm_up(first)
     if pacer is not None:
-        if pace is not None:
-            pacer.nominal = pace
-        else:
+        sensitivity = command.sensitivity or USUAL
+        pacer.pace = Pace(command.processor_speed or pacer.pace.speed, sensitivity)
+        if command.processor_speed is None:
             with ready.ring.run(first) as iterate:
                 pacer.measure_nominal(iterate)
         pacer.mean_speed()
 
 
+def _paced(blocks: Sequence[Block], pacer: Pacer | None, command: Profile) -> Sequence[Block]:
+    """The blocks of a node that is held back, at the sensitivity that they tell, which is its pace's from then on."""
+    if pacer is None or command.sensitivity is not None:
+        return blocks
+    measured = Pace(pacer.pace.speed, measure_sensitivity(blocks))
+    paced = at_sensitivity(blocks, measured.sensitivity, before=pacer.pace.sensitivity)
+    pacer.pace = measured
+    return paced
+
+
 def _refinement(
-    sampler: Sampler, command: Profile, *, device_type: str
+    sampler: Sampler, command: Profile, *, device_type: str, row_sizes: RowSizes
 ) -> Callable[[Sequence[CostSample]], Sequence[GridPoint]]:
     """Which points to add to the sampler's, given what it measured."""
 
@@ -129,7 +149,7 @@ def _refinement(
             max_batch_tokens=command.max_batch_tokens,
             source="so far",
             gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
-            row_multiple=row_multiple(device_type, torch_dtype(command.dtype)),
+            row_sizes=row_sizes,
             has_tiles=device_type == "cuda",
         )
         already = sum(sample.is_refined for sample in samples)
@@ -139,14 +159,13 @@ def _refinement(
 
 
 class Prepared(NamedTuple):
-    """A stage that is loaded to be measured.
+    """A stage that is loaded to be measured, with its rows chosen.
 
-    ``peaks`` are batches that need most memory, ``layer_bytes`` is a layer with the least room for KV cache.
+    ``layer_bytes`` is a layer with the least room for KV cache.
     """
 
     files: ModelFiles
     points: tuple[GridPoint, ...]
-    peaks: tuple[GridPoint, ...]
     num_layers: int
     layer_bytes: float
     memory: MemoryUse
@@ -199,13 +218,17 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
     device_type, memory = agent.torch_device.type, agent.device.memory_bytes
     facts = files.facts(dtype=torch_dtype(command.dtype))
     held, kv_tokens, layer_bytes = what_fits(facts, memory_bytes=memory, device_type=device_type)
-    points = grid(
-        layer_counts=layer_counts_to_measure(held),
-        max_batch_tokens=command.max_batch_tokens,
-        max_context_tokens=command.max_context_tokens,
-        max_kv_tokens=kv_tokens,
-        has_tiles=device_type == "cuda",
-    )
+
+    def points(row_sizes: RowSizes, max_kv_tokens: int) -> tuple[GridPoint, ...]:
+        return grid(
+            layer_counts=layer_counts_to_measure(held, are_cold=agent.pacer is not None),
+            max_batch_tokens=command.max_batch_tokens,
+            max_context_tokens=command.max_context_tokens,
+            max_kv_tokens=max_kv_tokens,
+            has_tiles=device_type == "cuda",
+            row_sizes=row_sizes,
+        )
+
     peaks = peak_points(
         num_layers=held,
         max_batch_tokens=command.max_batch_tokens,
@@ -213,6 +236,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         max_kv_tokens=kv_tokens,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
     )
+    kv_tokens = min(kv_tokens, max(point.kv_tokens for point in (*points((), kv_tokens), *peaks)))
     loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
     agent.load(
         Load(
@@ -222,29 +246,43 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
             node=SELF,
             start=1,
             end=1 + held,
-            kv_capacity_tokens=min(kv_tokens, max(point.kv_tokens for point in (*points, *peaks))),
+            kv_capacity_tokens=kv_tokens,
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=None,
             peers={RING: _own_address(agent.address)},
         )
     )
     try:
-        use = loaded.use_of(agent.runtime.stage)
+        stage = agent.runtime.stage
+        use = loaded.use_of(stage)
+        ring = Ring(agent, files, end=1 + held)
+        use = msgspec.structs.replace(use, workspace_bytes=ring.workspace_bytes(peaks))
+        sizes = command.row_sizes
+        stage.row_sizes = measure_row_sizes(stage, max_rows=command.max_batch_tokens) if sizes is None else sizes
         if agent.pacer is not None:
-            agent.pacer.least_share = PROFILED_SHARE
-        yield Prepared(files, points, peaks, held, layer_bytes, use, Ring(agent, files, end=1 + held))
+            agent.pacer.profiling(True)
+        yield Prepared(files, points(stage.row_sizes, kv_tokens), held, layer_bytes, use, ring)
     finally:
         if agent.pacer is not None:
-            agent.pacer.least_share = 0.0
+            agent.pacer.profiling(False)
         agent.unload()
 
 
-def flood_between(pacer: Pacer | None, *, layer_bytes: float) -> Callable[[GridPoint], None]:
+def cold_between(agent: Agent, ready: Prepared) -> Callable[[GridPoint], None]:
     """Between iterations others use a shared machine's cache; a node with a machine of its own keeps it."""
+    pacer = agent.pacer
     if pacer is None:
         return lambda _: None
-    flood = CacheFlood()
-    return lambda point: pacer.leave_out(lambda: flood(streamed_bytes=point.num_layers * layer_bytes))
+    counts = sorted({point.num_layers for point in ready.points if point.part == "layers"})
+    next_turn, flood = layers_in_turn(agent.runtime.stage, counts), CacheFlood()
+
+    def cold(point: GridPoint) -> None:
+        if point.part == "layers":
+            next_turn()
+        else:
+            pacer.leave_out(flood)
+
+    return cold
 
 
 def _own_address(address: str) -> str:

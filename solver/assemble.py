@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from profiler.processor_speed import ProcessorSpeed
+from profiler.pace import Pace
 from profiler.records import digest, provenance_now
 from profiler.stale import identity_of_node
 
@@ -28,6 +28,7 @@ from .following import (
     expected_of,
     follow,
     max_batch_tokens,
+    row_sizes,
     used_nodes,
 )
 from .marginal import marginals
@@ -100,7 +101,8 @@ def assemble(
                 device=capacities.nodes[name].device.name,
                 region=capacities.nodes[name].region,
                 made_on=identity_of_node(capacities.nodes[name]),
-                processor_speed=_processor_speed(capacities, name),
+                pace=_pace(capacities, name),
+                row_sizes=row_sizes(capacities, name),
             )
             for name in used
         },
@@ -174,6 +176,6 @@ def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow
     return flow.through(name) / time
 
 
-def _processor_speed(capacities: Capacities, name: str) -> ProcessorSpeed | None:
+def _pace(capacities: Capacities, name: str) -> Pace | None:
     cost = capacities.nodes[name].cost
-    return cost.processor_speed if cost else None
+    return cost.pace if cost else None

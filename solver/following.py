@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from profiler.row_sizes import RowSizes
 
 from .batching import Batching, best_batching
 from .capacity import Capacities
@@ -199,7 +200,7 @@ def best_limits(
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
-        row_multiple=math.lcm(*(_row_multiple(question.capacities, name) for name in held)),
+        row_sizes=[row_sizes(question.capacities, name) for name in held],
         thorough=thorough,
         follow_longer=(
             (lambda batching: expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED))
@@ -216,9 +217,10 @@ def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
     return sorted(name for name in placement if name in carrying_some)
 
 
-def _row_multiple(capacities: Capacities, name: str) -> int:
+def row_sizes(capacities: Capacities, name: str) -> RowSizes:
+    """Numbers of rows that the node's layers run with; none where it was not measured."""
     cost = capacities.nodes[name].cost
-    return 1 if cost is None else cost.stage.row_multiple
+    return () if cost is None else cost.stage.row_sizes
 
 
 def max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:

@@ -7,8 +7,9 @@ from typing import Literal
 import msgspec
 
 from profiler.cluster_profile import COORDINATOR
-from profiler.processor_speed import ProcessorSpeed
+from profiler.pace import Pace
 from profiler.records import Provenance, require_unique
+from profiler.row_sizes import RowSizes
 
 from .workload import Workload
 
@@ -47,8 +48,8 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
     ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
-    (device facts and versions), against which a node is checked before it serves. ``processor_speed`` too: a
-    testbed's node keeps the speed that it was profiled at by it.
+    (device facts and versions), against which a node is checked before it serves. ``pace`` too: a testbed's
+    node keeps the speed that it was profiled at by it. ``row_sizes`` are those that the node's layers run with.
     """
 
     flow_tokens_per_s: float
@@ -58,7 +59,8 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str = ""
     region: str = ""
     made_on: dict[str, str] = {}
-    processor_speed: ProcessorSpeed | None = None
+    pace: Pace | None = None
+    row_sizes: RowSizes = ()
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

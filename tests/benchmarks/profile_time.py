@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from profiler.cluster_profile import CostSample
-from profiler.cost import GATHER_UP_TO_TOKENS, ROW_MULTIPLE
+from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.fit import fit_cost, relative_errors
+from profiler.row_sizes import RowSizes
 from profiler.sampling import Block, sample_of
 from reference_server import self_profile
 from reference_server.profile_node import NodeProfileConfig, agent_here
@@ -51,7 +52,9 @@ def main() -> None:
             on_round=lambda blocks: rounds.append((time.perf_counter() - began, blocks)),
         )
     held_out = [sample for sample in measured.samples if sample.held_out]
-    reached = [_reached(seconds, blocks, held_out, config.max_batch_tokens) for seconds, blocks in rounds]
+    reached = [
+        _reached(seconds, blocks, held_out, measured.row_sizes, config.max_batch_tokens) for seconds, blocks in rounds
+    ]
     print("| seconds | blocks | held-out error median | p90 |\n| --- | --- | --- | --- |")
     for seconds, blocks, median, p90 in reached:
         print(f"| {seconds:.0f} | {blocks} | {median:.1%} | {p90:.1%} |")
@@ -59,7 +62,13 @@ def main() -> None:
         asked.svg.write_text(_svg(reached), encoding="utf-8")
 
 
-def _reached(seconds: float, blocks: tuple[Block, ...], held_out: list[CostSample], max_batch_tokens: int) -> Reached:
+def _reached(
+    seconds: float,
+    blocks: tuple[Block, ...],
+    held_out: list[CostSample],
+    row_sizes: RowSizes,
+    max_batch_tokens: int,
+) -> Reached:
     of_point: dict[object, list[Block]] = {}
     for block in blocks:
         of_point.setdefault(block.point, []).append(block)
@@ -70,7 +79,7 @@ def _reached(seconds: float, blocks: tuple[Block, ...], held_out: list[CostSampl
         max_batch_tokens=max_batch_tokens,
         source="so far",
         gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"],
-        row_multiple=ROW_MULTIPLE,
+        row_sizes=row_sizes,
     )
     errors = relative_errors(cost.stage, held_out)
     return seconds, len(blocks), float(np.median(errors)), float(np.percentile(errors, 90))

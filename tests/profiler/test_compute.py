@@ -116,4 +116,9 @@ def test_shape_of_a_batch() -> None:
 
 @pytest.mark.parametrize(("max_layers", "counts"), [(1, (1,)), (2, (1, 2)), (3, (2, 3)), (14, (7, 14))])
 def test_layer_counts_are_half_and_all(max_layers: int, counts: tuple[int, ...]) -> None:
-    assert layer_counts_to_measure(max_layers) == counts
+    assert layer_counts_to_measure(max_layers, are_cold=False) == counts
+
+
+@pytest.mark.parametrize(("max_layers", "counts"), [(1, (1,)), (2, (1, 2)), (14, (1, 14))])
+def test_layer_counts_are_one_and_all_where_weights_are_cold(max_layers: int, counts: tuple[int, ...]) -> None:
+    assert layer_counts_to_measure(max_layers, are_cold=True) == counts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.cost import FEW_ROWS, BatchShape, StageCost, feature_row
+from profiler.cost import BatchShape, StageCost, feature_row
 
 SECONDS = st.floats(0, 1e-2)
 
@@ -23,19 +23,16 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
         not in (
             "token_knots",
             "layer_token_s",
-            "layer_few_tokens_s",
-            "row_multiple",
+            "row_sizes",
             "max_tokens",
             "max_context_tokens",
         )
     }
-    extras = draw(st.sampled_from([(), FEW_ROWS]))
     return StageCost(
         **plain,
         token_knots=knots,
         layer_token_s=tuple(draw(SECONDS) for _ in knots),
-        layer_few_tokens_s=tuple(draw(SECONDS) for _ in extras),
-        row_multiple=draw(st.sampled_from([1, 4, 5])),
+        row_sizes=draw(st.sampled_from([(), (1, 4, 8, 12), (1, 2, 3, 9, 16, 64, 256)])),
         max_tokens=256.0,
         max_context_tokens=512.0,
     )
@@ -45,7 +42,7 @@ def flat_cost(**changes: Any) -> StageCost:
     """All coefficients 0 but those given."""
     zeros: dict[str, Any] = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     shape = {"token_knots": (1.0,), "layer_token_s": (0.0,), "max_tokens": 64.0, "max_context_tokens": 64.0}
-    zeros |= {"layer_few_tokens_s": (), "row_multiple": 1}
+    zeros |= {"row_sizes": ()}
     return StageCost(**(zeros | shape | changes))
 
 
@@ -53,7 +50,7 @@ BATCHES = st.builds(BatchShape, **dict.fromkeys(BatchShape.__struct_fields__, st
 
 
 @given(cost=stage_costs(), batch=BATCHES, more=BATCHES, num_layers=st.integers(1, 80), first=..., last=...)
-def test_time_never_falls_when_a_batch_grows_beyond_few_tokens(
+def test_time_never_falls_when_a_batch_grows(
     cost: StageCost, batch: BatchShape, more: BatchShape, num_layers: int, first: bool, last: bool
 ) -> None:
     larger = BatchShape(*(a + b for a, b in zip(*map(msgspec.structs.astuple, (batch, more)), strict=True)))
@@ -61,8 +58,7 @@ def test_time_never_falls_when_a_batch_grows_beyond_few_tokens(
     def time_s(of: BatchShape, layers: int) -> float:
         return cost.time_s(num_layers=layers, batch=of, first=first, last=last)
 
-    if batch.tokens > FEW_ROWS[-1] + 1 or not cost.layer_few_tokens_s:
-        assert time_s(batch, num_layers) <= time_s(larger, num_layers) * (1 + 1e-9)
+    assert time_s(batch, num_layers) <= time_s(larger, num_layers) * (1 + 1e-9)
     assert time_s(batch, num_layers) >= 0
     assert time_s(batch, num_layers) <= time_s(batch, num_layers + 1) * (1 + 1e-9)
 
@@ -78,7 +74,7 @@ def test_time_is_the_product_that_was_fitted(
         last=last,
         token_knots=cost.token_knots,
         gather_up_to_tokens=cost.gather_up_to_tokens,
-        row_multiple=cost.row_multiple,
+        row_sizes=cost.row_sizes,
     )
     seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
     assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
@@ -151,23 +147,27 @@ def test_contexts_are_gathered_where_several_sequences_decode(sequences: int, co
 
 
 @pytest.mark.parametrize(
-    ("tokens", "layer_s"), [(0, 0), (1, 0), (2, 3), (2.5, 1.5 + 3.5), (3, 7), (4, 3), (7, 11), (7.5, 6.5 + 2.5), (8, 7)]
-)
-def test_few_tokens_may_take_longer_than_more(tokens: float, layer_s: float) -> None:
-    cost = flat_cost(layer_token_s=(1.0,), layer_few_tokens_s=(2.0, 5.0, 0.0, 0.0, 0.0, 5.0))
-    assert cost.time_s(num_layers=1, batch=BatchShape(decode_tokens=tokens), first=False, last=False) == layer_s
-    assert cost.breakpoints == (1, 2, 3, 4, 5, 6, 7, 8)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "rows"), [(0, 0), (1, 1), (1.5, 2.5), (2, 4), (4, 4), (4.25, 5), (5, 8), (8, 8), (35, 36), (36.5, 38)]
+    ("tokens", "rows"),
+    [
+        (0, 0),
+        (1, 1),
+        (1.5, 2),
+        (2, 3),
+        (3, 3),
+        (3.25, 4.5),
+        (4, 9),
+        (9, 9),
+        (10, 16),
+        (15.5, 16),
+        (17, 17),
+        (20.5, 20.5),
+    ],
 )
 def test_tokens_cost_what_the_rows_do_that_they_run_with(tokens: float, rows: float) -> None:
-    cost = flat_cost(token_knots=(1.0, 16.0), layer_token_s=(1.0, 1.0), row_multiple=4)
+    cost = flat_cost(token_knots=(1.0, 16.0), layer_token_s=(1.0, 1.0), row_sizes=(1, 3, 9, 16))
     batch = BatchShape(prefill_tokens=tokens)
     assert cost.time_s(num_layers=1, batch=batch, first=False, last=False) == max(0, rows - 1)
-    turns = np.array(cost.breakpoints)
-    assert turns.tolist() == sorted({1, 2, 16, *range(4, 65, 4), *range(5, 66, 4)})
+    assert cost.breakpoints == (1, 2, 3, 4, 9, 10, 16, 17)
 
 
 def test_embedding_alone_has_no_step_and_no_layers() -> None:
@@ -189,9 +189,8 @@ def test_embedding_alone_has_no_step_and_no_layers() -> None:
         ({"token_knots": ()}, "need one length"),
         ({"token_knots": (1.0, 4.0)}, "need one length"),
         ({"token_knots": (1.0, 4.0, 4.0), "layer_token_s": (0.0, 0.0, 0.0)}, "need ascending values"),
-        ({"row_multiple": 0}, "row_multiple: need >= 1, got 0"),
-        ({"layer_few_tokens_s": (0.0, 0.0)}, "need 6 entries or none"),
-        ({"layer_few_tokens_s": (0.0, 0.0, -1.0, 0.0, 0.0, 0.0)}, "finite values >= 0"),
+        ({"row_sizes": (2, 4)}, "row_sizes: need ascending values from 1"),
+        ({"row_sizes": (1, 4, 4)}, "row_sizes: need ascending values from 1"),
         ({"step_s": -1e-9}, "finite values >= 0"),
         ({"layer_token_s": (-1.0,)}, "finite values >= 0"),
         ({"head_s": float("nan")}, "finite values >= 0"),

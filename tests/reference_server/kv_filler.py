@@ -80,9 +80,7 @@ def planned_kv_tokens(files: ModelFiles, memory_bytes: float, workspace: float) 
     """As the solver works it out from a profile with that workspace."""
     nothing = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     cost = MeasuredCost(
-        stage=StageCost(
-            **(nothing | {"token_knots": (1.0,), "layer_token_s": (0.0,), "layer_few_tokens_s": (), "row_multiple": 1})
-        ),
+        stage=StageCost(**(nothing | {"token_knots": (1.0,), "layer_token_s": (0.0,), "row_sizes": ()})),
         samples=(),
         held_out_error_median=0.0,
         held_out_error_p90=0.0,

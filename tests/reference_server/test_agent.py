@@ -236,7 +236,7 @@ HELD_S = 0.2
 class Held:
     """A pacer that holds every iteration back."""
 
-    nominal = None
+    pace = None
     looks = 0
 
     def forget(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ import msgspec
 import pytest
 import torch
 
-from profiler import sampling
+from profiler import cold_cache, sampling
 from profiler.cluster_profile import COORDINATOR, ClusterProfile, ModelFacts
-from profiler.compute import GridPoint, grid, peak_points
+from profiler.compute import grid, peak_points
 from profiler.cost import GATHER_UP_TO_TOKENS
 from profiler.errors import InputError, MeasurementError
 from profiler.model_files import ModelFiles
+from profiler.pace import Pace, Sensitivity
 from profiler.processor_speed import ProcessorSpeed
 from profiler.records import load_record
+from profiler.row_sizes import RowSizes
 from profiler.stage import Stage, StageItem, StageOutput
 from reference_server import coordinator_cost, pacing, ring, self_profile
 from reference_server.agent import Agent, AgentConfig
@@ -104,7 +106,7 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
         "max_context_tokens": MAX_CONTEXT_TOKENS,
         "max_kv_tokens": int((1e8 - 4 * layer_bytes) // kv_bytes),
     }
-    points = grid(layer_counts=(2, 4), **sizes)
+    points = grid(layer_counts=(2, 4), row_sizes=profiled.row_sizes, **sizes)
     peaks = peak_points(num_layers=4, gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"], **sizes)
     expected: set[Ran] = {
         (p.num_layers, tuple(sorted([*p.prefills, *((past, 1) for past in p.decodes)])))
@@ -159,20 +161,22 @@ def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_t
     assert self_profile.profile(agent, command).samples
 
 
-@pytest.mark.parametrize(("device_type", "has_tiles", "row_multiple"), [("cpu", False, 4), ("cuda", True, 1)])
+@pytest.mark.parametrize(("device_type", "has_tiles", "row_sizes"), [("cpu", False, (1, 4)), ("cuda", True, ())])
 def test_points_are_added_where_the_fit_of_that_kind_of_device_misses(
-    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool, row_multiple: int
+    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool, row_sizes: RowSizes
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(self_profile, "fit_cost", lambda _samples, **options: asked.append(options))
     monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
     sampler = sampling.Sampler((), lambda _: pytest.fail("run"), seed=0)
 
-    refine = self_profile._refinement(sampler, profile_command(model_dir("test-llama")), device_type=device_type)
+    refine = self_profile._refinement(
+        sampler, profile_command(model_dir("test-llama")), device_type=device_type, row_sizes=row_sizes
+    )
 
     assert refine(()) == ()
-    assert [(one["has_tiles"], one["gather_up_to_tokens"], one["row_multiple"]) for one in asked] == [
-        (has_tiles, GATHER_UP_TO_TOKENS[device_type], row_multiple)
+    assert [(one["has_tiles"], one["gather_up_to_tokens"], one["row_sizes"]) for one in asked] == [
+        (has_tiles, GATHER_UP_TO_TOKENS[device_type], row_sizes)
     ]
 
 
@@ -307,40 +311,45 @@ def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
     monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
     monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
     output = tmp_path / "cluster.json"
-    kept = ProcessorSpeed(weights_s=1e-9, matmul_s=2e-9)  # of a processor that nobody waits for
+    powers = Sensitivity(arithmetic_weights=1, arithmetic_matmul=1, other_weights=1, other_matmul=1)
+    kept = Pace(ProcessorSpeed(weights_s=1e-9, matmul_s=2e-9), powers)  # of a processor that nobody waits for
     with agents_in_threads(("kept", "free"), key_file, cpu_share=1.0) as addresses, Reporter() as reporter:
         config = quick_config(model_dir("test-llama"), addresses, key_file, output, paces={"kept": kept})
         profile_cluster(config, key, reporter)
 
     paces = paces_of(output, ["kept", "free"])
     assert paces["kept"] == kept
-    assert paces["free"].weights_s > 1e-7
-    with pytest.raises(InputError, match=r"nodes\.other\.cost\.processor_speed is missing.*known are kept, free"):
+    assert paces["free"].speed.weights_s > 1e-7
+    with pytest.raises(InputError, match=r"nodes\.other\.cost\.pace is missing.*known are kept, free"):
         paces_of(output, ["kept", "other"])
 
 
 ENDS = (lambda link: link.src, lambda link: link.dst)
 
 
+@pytest.mark.parametrize("cpu_share", [None, 1.0])
 def test_only_a_node_that_shares_its_machine_is_measured_with_cold_caches(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
+    cpu_share: float | None, key_file: Path, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the time of that is left out of its iterations."""
-    done: list[object] = []
-
-    def flood(*, streamed_bytes: float) -> None:
-        done.append(streamed_bytes)
-
-    monkeypatch.setattr(self_profile, "CacheFlood", lambda: flood)
-
-    class SharingPacer:
-        def leave_out(self, work: Callable[[], object]) -> None:
-            done.append("left out")
-            work()
-
-    point = GridPoint(part="layers", num_layers=3, decodes=(8,))
-    assert agent.pacer is None
-    self_profile.flood_between(agent.pacer, layer_bytes=2e6)(point)
-    assert done == []
-    self_profile.flood_between(SharingPacer(), layer_bytes=2e6)(point)  # type: ignore[arg-type]
-    assert done == ["left out", 6e6]
+    """Layers take turns with their copies, what runs alone follows a flood, and its time is no part of an iteration."""
+    monkeypatch.setattr(cold_cache, "cold_bytes", lambda: 1 << 24)
+    floods: list[str] = []
+    monkeypatch.setattr(self_profile, "CacheFlood", lambda: lambda: floods.append("flood"))
+    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=1e8, cpu_share=cpu_share))
+    try:
+        files = ModelFiles(model_dir("test-llama"))
+        command = Profile(str(files.directory), files.digest(), "float32", 16, 64, budget_s=0.0)
+        with self_profile.prepared(agent, command) as ready:
+            before = self_profile.cold_between(agent, ready)
+            own = list(agent.runtime.stage.layers)
+            for part in ("layers", "embedding"):
+                before(next(point for point in ready.points if point.part == part))
+            before(next(point for point in ready.points if point.part == "layers"))
+            changed = [new is not old for new, old in zip(agent.runtime.stage.layers, own, strict=True)]
+            counts = {point.num_layers for point in ready.points if point.part == "layers"}
+    finally:
+        agent.close()
+    if cpu_share is None:
+        assert (floods, any(changed), counts) == ([], False, {2, 4})
+    else:
+        assert (floods, all(changed), counts) == (["flood"], True, {1, 4})

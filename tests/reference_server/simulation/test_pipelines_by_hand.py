@@ -195,9 +195,7 @@ def test_the_coordinator_takes_its_time() -> None:
 def test_zero_seconds_are_allowed(routing: Routing) -> None:
     """A cost of nothing is a legal cost; time then passes on links only."""
     zero = dict.fromkeys(StageCost.__struct_fields__, 0.0)
-    stage = StageCost(
-        **(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,), "layer_few_tokens_s": (), "row_multiple": 1})
-    )  # type: ignore[arg-type]
+    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,), "row_sizes": ()}))  # type: ignore[arg-type]
     profile, plan = two_in_a_row()
     nodes = tuple(
         msgspec.structs.replace(n, cost=msgspec.structs.replace(n.cost, stage=stage))  # type: ignore[type-var]
