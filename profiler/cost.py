@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .row_sizes import RowSizes, rows_of
+from .row_sizes import RowSizes, require_row_sizes, rows_of
 
 FloatArray = NDArray[np.float64]
 
@@ -120,8 +120,7 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError("token_knots and layer_token_s: need one length, at least one entry, and first knot 1")
         if any(b <= a for a, b in pairwise(self.token_knots)):
             raise ValueError("token_knots: need ascending values")
-        if self.row_sizes and (self.row_sizes[0] != 1 or any(b <= a for a, b in pairwise(self.row_sizes))):
-            raise ValueError("row_sizes: need ascending values from 1")
+        require_row_sizes(self.row_sizes)
         if not np.all(np.isfinite(self.coefficients())) or float(self.coefficients().min()) < 0:
             raise ValueError("coefficients: need finite values >= 0 seconds")
 

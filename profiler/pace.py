@@ -16,6 +16,8 @@ from .processor_speed import MATMUL_FLOPS, ProcessorSpeed
 FEW_TOKENS = 8
 """So many tokens cost a layer hardly more than one: its weights have to be read for either."""
 
+MOST_POWER = 4.0  # a power beyond is none that a machine has
+
 
 class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The powers at which CPU time goes with the times of the two reference works.
@@ -31,6 +33,11 @@ class Sensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     arithmetic_matmul: float
     other_weights: float
     other_matmul: float
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if not 0 <= getattr(self, name) <= MOST_POWER:
+                raise ValueError(f"{name}: need a power from 0 to {MOST_POWER:g}, got {getattr(self, name)}")
 
 
 USUAL = Sensitivity(arithmetic_weights=0.3, arithmetic_matmul=0.4, other_weights=0.55, other_matmul=0.2)

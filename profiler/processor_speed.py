@@ -14,6 +14,7 @@ so what it is worth is told by a mean; a median jumps from one kind to the other
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -35,6 +36,10 @@ class ProcessorSpeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     weights_s: float
     matmul_s: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.weights_s < math.inf and 0 < self.matmul_s < math.inf):
+            raise ValueError(f"need times > 0 s, got {self.weights_s} and {self.matmul_s}")
 
 
 def mean_speed(speeds: Sequence[ProcessorSpeed], *, last: int) -> ProcessorSpeed:

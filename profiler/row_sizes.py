@@ -9,14 +9,26 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 RowSizes = tuple[int, ...]
 """Ascending numbers of rows that layers run with, the first one 1; empty where a batch runs with its own number."""
 
 SMALL_ROWS = 16
 """Up to so many rows each number is tried, and each size is measured; beyond, a few rows more or less matter little."""
+_MOST_ROWS = 1 << 16
 _WORTH = 0.97
 """A size is kept where it takes no more than this part of what every larger one does: less would be noise."""
+
+
+def require_row_sizes(sizes: RowSizes) -> None:
+    """Check that these are sizes, whoever sent them.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if sizes and (sizes[0] != 1 or sizes[-1] > _MOST_ROWS or any(high <= low for low, high in pairwise(sizes))):
+        raise ValueError(f"row_sizes: need ascending values from 1 to {_MOST_ROWS} at most")
 
 
 def rows_of(tokens: int, sizes: RowSizes) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from .cost import FloatArray
-from .pace import USUAL, PacedWork, Sensitivity, seconds_at_pace
+from .pace import MOST_POWER, USUAL, PacedWork, Sensitivity, seconds_at_pace
 from .sampling import Block
 
 _TRUST = 0.15
@@ -39,7 +39,8 @@ def measure_sensitivity(blocks: Sequence[Block]) -> Sensitivity:
             return USUAL
         within = np.concatenate([rows - rows.mean(axis=0) for rows in kept])
         powers = _ridge(within[:, 1:], within[:, 0], towards=usual, weight=noise / _TRUST)
-    return Sensitivity(**{name: float(power) for name, power in zip(USUAL.__struct_fields__, powers, strict=True)})
+    found = np.minimum(powers, MOST_POWER).tolist()
+    return Sensitivity(**dict(zip(USUAL.__struct_fields__, found, strict=True)))
 
 
 def at_sensitivity(blocks: Sequence[Block], sensitivity: Sensitivity, *, before: Sensitivity) -> tuple[Block, ...]:

@@ -20,6 +20,7 @@ from profiler.device import describe_device
 from profiler.errors import HelixbenchError, InputError, MeasurementError
 from profiler.memory import out_of_memory_is
 from profiler.model_files import ModelFiles
+from profiler.row_sizes import require_row_sizes
 from profiler.stage import Stage, preload
 
 from . import link_probe, self_profile
@@ -212,6 +213,10 @@ class Agent:
 
     def _require_room(self, files: ModelFiles, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
+        try:
+            require_row_sizes(command.row_sizes)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         sizes = (command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch)
         if any(size is not None and size < 1 for size in sizes):
             got = ", ".join(str(size) for size in sizes)

@@ -253,14 +253,14 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         )
     )
     try:
+        if agent.pacer is not None:
+            agent.pacer.profiling(True)
         stage = agent.runtime.stage
         use = loaded.use_of(stage)
         ring = Ring(agent, files, end=1 + held)
         use = msgspec.structs.replace(use, workspace_bytes=ring.workspace_bytes(peaks))
         sizes = command.row_sizes
         stage.row_sizes = measure_row_sizes(stage, max_rows=command.max_batch_tokens) if sizes is None else sizes
-        if agent.pacer is not None:
-            agent.pacer.profiling(True)
         yield Prepared(files, points(stage.row_sizes, kv_tokens), held, layer_bytes, use, ring)
     finally:
         if agent.pacer is not None:

@@ -40,6 +40,9 @@ from .stage_timing import TABLE_NOTE
 SATURATED = 0.98
 """Of what the most requests in flight bring; beyond that, more of them only wait."""
 
+CHANCE = 1.03
+"""Starts that differ by more have led to other groups."""
+
 BY_MEANS_NOTE = (
     "expected at the most requests in flight is by means alone, which promise up to a third more than is served: there "
     "are too many to follow one by one; give --concurrency for a closer figure"
@@ -147,7 +150,7 @@ def _over_concurrency(
     if any(capacities.nodes[name].cost is None for name in held):
         notes = (*notes, TABLE_NOTE)
     steps, step = [], 1
-    is_quick = rolled is not None and rolled.work <= RANKED.max_work
+    is_quick = rolled is not None and rolled.work <= RANKED.max_work * len(rolled.totals)
     while step < end.concurrency:
         steps.append(
             expected_of(question, held, flow, step, batching=batching, effort=STEP)
@@ -161,12 +164,19 @@ def _over_concurrency(
 
 
 def _notes(rolled: RolledOut) -> tuple[str, ...]:
-    if rolled.is_settled:
-        return ()
-    return (
-        f"expected: requests were followed for {rolled.rounds:.0f} rounds of all in flight; over the last two windows "
-        "it still changed",
-    )
+    notes = []
+    if not rolled.is_settled:
+        notes.append(
+            f"expected: requests were followed for {rolled.rounds:.0f} rounds of all in flight; over the last two "
+            "windows it still changed"
+        )
+    low, high = min(rolled.totals, default=0.0), max(rolled.totals, default=0.0)
+    if high > CHANCE * low:
+        notes.append(
+            f"expected: it is chance which groups requests gather in; {len(rolled.totals)} starts gave {low:,.4g} to "
+            f"{high:,.4g} tokens/s, of which it is the mean"
+        )
+    return tuple(notes)
 
 
 def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow) -> float:

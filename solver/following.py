@@ -16,17 +16,22 @@ from .network import LinkTable
 from .plan import Expected, LayerRange
 from .rollout import FEWEST_REQUESTS, MIN_REQUESTS, TOKENS_PER_EVENT, RolledOut, can_roll_out, roll_out
 from .routes import pipelines_of
+from .starts import follow_from
 
 Objective = Literal["throughput", "max-flow"]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a rollout goes on: windows of at least so many rounds and requests, until two agree or it is cut off."""
+    """How long a rollout goes on: windows of at least so many rounds and requests, until two agree or it is cut off.
+
+    It is followed from so many ``starts`` (``starts``), where ``max_work`` allows for that.
+    """
 
     max_work: int
     max_windows: int = 1
     requests: int = MIN_REQUESTS
+    starts: int = 1
 
 
 RANKED = Effort(max_work=300_000)
@@ -35,10 +40,10 @@ RANKED = Effort(max_work=300_000)
 LIMITED = Effort(max_work=1_500_000)
 """To compare limits alone where requests gather so little under them that ``RANKED`` does not see a round: seconds."""
 
-REPORTED = Effort(max_work=2_000_000, max_windows=8)
+REPORTED = Effort(max_work=2_000_000, max_windows=8, starts=3)
 """What is reported for the requests in flight that were asked for: seconds."""
 
-REPORTED_BESIDE = Effort(max_work=1_500_000, max_windows=8)
+REPORTED_BESIDE = Effort(max_work=1_500_000, max_windows=8, starts=3)
 """The same where the flow was asked for."""
 
 STEP = Effort(max_work=150_000, requests=288)
@@ -120,17 +125,22 @@ def follow(
     """The rollout of a placement that its flow uses; ``None`` where it is out of reach."""
     if not is_followed(question, held, flow, concurrency, effort=effort):
         return None
-    return roll_out(
-        question.capacities,
-        held,
-        flow.links,
-        concurrency,
-        max_decode_batch=batching.max_decode_batch,
-        max_batch_tokens=batching.max_batch_tokens,
-        min_requests=effort.requests if len(question.capacities.workload.lengths) > 1 else 0,
-        max_windows=effort.max_windows,
-        max_work=effort.max_work,
-    )
+
+    def roll(seed: int) -> RolledOut | None:
+        return roll_out(
+            question.capacities,
+            held,
+            flow.links,
+            concurrency,
+            max_decode_batch=batching.max_decode_batch,
+            max_batch_tokens=batching.max_batch_tokens,
+            min_requests=effort.requests if len(question.capacities.workload.lengths) > 1 else 0,
+            max_windows=effort.max_windows,
+            max_work=effort.max_work,
+            seed=seed,
+        )
+
+    return follow_from(roll, starts=effort.starts, max_work=effort.max_work)
 
 
 def is_followed(

@@ -62,12 +62,16 @@ def _kv_slots(capacities: Capacities, name: str, held: LayerRange) -> int:
 
 
 class RolledOut(msgspec.Struct, frozen=True):
-    """What is expected, whether two windows in a row agreed on it, after how many rounds and how much work."""
+    """What is expected, whether two windows in a row agreed on it, after how many rounds and how much work.
+
+    ``totals`` are the tokens/s of each start that it is the mean of, where there were several.
+    """
 
     expected: Expected
     is_settled: bool
     rounds: float
     work: int
+    totals: tuple[float, ...] = ()
 
 
 def roll_out(

@@ -61,6 +61,12 @@ def test_iterations_of_a_batch_have_the_mean_of_their_seconds_and_of_their_slowd
     assert (mean.weights, mean.matmul) == pytest.approx((2.0, 2.0))
 
 
+@pytest.mark.parametrize("power", [-0.1, 4.1, math.inf, math.nan])
+def test_impossible_powers_are_refused(power: float) -> None:
+    with pytest.raises(ValueError, match="other_matmul: need a power from 0 to 4, got"):
+        Sensitivity(arithmetic_weights=0.0, arithmetic_matmul=0.0, other_weights=0.0, other_matmul=power)
+
+
 def test_nothing_done_takes_no_time() -> None:
     assert seconds_at_pace(paced_work(NOMINAL, now=NOMINAL, cpu_s=0.0, flops=1e9), POWERS) == 0
     assert not math.isnan(paced_work(NOMINAL, now=NOMINAL, cpu_s=0.0, flops=0.0).arithmetic)

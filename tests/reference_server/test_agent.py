@@ -177,6 +177,7 @@ def test_a_load_that_cannot_be_leaves_nothing_loaded(talk: Talk, model_dir: Mode
         "need >= 1, got 100, 0, None": {"max_batch_tokens": 0},
         "need >= 1, got 100, 8, 0": {"max_decode_batch": 0},
         "not an address of the form HOST:PORT": {"peers": {"n1": "nowhere"}},
+        "row_sizes: need ascending values from 1 to 65536 at most": {"row_sizes": (1, 4, 3)},
     }
     for message, change in refused.items():
         answer = failed(talk.ask(msgspec.structs.replace(good, **change)))
