@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from profiler.cluster_profile import Device
 from profiler.errors import MeasurementError
+from profiler.pace import MOST_POWER, Sensitivity
+from profiler.processor_speed import ProcessorSpeed
 from reference_server import messages
 from reference_server.messages import (
     MAX_HEADER_BYTES,
@@ -45,6 +47,8 @@ CHECKED: dict[type[Any], st.SearchStrategy[Any]] = {  # types that take only som
         top_p=st.floats(0.01, 1),
         seed=st.one_of(st.none(), st.integers(MIN_SEED, MAX_SEED)),
     ),
+    ProcessorSpeed: st.builds(ProcessorSpeed, weights_s=st.floats(1e-9, 1e3), matmul_s=st.floats(1e-9, 1e3)),
+    Sensitivity: st.builds(Sensitivity, **dict.fromkeys(Sensitivity.__struct_fields__, st.floats(0, MOST_POWER))),
 }
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**63 - 1),
