@@ -11,7 +11,7 @@ MIX = request_mix(fixed_workload(prompt_tokens=64, output_tokens=32))
 
 
 FOURS = (1, *range(4, 129, 4))  # rows that layers run with
-OPTIONS = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "row_sizes": [FOURS]}
+OPTIONS = {"in_flight": 24.0, "stages": 4, "mix": MIX, "max_batch_tokens": 128, "row_sizes": [FOURS], "thorough": True}
 
 
 def expected(total: float) -> Expected:
@@ -30,16 +30,8 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
         settled.append(batching)
         return expected(250.0 if batching == Batching() else 290.0)
 
-    options = {
-        "in_flight": 24.0,
-        "stages": 4,
-        "mix": MIX,
-        "max_batch_tokens": 128,
-        "row_sizes": [FOURS],
-        "thorough": True,
-    }
-    short, _ = best_batching(at_first, **options)  # type: ignore[arg-type]
-    long, promised = best_batching(at_first, **options, follow_longer=later)  # type: ignore[arg-type]
+    short, _ = best_batching(at_first, **OPTIONS)  # type: ignore[arg-type]
+    long, promised = best_batching(at_first, **OPTIONS, follow_longer=later)  # type: ignore[arg-type]
 
     assert short == Batching()
     assert long.max_decode_batch == 6
@@ -50,15 +42,7 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
 
 def test_no_limits_are_chosen_where_none_could_be_followed() -> None:
     """Neither at first nor until settled: there is nothing to compare, and no error."""
-    options = {
-        "in_flight": 24.0,
-        "stages": 4,
-        "mix": MIX,
-        "max_batch_tokens": 128,
-        "row_sizes": [FOURS],
-        "thorough": True,
-    }
 
-    assert best_batching(lambda _: None, **options) is None  # type: ignore[arg-type]
-    assert best_batching(lambda b: expected(9.0) if b == Batching() else None, **options) is None  # type: ignore[arg-type]
-    assert best_batching(lambda _: expected(9.0), **options, follow_longer=lambda _: None) is None  # type: ignore[arg-type]
+    assert best_batching(lambda _: None, **OPTIONS) is None  # type: ignore[arg-type]
+    assert best_batching(lambda b: expected(9.0) if b == Batching() else None, **OPTIONS) is None  # type: ignore[arg-type]
+    assert best_batching(lambda _: expected(9.0), **OPTIONS, follow_longer=lambda _: None) is None  # type: ignore[arg-type]
