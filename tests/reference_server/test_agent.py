@@ -231,6 +231,12 @@ def test_a_cuda_device_is_not_paced(
     assert agent.torch_device == torch.device("cuda:0")
 
 
+def test_a_stage_runs_with_the_rows_that_it_was_loaded_with(small_agent: Agent, model_dir: ModelDir) -> None:
+    small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
+    small_agent.load(load_of(model_dir("test-llama"), row_sizes=(1, 4, 8)))
+    assert small_agent.runtime.stage.row_sizes == (1, 4, 8)
+
+
 HELD_S = 0.2
 
 

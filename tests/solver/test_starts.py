@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from solver.assemble import _notes
 from solver.plan import Expected
 from solver.rollout import RolledOut
 from solver.starts import follow_from, mean_of
@@ -56,6 +57,12 @@ def test_a_start_that_was_cut_off_counts_for_nothing() -> None:
     assert found is not None
     assert found.totals == (60.0, 58.0)
     assert follow_from(lambda _: None, starts=3, max_work=1000) is None
+
+
+def test_a_plan_says_where_groups_are_chance() -> None:
+    assert _notes(mean_of([rolled(60.0), rolled(59.0)])) == ()
+    (note,) = _notes(mean_of([rolled(60.0), rolled(50.0), rolled(55.0)]))
+    assert "3 starts gave 50 to 60 tokens/s, of which it is the mean" in note
 
 
 def test_the_mean_of_one_is_itself() -> None:
