@@ -36,6 +36,9 @@ def of_a_new_thread():
 context = zmq.Context()
 socket = context.socket(zmq.ROUTER)
 socket.bind("tcp://127.0.0.1:*")
+until = time.monotonic() + 30
+while not _transport_threads() and time.monotonic() < until:
+    time.sleep(0.01)  # a thread gives itself its name once it runs
 wakeups = Wakeups.granted()
 said = {"before": [policy(), of_transport()]}
 wakeups.waiting()
