@@ -16,6 +16,11 @@ from .token_knots import TILE_TOKENS
 MOST_TILES = 4
 """Tile edges that are measured: beyond, a step is a small part of the time."""
 
+_FEW_SIZES = 5
+"""Numbers of decoding sequences on fewer than all layers, which only tell what an iteration costs whatever its layers:
+more blocks of fewer points miss less than three blocks of many."""
+
+_Batch: TypeAlias = tuple[tuple[tuple[int, int], ...], tuple[int, ...]]  # (past, new tokens) of chunks, past of decodes
 Part: TypeAlias = Literal["layers", "embedding", "head"]
 
 
@@ -75,7 +80,7 @@ def grid(
     """Batches that tell the cost model's terms apart, and mixed ones, some kept out of the fit.
 
     Args:
-        layer_counts: numbers of layers to run.
+        layer_counts: numbers of layers to run: all of ``grid`` with the most, less with fewer.
         max_batch_tokens: largest batch.
         max_context_tokens: longest context.
         max_kv_tokens: batches that need more KV slots are left out.
@@ -92,8 +97,7 @@ def grid(
     if has_tiles:
         edges = (TILE_TOKENS // 2, *range(TILE_TOKENS, MOST_TILES * TILE_TOKENS + 1, TILE_TOKENS))
         sizes = sorted({*sizes, *(size for edge in edges for size in (edge, edge + 1) if size <= full)})
-    fitted: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = []
-    fitted += [((), (short,) * size) for size in sizes]
+    fitted: list[_Batch] = [((), (short,) * size) for size in sizes]
     fitted += [((), (long,) * size) for size in (1, 2, 4, 16, 64)]
     fitted += [(((0, size),), ()) for size in _up_to(full, (8, 32, 64, 128, 256, 512, 1024, 2048, full))]
     fitted += [(((long - full // 2, full // 2),), ()), (((0, full // 4),) * 4, ())]
@@ -109,9 +113,15 @@ def grid(
         (((0, 3 * full // 4),), (short,) * 10),
         (((0, 5 * full // 8),), ()),
     ]
+    few_fitted: list[_Batch] = [((), (short,) * size) for size in _spread_over(sizes, _FEW_SIZES)]
+    few_fitted += [((), (long,) * 4), (((0, full // 4),), ()), (((0, full),), ()), (((0, full // 4),) * 4, ())]
+    few_fitted += [(((0, full // 2),), (middle,) * (full // 8))]
+    few_held: list[_Batch] = [((), (middle,) * 5), (((0, 3 * full // 8),), (middle,) * 6)]
     points = []
     for num_layers in layer_counts:
-        for held_out, batches in ((False, fitted), (True, held)):
+        is_most = num_layers == max(layer_counts)
+        chosen = ((False, fitted), (True, held)) if is_most else ((False, few_fitted), (True, few_held))
+        for held_out, batches in chosen:
             points += [
                 GridPoint(part="layers", num_layers=num_layers, prefills=p, decodes=d, held_out=held_out)
                 for p, d in batches
@@ -158,16 +168,22 @@ def peak_points(
     """
     full, longest = min(max_batch_tokens, max_kv_tokens), min(max_context_tokens, max_kv_tokens)
     chunk = max(1, min(full, longest - 1))
-    context = min(longest, gather_up_to_tokens)
-    # As many as one call copies, and of one length, so that no slot is padding.
-    count = min(full, max(MAX_GATHERED_SLOTS, context) // context, max_kv_tokens // context)
-    rest = min(full - count, max_kv_tokens - count * context)
-    batches = (
+    batches: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = [
         (((0, full),), ()),
         (((longest - chunk, chunk),), ()),
-        (((0, rest),) if rest > 0 else (), (context - 1,) * count),
-    )
+    ]
+    if context := min(longest, gather_up_to_tokens):
+        # As many as one call copies, and of one length, so that no slot is padding.
+        count = min(full, max(MAX_GATHERED_SLOTS, context) // context, max_kv_tokens // context)
+        rest = min(full - count, max_kv_tokens - count * context)
+        batches.append((((0, rest),) if rest > 0 else (), (context - 1,) * count))
     return tuple(GridPoint(part="layers", num_layers=num_layers, prefills=p, decodes=d) for p, d in batches)
+
+
+def _spread_over(values: list[int], count: int) -> list[int]:
+    """So many of the ascending values at most, the first and the last among them."""
+    steps = min(count, len(values)) - 1
+    return [values[round(step * (len(values) - 1) / max(1, steps))] for step in range(steps + 1)]
 
 
 def _up_to(limit: int, values: tuple[int, ...]) -> list[int]:

@@ -56,16 +56,20 @@ def test_one_profile_differs_in_nothing() -> None:
     assert measured == []
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_noise_is_called_noise_and_a_change_is_not(seed: int) -> None:
-    base = cost(noise=0.03, seed=seed)
-    again, slower = cost(noise=0.03, seed=100 + seed), cost(factor=1.15, noise=0.03, seed=100 + seed)
+def test_noise_is_called_noise_and_a_change_is_not() -> None:
+    """As often as intervals of 95 % say; some of any forty miss."""
+    noise = held = 0
+    for seed in range(40):
+        base = cost(noise=0.03, seed=seed)
+        again, slower = cost(noise=0.03, seed=100 + seed), cost(factor=1.15, noise=0.03, seed=100 + seed)
 
-    assert cost_ratios(base, again).keys() == {"decode", "prefill", "mixed", "embedding", "head"}
-    assert cost_ratios(base, again)["decode"].is_noise
-    found = cost_ratios(base, slower)["decode"]
-    assert not found.is_noise
-    assert found.low < 1.15 < found.high
+        assert cost_ratios(base, again).keys() == {"decode", "prefill", "mixed", "embedding", "head"}
+        noise += cost_ratios(base, again)["decode"].is_noise
+        found = cost_ratios(base, slower)["decode"]
+        assert not found.is_noise
+        held += found.low < 1.15 < found.high
+    assert noise >= 36
+    assert held >= 36
 
 
 def test_what_a_profile_drifted_is_noise_too() -> None:

@@ -310,7 +310,6 @@ def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
 ) -> None:
     monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
     monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
-    monkeypatch.setattr(pacing, "_ROOM", 0.01)  # both count the CPU time of one process: waits would grow without end
     output = tmp_path / "cluster.json"
     powers = Sensitivity(arithmetic_weights=1, arithmetic_matmul=1, other_weights=1, other_matmul=1)
     kept = Pace(ProcessorSpeed(weights_s=1e-9, matmul_s=2e-9), powers)  # of a processor that nobody waits for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,10 +21,17 @@ END_MS = 30_000
 def agent_in_thread(
     key_file: Path, *, memory_bytes: float = MEMORY_BYTES, cpu_share: float | None = None
 ) -> Iterator[Agent]:
-    """An agent that serves until the block ends."""
-    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes, cpu_share=cpu_share))
-    thread = threading.Thread(target=agent.serve)
+    """An agent that serves until the block ends. Its thread makes it, because its pacer reads that thread's clock."""
+    config = AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes, cpu_share=cpu_share)
+    made: queue.Queue[Agent] = queue.Queue()
+
+    def run() -> None:
+        made.put(own := Agent(config))
+        own.serve()
+
+    thread = threading.Thread(target=run)
     thread.start()
+    agent = made.get(timeout=END_MS / 1e3)
     transport = Transport(load_key_file(key_file))
     try:
         yield agent
