@@ -18,6 +18,7 @@ from profiler.sampling import (
     MIN_BLOCK_ITERATIONS,
     MIN_BLOCK_S,
     MIN_ROUNDS,
+    MOST_BLOCK_S,
     Block,
     Sampled,
     Sampler,
@@ -101,6 +102,21 @@ def test_what_is_done_before_an_iteration_is_not_timed() -> None:
 
     assert sampled.samples[0].median_s == pytest.approx(0.05)
     assert len(calls) == sum(count - 1 for count in node.iterations.values())
+
+
+@pytest.mark.parametrize(("before_s", "iterations"), [(0.0, 120), (0.009, 40), (9.0, MIN_BLOCK_ITERATIONS)])
+def test_a_block_ends_where_what_goes_before_its_iterations_takes_long(before_s: float, iterations: int) -> None:
+    (point,) = points(1)
+    node = Node({point: [0.001]})
+
+    def before(_: GridPoint) -> None:
+        node.now_s += before_s
+
+    Sampler((point,), node.run, seed=0, clock=node.clock, before_iteration=before).measure(budget_s=0.0)
+
+    for count in node.iterations.values():
+        assert count == pytest.approx(1 + iterations, abs=1)
+        assert (count - 1) * (before_s + 0.001) <= MOST_BLOCK_S + before_s + 0.002 or count == 1 + MIN_BLOCK_ITERATIONS
 
 
 @pytest.mark.parametrize(("iteration_s", "iterations"), [(0.001, 120), (0.04, 3), (7.0, MIN_BLOCK_ITERATIONS)])

@@ -70,7 +70,7 @@ def test_plain_lines_say_each_thing_once(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_without_a_terminal_every_line_is_plain(tmp_path: Path) -> None:
     save_record(tmp_path / "c.json", make_cluster(num_nodes=12, num_types=3, num_regions=1, seed=2))
-    limits = ["--objective", "max-flow", "--time-limit-s", "1", "--one-more-s", "0"]
+    limits = ["--objective", "max-flow", "--time-limit-s", "1", "--one-more-s", "0", "--concurrency", "4"]
     done = subprocess.run([*SOLVE, "c.json", *limits], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *lines, last = done.stderr.splitlines()
@@ -82,7 +82,7 @@ def test_without_a_terminal_every_line_is_plain(tmp_path: Path) -> None:
 def test_on_a_terminal_the_line_is_live(tmp_path: Path) -> None:
     save_record(tmp_path / "c.json", make_cluster(num_nodes=24, num_types=3, num_regions=3, seed=2))
     ours, theirs = pty.openpty()
-    limits = ["--objective", "max-flow", "--time-limit-s", "2", "--one-more-s", "0"]
+    limits = ["--objective", "max-flow", "--time-limit-s", "2", "--one-more-s", "0", "--concurrency", "4"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
         [*SOLVE, "c.json", *limits], cwd=tmp_path, stderr=theirs, stdout=subprocess.DEVNULL, env=environment
@@ -115,7 +115,7 @@ def test_ctrl_c_ends_the_search_and_writes_the_best_plan_so_far(tmp_path: Path, 
     profile = make_cluster(num_nodes=42, num_types=7, num_regions=3, seed=9)
     save_record(tmp_path / "c.json", profile)
     process = subprocess.Popen(
-        [*SOLVE, "c.json", "--objective", objective, "--time-limit-s", "200"],
+        [*SOLVE, "c.json", "--objective", objective, "--time-limit-s", "200", "--concurrency", "4"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
