@@ -168,10 +168,7 @@ def peak_points(
     """
     full, longest = min(max_batch_tokens, max_kv_tokens), min(max_context_tokens, max_kv_tokens)
     chunk = max(1, min(full, longest - 1))
-    batches: list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]] = [
-        (((0, full),), ()),
-        (((longest - chunk, chunk),), ()),
-    ]
+    batches: list[_Batch] = [(((0, full),), ()), (((longest - chunk, chunk),), ())]
     if context := min(longest, gather_up_to_tokens):
         # As many as one call copies, and of one length, so that no slot is padding.
         count = min(full, max(MAX_GATHERED_SLOTS, context) // context, max_kv_tokens // context)
