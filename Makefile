@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install system clean
+.PHONY: help demo test types install system clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -19,8 +19,15 @@ demo: system $(VENV)/.installed-serve ## profile, solve, serve and verify on fou
 test: system $(VENV)/.installed-dev ## ruff, mypy and pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(MAKE) --no-print-directory types
 	$(BIN)/pytest
+
+# mypy looks for packages in folders of their own name, so it is shown the layout that an installation has.
+types: $(VENV)/.installed-dev ## mypy
+	@rm -rf build/types && mkdir -p build/types/helixbench
+	@ln -s $(CURDIR)/helixbench/*.py $(CURDIR)/helixbench/py.typed build/types/helixbench/
+	@ln -s $(CURDIR)/profiler $(CURDIR)/solver $(CURDIR)/reference_server $(CURDIR)/reports build/types/helixbench/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 
 install: $(VENV)/.installed-serve ## make .venv with what profiling and serving need
 

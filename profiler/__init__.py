@@ -1,8 +1,8 @@
 """What can this hardware do? Measures nodes and links into a ``ClusterProfile``."""
 
-from .cluster_profile import COORDINATOR, ClusterProfile, Coordinator, Device, Link, ModelFacts, Node
-from .cost import BatchShape, StageCost
-from .errors import HelixbenchError, InputError, MeasurementError
+from helixbench.errors import HelixbenchError, InputError, MeasurementError
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator, Device, Link, ModelFacts, Node
+from helixbench.profiler.cost.model import BatchShape, StageCost
 
 __all__ = [
     "COORDINATOR",

@@ -42,9 +42,9 @@ def diff(
     """What changed between two profiles, and whether it is more than noise."""
     import msgspec
 
-    from .cluster_profile import ClusterProfile
-    from .profile_diff import profile_differences
-    from .records import load_record
+    from helixbench.profiler.cluster import ClusterProfile
+    from helixbench.profiler.profile_diff import profile_differences
+    from helixbench.records import load_record
 
     found = profile_differences(load_record(base, ClusterProfile), load_record(new, ClusterProfile))
     if as_json:
@@ -71,9 +71,9 @@ def import_tables(
     as_json: Annotated[bool, typer.Option("--json", help="print the cluster as JSON on stdout")] = False,
 ) -> None:
     """Give each node a cost fitted to others' timings of one layer (rows `tokens,ms`) instead of its capacity table."""
-    from .cluster_profile import ClusterProfile
-    from .import_tables import with_imported_costs
-    from .records import encode_record, load_record, save_record
+    from helixbench.profiler.cluster import ClusterProfile
+    from helixbench.profiler.import_tables import with_imported_costs
+    from helixbench.records import encode_record, load_record, save_record
 
     imported = with_imported_costs(
         load_record(cluster, ClusterProfile),

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cluster_profile import Device
-from .errors import InputError
+from helixbench.errors import InputError
+from helixbench.profiler.cluster import Device
 
 Facts = dict[str, str | float]
 

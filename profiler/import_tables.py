@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from .cluster_profile import ClusterProfile, CostSample, Device, MeasuredCost
-from .cost import BatchShape
-from .errors import InputError
-from .fit import fit_cost
+from helixbench.errors import InputError
+from helixbench.profiler.cluster import ClusterProfile, CostSample, Device, MeasuredCost
+from helixbench.profiler.cost.fit import fit_cost
+from helixbench.profiler.cost.model import BatchShape
 
 HELD_OUT_EVERY = 5
 MAX_BATCH_TOKENS = 2048

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from .cluster_profile import ClusterProfile, CostSample, Link, MeasuredCost, Node
+from helixbench.profiler.cluster import ClusterProfile, CostSample, Link, MeasuredCost, Node
 
 Judgement = Literal["changed", "more than noise", "within noise"]
 

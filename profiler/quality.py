@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .processor_speed import ProcessorSpeed
+from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 
 
 class MemoryUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from profiler.cli import DEFAULT_COMMAND, profile_commands
-from profiler.errors import InputError
-
-from .doctor_cli import doctor
-from .net_cli import profile_net
-from .node_cli import profile_node_command
+from helixbench.errors import InputError
+from helixbench.profiler.cli import DEFAULT_COMMAND, profile_commands
+from helixbench.reference_server.doctor.cli import doctor
+from helixbench.reference_server.profiling.net_cli import profile_net
+from helixbench.reference_server.profiling.node_cli import profile_node_command
 
 if TYPE_CHECKING:
-    from solver.workload import Workload
-
-    from .jobs import Job
-    from .launch.testbed import Testbed
+    from helixbench.reference_server.jobs.job import Job
+    from helixbench.reference_server.testbed.testbed import Testbed
+    from helixbench.solver.problem.workload import Workload
 
 ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face model directory or hub id.")]
 TestbedOption = Annotated[
@@ -62,7 +60,7 @@ def model_make(
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Write a small Hugging Face model with seeded random weights."""
-    from profiler.model_maker import make_model
+    from helixbench.profiler.model.synthetic import make_model
 
     make_model(directory, preset=preset, seed=seed)
     print(f"{directory}: model {preset}, seed {seed}")
@@ -83,13 +81,12 @@ def profile(
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Measure nodes and links into a cluster profile."""
-    from profiler.model_files import ModelFiles
-    from profiler.records import command_line
-
-    from .dtypes import resolve_dtype
-    from .jobs import ProfileJob
-    from .launch.spec import load_testbed
-    from .profile_config import ProfileConfig, paces_of
+    from helixbench.profiler.model.dtypes import resolve_dtype
+    from helixbench.profiler.model.files import ModelFiles
+    from helixbench.records import command_line
+    from helixbench.reference_server.jobs.job import ProfileJob
+    from helixbench.reference_server.profiling.config import ProfileConfig, paces_of
+    from helixbench.reference_server.testbed.spec import load_testbed
 
     testbed_file = testbed or _demo_testbed()
     spec = load_testbed(testbed_file)
@@ -146,11 +143,10 @@ def bench(
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Serve a plan under closed-loop load and record what it did."""
-    from profiler.model_files import resolve_model
-    from profiler.records import command_line, load_record
-    from solver.plan import Plan
-
-    from .jobs import BenchJob
+    from helixbench.profiler.model.files import resolve_model
+    from helixbench.records import command_line, load_record
+    from helixbench.reference_server.jobs.job import BenchJob
+    from helixbench.solver.problem.plan import Plan
 
     made = load_record(plan, Plan)
     if requests is not None and duration_s is not None:
@@ -195,11 +191,10 @@ def serve(
     """Serve a plan over an OpenAI-compatible HTTP API."""
     import socket
 
-    from profiler.model_files import resolve_model
-    from profiler.records import load_record
-    from solver.plan import Plan
-
-    from .jobs import ServeJob
+    from helixbench.profiler.model.files import resolve_model
+    from helixbench.records import load_record
+    from helixbench.reference_server.jobs.job import ServeJob
+    from helixbench.solver.problem.plan import Plan
 
     load_record(plan, Plan)  # refused now rather than once all agents have started
     directory = str(resolve_model(model))
@@ -242,9 +237,9 @@ def agent(
     ] = None,
 ) -> None:
     """Run the agent of one node, to be profiled and to serve."""
-    from .address import require_listen
-    from .keys import make_key_file
-    from .launch.units import parse_bytes
+    from helixbench.reference_server.wire.address import require_listen
+    from helixbench.reference_server.wire.keys import make_key_file
+    from helixbench.units import parse_bytes
 
     if make_key is not None:
         make_key_file(make_key)
@@ -257,16 +252,16 @@ def agent(
         memory_bytes = None if not memory else float(memory) if memory.isdigit() else parse_bytes(memory)
     except ValueError as error:
         raise InputError(f"--memory {memory}: {error}") from error
-    from .agent import AgentConfig, run_agent
+    from helixbench.reference_server.node.agent import AgentConfig, run_agent
 
     run_agent(AgentConfig(listen=listen, key=key, device=device, memory_bytes=memory_bytes, cpu_share=cpu_share))
 
 
 def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_fds: tuple[int, ...] = ()) -> None:
     """Start the testbed, let its driver do the job, and end with the driver's exit code where that is not 0."""
-    from .jobs import encode_job
-    from .launch.spec import load_testbed
-    from .launch.testbed import start_testbed
+    from helixbench.reference_server.jobs.job import encode_job
+    from helixbench.reference_server.testbed.spec import load_testbed
+    from helixbench.reference_server.testbed.testbed import start_testbed
 
     spec = load_testbed(testbed)
     with start_testbed(spec, log_dir=log_dir) as bed, tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
@@ -274,7 +269,9 @@ def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(encode_job(job(bed)))
         code = bed.run_driver(
-            [sys.executable, "-m", "reference_server.driver", str(job_file)], pass_fds, says_when_ready=True
+            [sys.executable, "-m", "helixbench.reference_server.jobs.driver", str(job_file)],
+            pass_fds,
+            says_when_ready=True,
         )
         if code != 0:
             bed.check()
@@ -284,7 +281,7 @@ def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_
 def _workload(
     prompt_tokens: int | None, output_tokens: int | None, trace: Path | None, scale: float, *, default: Workload
 ) -> Workload:
-    from solver.workload import fixed_workload, trace_workload
+    from helixbench.solver.problem.workload import fixed_workload, trace_workload
 
     if trace is not None:
         if prompt_tokens is not None or output_tokens is not None:

@@ -7,10 +7,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from profiler.processor_speed import ProcessorSpeed
-from profiler.records import Provenance
-from solver.plan import Plan
-from solver.workload import Workload
+from helixbench.profiler.measure.processor_speed import ProcessorSpeed
+from helixbench.records import Provenance
+from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.workload import Workload
 
 Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
 

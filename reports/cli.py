@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from . import gate_cli, suite_cli
-from .command_line import AsJson, MarkdownFile, PlanFile, note, print_record, show
+from helixbench.reports.gate import cli as gate_cli
+from helixbench.reports.options import AsJson, MarkdownFile, PlanFile, note, print_record, show
+from helixbench.reports.suite import cli as suite_cli
 
 RecordFile = Annotated[Path, typer.Argument(help="run.json; also plan.json or cluster.json", show_default=False)]
 
@@ -30,21 +31,20 @@ def report_command(
     as_json: AsJson = False,
 ) -> None:
     """Show a run against its plan; a plan or a cluster as it stands."""
-    from profiler.records import save_bytes
-
-    from . import loading
+    from helixbench.records import save_bytes
+    from helixbench.reports import loading
 
     loaded = loading.load_any(record)
     if plan is not None:
         loading.require_plan(loaded, plan, origin=record)
     show(loading.summary(loaded), to_stderr=as_json)
     if html is not None:
-        from .html import html_page
+        from helixbench.reports.render.html import html_page
 
         save_bytes(html, html_page(loaded).encode())
         note(f"wrote {html}")
     if markdown is not None:
-        from .markdown import markdown_comment
+        from helixbench.reports.render.markdown import markdown_comment
 
         save_bytes(markdown, markdown_comment(loaded).encode())
         note(f"wrote {markdown}")
@@ -60,22 +60,21 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """What changed between two runs, two plans or two clusters, and whether it is more than noise."""
-    from profiler.records import save_bytes
-
-    from . import loading
-    from .compare import compare
-    from .terminal_comparison import comparison_summary
+    from helixbench.records import save_bytes
+    from helixbench.reports import loading
+    from helixbench.reports.compare.compare import compare
+    from helixbench.reports.compare.terminal import comparison_summary
 
     records = loading.load_any(base), loading.load_any(new)
     found = compare(*records, base_name=str(base), new_name=str(new))
     show(comparison_summary(found), to_stderr=as_json)
     if html is not None:
-        from .html_comparison import comparison_page
+        from helixbench.reports.compare.html import comparison_page
 
         save_bytes(html, comparison_page(found, *records).encode())
         note(f"wrote {html}")
     if markdown is not None:
-        from .markdown import comparison_markdown, fit
+        from helixbench.reports.render.markdown import comparison_markdown, fit
 
         save_bytes(markdown, fit(comparison_markdown(found)).encode())
         note(f"wrote {markdown}")
@@ -92,6 +91,6 @@ def demo_command(
     as_json: AsJson = False,
 ) -> None:
     """The whole chain on this machine: profile, solve, serve under load, report."""
-    from .demo import DemoConfig, run_demo
+    from helixbench.reports.demo import DemoConfig, run_demo
 
     raise typer.Exit(run_demo(DemoConfig(model=model, testbed=testbed, out=out, is_json=as_json)))

@@ -10,15 +10,14 @@ from pathlib import Path
 import msgspec
 import typer
 
-from profiler.records import save_bytes, save_record
-
-from . import loading
-from .command_line import print_record, show
-from .gate import COULD_NOT_MEASURE, exit_code_of
-from .html import html_page
-from .steps import INTERRUPTED, Step, run_child
-from .terminal import run_summary
-from .validate import validate
+from helixbench.records import save_bytes, save_record
+from helixbench.reports import loading
+from helixbench.reports.gate.gate import COULD_NOT_MEASURE, exit_code_of
+from helixbench.reports.options import print_record, show
+from helixbench.reports.render.html import html_page
+from helixbench.reports.render.terminal import run_summary
+from helixbench.reports.suite.child import INTERRUPTED, Step, run_child
+from helixbench.reports.verdict.validate import validate
 
 PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY = 64, 32, 24
 # Equal lengths make requests end in waves; a window of whole waves counts each prompt once, wherever it begins.

@@ -7,14 +7,13 @@ from pathlib import Path
 import msgspec
 from rich.console import RenderableType
 
-from profiler.cluster_profile import ClusterProfile
-from profiler.errors import InputError, MeasurementError
-from profiler.records import decode_record, digest, load_record
-from reference_server.run_log import RunLog
-from solver.plan import Plan
-
-from .terminal import plan_summary, profile_summary, run_summary
-from .validate import validate
+from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.records import decode_record, digest, load_record
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reports.render.terminal import plan_summary, profile_summary, run_summary
+from helixbench.reports.verdict.validate import validate
+from helixbench.solver.problem.plan import Plan
 
 Record = ClusterProfile | Plan | RunLog
 

@@ -14,12 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from profiler.cluster_profile import ClusterProfile
-from profiler.errors import HelixbenchError
-from profiler.records import load_record, save_record
-from solver.plan import Plan
-
-from .served_plan import Load, ServedPlan, serve_plan
+from helixbench.errors import HelixbenchError
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.records import load_record, save_record
+from helixbench.reports.served_plan import Load, ServedPlan, serve_plan
+from helixbench.solver.problem.plan import Plan
 
 CPU = "cpu"
 ROUNDS, WARMUP_ROUNDS = 20, 3
@@ -106,7 +105,7 @@ def stage_benchmark(request: pytest.FixtureRequest) -> Callable[..., Any]:
         warmup_rounds: int = WARMUP_ROUNDS,
     ) -> Any:
         if device != CPU:
-            from .stage_timing import device_timer
+            from helixbench.reports.stage_timing import device_timer
 
             request.node.add_marker(pytest.mark.benchmark(timer=device_timer(device)))
         benchmark = request.getfixturevalue("benchmark")
@@ -171,7 +170,7 @@ def _record(config: pytest.Config, option: str, kind: Any) -> Any:
 def _summaries(records: dict[str, Any]) -> Iterator[str]:
     from rich.console import Console
 
-    from .terminal import plan_summary, profile_summary
+    from helixbench.reports.render.terminal import plan_summary, profile_summary
 
     console = Console(width=80, highlight=False, no_color=True, force_terminal=False)
     profile, plan = records.get("--cluster-profile"), records.get("--plan")

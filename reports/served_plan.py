@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from profiler.errors import MeasurementError
-from solver.plan import Plan
+from helixbench.errors import MeasurementError
+from helixbench.solver.problem.plan import Plan
 
 _URL = re.compile(r"serving .* on (https?://\S+)")
 _STOP_TIMEOUT_S = 60.0

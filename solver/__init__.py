@@ -1,11 +1,11 @@
 """What is the best plan, and how good is it provably? Turns a ``ClusterProfile`` into a ``Plan``."""
 
-from .checker import PlanError, problems_of, require_sound
-from .plan import Infeasible, LayerRange, LinkFlow, Plan
-from .progress import Progress
-from .routes import Hop, Pipeline, pipelines
-from .search import solve_placement
-from .workload import Workload, fixed_workload, trace_workload
+from helixbench.solver.flow.pipelines import Hop, Pipeline, pipelines
+from helixbench.solver.placement.progress import Progress
+from helixbench.solver.placement.search import solve_placement
+from helixbench.solver.problem.checker import PlanError, problems_of, require_sound
+from helixbench.solver.problem.plan import Infeasible, LayerRange, LinkFlow, Plan
+from helixbench.solver.problem.workload import Workload, fixed_workload, trace_workload
 
 __all__ = [
     "Hop",

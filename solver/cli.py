@@ -11,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .plan import Infeasible
-    from .workload import Workload
+    from helixbench.solver.problem.plan import Infeasible
+    from helixbench.solver.problem.workload import Workload
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_OUTPUT_TOKENS = 128
@@ -70,17 +70,23 @@ def solve(
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON on stdout")] = False,
 ) -> None:
     """Plan a model onto a cluster: the best placement in the time given, its proven bound and what to expect."""
-    from profiler.cluster_profile import ClusterProfile
-    from profiler.errors import InputError
-    from profiler.records import encode_record, load_record, require_writable, save_record
-
-    from .compare import comparison_lines
-    from .live import shown_progress
-    from .marginal import one_more_in_words
-    from .plan import Infeasible
-    from .request import PlanRequest, answer, answer_what_if, asks_for_one_more, with_fewer_nodes, with_one_more
-    from .summary import summary_lines
-    from .whatif import difference_lines, parse_pins, with_nodes, without_nodes
+    from helixbench.errors import InputError
+    from helixbench.profiler.cluster import ClusterProfile
+    from helixbench.records import encode_record, load_record, require_writable, save_record
+    from helixbench.solver.flow.marginal import one_more_in_words
+    from helixbench.solver.placement.live import shown_progress
+    from helixbench.solver.problem.plan import Infeasible
+    from helixbench.solver.questions.compare import comparison_lines
+    from helixbench.solver.questions.request import (
+        PlanRequest,
+        answer,
+        answer_what_if,
+        asks_for_one_more,
+        with_fewer_nodes,
+        with_one_more,
+    )
+    from helixbench.solver.questions.summary import summary_lines
+    from helixbench.solver.questions.what_if import difference_lines, parse_pins, with_nodes, without_nodes
 
     as_it_is = without_nodes(load_record(cluster, ClusterProfile), exclude or [])
     request = PlanRequest(
@@ -144,9 +150,8 @@ def make(
     seed: Annotated[int, typer.Option(help="same numbers and seed, same cluster")] = 0,
 ) -> None:
     """Make a cluster from a seed, to try the solver on. Its figures are not measured."""
-    from profiler.records import save_record
-
-    from .generate import make_cluster
+    from helixbench.records import save_record
+    from helixbench.solver.questions.generate import make_cluster
 
     made = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, num_layers=layers, seed=seed)
     save_record(output, made)
@@ -160,7 +165,7 @@ def _print(lines: Iterable[str], *, file: TextIO) -> None:
 
 
 def _end_infeasible(found: Infeasible, *, as_json: bool) -> NoReturn:
-    from profiler.records import encode_record
+    from helixbench.records import encode_record
 
     if as_json:
         sys.stdout.write(encode_record(found).decode())
@@ -169,9 +174,8 @@ def _end_infeasible(found: Infeasible, *, as_json: bool) -> NoReturn:
 
 
 def _workload(prompt: int | None, output: int | None, trace: Path | None, scale: float) -> Workload:
-    from profiler.errors import InputError
-
-    from .workload import fixed_workload, trace_workload
+    from helixbench.errors import InputError
+    from helixbench.solver.problem.workload import fixed_workload, trace_workload
 
     if trace is not None:
         if prompt is not None or output is not None:

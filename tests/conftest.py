@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from .greedy import Greedy, greedy_requests
+from tests.greedy import Greedy, greedy_requests
 
 # The same examples in every run, so that a change is what makes a test fail. To look for new failures:
 # pytest --hypothesis-profile=default
@@ -22,7 +22,7 @@ GreedyOf = Callable[[str], tuple[Greedy, ...]]
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> ModelDir:
     """Directory of a preset's model; made when it is first asked for."""
-    from profiler.model_maker import make_model
+    from helixbench.profiler.model.synthetic import make_model
 
     folder = tmp_path_factory.mktemp("models")
 

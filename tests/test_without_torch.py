@@ -8,9 +8,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-from profiler.records import load_record
-from solver import Plan, problems_of
-from solver.generate import make_cluster
+from helixbench.records import load_record
+from helixbench.solver import Plan, problems_of
+from helixbench.solver.questions.generate import make_cluster
 
 ROOT = Path(__file__).parents[1]
 MODULE_OF = {"nvidia-ml-py": "pynvml", "prometheus-client": "prometheus_client", "pyzmq": "zmq"}
@@ -55,7 +55,7 @@ def test_the_block_blocks(tmp_path: Path) -> None:
 
 
 def test_solve_works_on_capacity_tables_without_torch(tmp_path: Path) -> None:
-    run = "import solver, helixbench; helixbench.main()"
+    run = "import helixbench.solver; from helixbench.__main__ import main; main()"
     made = without_the_extra(run, "cluster", "make", "--nodes", "12", "-o", "c.json", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     limits = ["--time-limit-s", "1", "--one-more-s", "0", "--concurrency", "4"]

@@ -15,15 +15,15 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console, RenderableType
 
-from profiler.cluster_profile import ClusterProfile
-from profiler.records import load_record
-from reference_server.run_log import RunLog
-from reports.compare import compare
-from reports.html import html_page
-from reports.html_comparison import comparison_page
-from reports.terminal import plan_summary, profile_summary, run_summary
-from reports.terminal_comparison import comparison_summary
-from solver.plan import Plan
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.records import load_record
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reports.compare.compare import compare
+from helixbench.reports.compare.html import comparison_page
+from helixbench.reports.compare.terminal import comparison_summary
+from helixbench.reports.render.html import html_page
+from helixbench.reports.render.terminal import plan_summary, profile_summary, run_summary
+from helixbench.solver.problem.plan import Plan
 
 HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"

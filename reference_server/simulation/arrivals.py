@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from profiler.errors import InputError
+from helixbench.errors import InputError
 
 ArrivalKind = Literal["closed loop", "offline", "poisson", "gamma", "replay"]
 

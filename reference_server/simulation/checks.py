@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..coordinator import Coordinator, Request, TokenEvent
-    from .node import SimulatedNode
+    from helixbench.reference_server.simulation.node import SimulatedNode
+    from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
 
 
 class ConservationError(AssertionError):

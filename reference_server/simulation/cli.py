@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from profiler.errors import InputError
-
-from .study_cli import study
+from helixbench.errors import InputError
+from helixbench.reference_server.simulation.study_cli import study
 
 if TYPE_CHECKING:
-    from .arrivals import Arrivals
-    from .simulator import SimulationResult
+    from helixbench.reference_server.simulation.arrivals import Arrivals
+    from helixbench.reference_server.simulation.simulator import SimulationResult
 
 DEFAULT_DURATION_S = 600.0
 DEFAULT_WARMUP_S = 60.0
@@ -69,17 +68,16 @@ def simulate(
     json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
 ) -> None:
     """Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware."""
-    from profiler.cluster_profile import ClusterProfile
-    from profiler.records import load_record, save_record
-    from solver.plan import Plan
-
-    from ..cli import _workload
-    from ..progress import Reporter
-    from .arrivals import read_trace
-    from .events import load_events
-    from .fit import require_fit
-    from .simulator import NodeDiedError, SimulationConfig
-    from .simulator import simulate as run_simulation
+    from helixbench.profiler.cluster import ClusterProfile
+    from helixbench.progress import Reporter
+    from helixbench.records import load_record, save_record
+    from helixbench.reference_server.cli import _workload
+    from helixbench.reference_server.simulation.arrivals import read_trace
+    from helixbench.reference_server.simulation.compatibility import require_fit
+    from helixbench.reference_server.simulation.simulator import NodeDiedError, SimulationConfig
+    from helixbench.reference_server.simulation.simulator import simulate as run_simulation
+    from helixbench.solver.problem.plan import Plan
+    from helixbench.solver.simulation.events import load_events
 
     made = load_record(plan, Plan)
     profile = load_record(cluster, ClusterProfile)
@@ -167,7 +165,7 @@ def interrupt_flag() -> Callable[[], bool]:
 
 
 def _arrivals(*, offline: bool, rate: float | None, burstiness: float, replay: bool) -> Arrivals:
-    from .arrivals import Arrivals
+    from helixbench.reference_server.simulation.arrivals import Arrivals
 
     if sum((offline, rate is not None, replay)) > 1:
         raise InputError("--offline, --rate, --replay: give one of them at most; without one it is a closed loop")

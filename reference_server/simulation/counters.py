@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from ..history import HistoryKeeper
-from ..run_log import LinkUse, NodePoint, NodeUse
-from .node import SimulatedNode
+from helixbench.reference_server.run_log import LinkUse, NodePoint, NodeUse
+from helixbench.reference_server.simulation.node import SimulatedNode
+from helixbench.solver.scheduling.history import HistoryKeeper
 
 
 class LinkCount(msgspec.Struct):

@@ -10,14 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from profiler.cluster_profile import COORDINATOR as COORDINATOR_NAME
-from profiler.cluster_profile import Coordinator as CoordinatorTimes
-from solver.kernel import COORDINATOR, Kernel
-
-from ..coordinator import Actions, Coordinator, Request
-from .checks import Ledger
-from .load import Load
-from .node import Message, Send
+from helixbench.profiler.cluster import COORDINATOR as COORDINATOR_NAME
+from helixbench.profiler.cluster import Coordinator as CoordinatorTimes
+from helixbench.reference_server.simulation.checks import Ledger
+from helixbench.reference_server.simulation.load import Load
+from helixbench.reference_server.simulation.node import Message, Send
+from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request
+from helixbench.solver.simulation.event_loop import COORDINATOR, Kernel
 
 _Inbox: TypeAlias = deque[list[int] | Request]
 

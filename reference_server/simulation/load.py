@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from solver.workload import Workload, draw_lengths
-
-from ..coordinator import Request, TokenEvent
-from ..run_log import RequestRecord, TokenCount
-from .arrivals import Arrivals, TracedRequest, draw_times
+from helixbench.reference_server.run_log import RequestRecord, TokenCount
+from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, draw_times
+from helixbench.solver.problem.workload import Workload, draw_lengths
+from helixbench.solver.scheduling.coordinator import Request, TokenEvent
 
 BACKLOG = 256
 """Requests without end that wait from the start are made so many at a time; admission looks at the first only."""

@@ -10,15 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from profiler.cluster_profile import COORDINATOR
-from solver.kernel import ITERATION_BEGIN, ITERATION_END, Kernel
-from solver.stage_timing import Counts, StageTimer
-
-from ..batcher import Batcher, Chunk
-from ..gather import Gather
-from ..history import HistoryKeeper
-from ..messages import OpenRequest, WorkItem
-from .checks import ConservationError
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.reference_server.simulation.checks import ConservationError
+from helixbench.reference_server.wire.messages import OpenRequest, WorkItem
+from helixbench.solver.scheduling.batcher import Batcher, Chunk
+from helixbench.solver.scheduling.gather import Gather
+from helixbench.solver.scheduling.history import HistoryKeeper
+from helixbench.solver.simulation.event_loop import ITERATION_BEGIN, ITERATION_END, Kernel
+from helixbench.solver.simulation.stage_time import Counts, StageTimer
 
 OnIteration: TypeAlias = Callable[[str, int, float], None]
 

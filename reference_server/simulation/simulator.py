@@ -11,30 +11,36 @@ from typing import Any
 
 import msgspec
 
-from profiler.cluster_profile import COORDINATOR, ClusterProfile
-from profiler.errors import InputError, MeasurementError
-from profiler.records import Provenance, digest
-from solver.capacity import Capacities
-from solver.expected import TABLE_KV_SHARE
-from solver.kernel import ARRIVAL, FAULT, MARK, Kernel
-from solver.plan import Plan
-from solver.stage_timing import TABLE_NOTE, StageTimer, timing_of
-from solver.wires import Wires
-from solver.workload import Workload
-
-from ..batcher import Batcher
-from ..coordinator import Coordinator
-from ..hop_router import SwarmRouter
-from ..routings import make_router
-from ..run_log import Routing, RunLog, Window
-from .arrivals import Arrivals, TracedRequest
-from .checks import ConservationError, Ledger, require_nothing_left
-from .counters import LinkCount, Snapshot, link_uses, node_points, node_uses, snapshot
-from .events import Event, LinkChanges, NodeJoins, NodeSlows, name_of
-from .fit import notes_on_fit, require_fit
-from .front import Front
-from .load import Load
-from .node import SimulatedNode
+from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
+from helixbench.records import Provenance, digest
+from helixbench.reference_server.run_log import Routing, RunLog, Window
+from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest
+from helixbench.reference_server.simulation.checks import ConservationError, Ledger, require_nothing_left
+from helixbench.reference_server.simulation.compatibility import notes_on_fit, require_fit
+from helixbench.reference_server.simulation.counters import (
+    LinkCount,
+    Snapshot,
+    link_uses,
+    node_points,
+    node_uses,
+    snapshot,
+)
+from helixbench.reference_server.simulation.front import Front
+from helixbench.reference_server.simulation.load import Load
+from helixbench.reference_server.simulation.node import SimulatedNode
+from helixbench.solver.expected.analytic import TABLE_KV_SHARE
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.workload import Workload
+from helixbench.solver.scheduling.batcher import Batcher
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.hop_routers import SwarmRouter
+from helixbench.solver.scheduling.routings import make_router
+from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK, Kernel
+from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows, name_of
+from helixbench.solver.simulation.links import Wires
+from helixbench.solver.simulation.stage_time import TABLE_NOTE, StageTimer, timing_of
 
 _EVENTS_A_TURN = 20_000  # between two looks at whether to go on
 

@@ -11,16 +11,22 @@ from typing import Literal, cast
 
 import msgspec
 
-from profiler.cluster_profile import ClusterProfile
-from profiler.errors import InputError, MeasurementError
-from profiler.records import digest, load_record, save_record
-from solver import Infeasible, solve_placement
-from solver.plan import Plan
-from solver.workload import Workload
-
-from .arrivals import TracedRequest
-from .simulator import SimulationConfig, SimulationResult, simulate
-from .study_spec import PlacementSpec, StudySpec, WorkloadSpec, cluster_of, inputs_of, workload_of
+from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.records import digest, load_record, save_record
+from helixbench.reference_server.simulation.arrivals import TracedRequest
+from helixbench.reference_server.simulation.simulator import SimulationConfig, SimulationResult, simulate
+from helixbench.reference_server.simulation.study_spec import (
+    PlacementSpec,
+    StudySpec,
+    WorkloadSpec,
+    cluster_of,
+    inputs_of,
+    workload_of,
+)
+from helixbench.solver import Infeasible, solve_placement
+from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.workload import Workload
 
 
 class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,7 +292,7 @@ def require_methods(spec: StudySpec) -> None:
     Raises:
         InputError: such a method.
     """
-    from solver.baselines import METHODS
+    from helixbench.solver.placement.baselines import METHODS
 
     for placement in spec.placement:
         if placement.method and placement.method not in ("auto", *METHODS):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from .study import StudyResult, StudyRow
+from helixbench.reference_server.simulation.study import StudyResult, StudyRow
 
 _COLOURS = ("#2f6f9f", "#d98c3f", "#5b9a5b", "#a05195", "#8a8a8a")
 _WIDTH, _LABEL, _VALUE, _BAR, _GAP, _PANEL = 760, 190, 130, 14, 8, 44

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .study import StudyResult, StudyRow
+    from helixbench.reference_server.simulation.study import StudyResult, StudyRow
 
 
 def study(
@@ -32,13 +32,12 @@ def study(
     """
     from rich.console import Console
 
-    from profiler.records import encode_record, save_bytes, save_record
-
-    from ..progress import Reporter
-    from .cli import interrupt_flag
-    from .study import csv_of, known_rows, require_methods, run_study
-    from .study_chart import study_svg
-    from .study_spec import load_study
+    from helixbench.progress import Reporter
+    from helixbench.records import encode_record, save_bytes, save_record
+    from helixbench.reference_server.simulation.cli import interrupt_flag
+    from helixbench.reference_server.simulation.study import csv_of, known_rows, require_methods, run_study
+    from helixbench.reference_server.simulation.study_chart import study_svg
+    from helixbench.reference_server.simulation.study_spec import load_study
 
     spec = load_study(file)
     require_methods(spec)

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from profiler.cluster_profile import ClusterProfile
-from profiler.errors import InputError
-from profiler.import_tables import with_imported_costs
-from profiler.records import load_record, require_unique
-from solver.generate import make_cluster
-from solver.workload import Workload, fixed_workload, trace_workload
-
-from ..run_log import Routing
-from .arrivals import Arrivals, TracedRequest, read_trace
+from helixbench.errors import InputError
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.profiler.import_tables import with_imported_costs
+from helixbench.records import load_record, require_unique
+from helixbench.reference_server.run_log import Routing
+from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, read_trace
+from helixbench.solver.problem.workload import Workload, fixed_workload, trace_workload
+from helixbench.solver.questions.generate import make_cluster
 
 
 class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from profiler import device, disturbance
-from profiler.cluster_profile import Device
-from profiler.device import describe_device, nvml_facts, parse_cpuinfo, torch_cuda_facts
-from profiler.errors import InputError
+from helixbench.errors import InputError
+from helixbench.profiler import device
+from helixbench.profiler.cluster import Device
+from helixbench.profiler.device import describe_device, nvml_facts, parse_cpuinfo, torch_cuda_facts
+from helixbench.profiler.measure import disturbance
 
 X86 = """processor\t: 0
 model name\t: Example CPU 9000 @ 2.0GHz

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from profiler.cluster_profile import ClusterProfile, Device, MeasuredCost, ModelFacts, Node
-from profiler.errors import InputError
-from profiler.fit import relative_errors
-from profiler.import_tables import import_cost, with_imported_costs
-
-from ..solver.clusters import data_folder
+from helixbench.errors import InputError
+from helixbench.profiler.cluster import ClusterProfile, Device, MeasuredCost, ModelFacts, Node
+from helixbench.profiler.cost.fit import relative_errors
+from helixbench.profiler.import_tables import import_cost, with_imported_costs
+from tests.solver.clusters import data_folder
 
 DEVICES = ("a100", "l4", "t4", "v100")
 

@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from profiler.cli import DEFAULT_COMMAND, profile_commands
-from profiler.cluster_profile import ClusterProfile, DefaultLink, Device, ModelFacts, Node
-from profiler.errors import InputError
-from profiler.records import decode_record, load_record, save_record
+from helixbench.errors import InputError
+from helixbench.profiler.cli import DEFAULT_COMMAND, profile_commands
+from helixbench.profiler.cluster import ClusterProfile, DefaultLink, Device, ModelFacts, Node
+from helixbench.records import decode_record, load_record, save_record
 
 MODEL = ModelFacts(
     name="toy",

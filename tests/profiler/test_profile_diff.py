@@ -5,11 +5,11 @@ import random
 import msgspec
 import pytest
 
-from profiler.cluster_profile import ClusterProfile, CostSample, Device, Link, MeasuredCost, ModelFacts, Node
-from profiler.compute import GridPoint, grid
-from profiler.fit import fit_cost
-from profiler.profile_diff import cost_ratios, profile_differences
-from profiler.quality import Quality
+from helixbench.profiler.cluster import ClusterProfile, CostSample, Device, Link, MeasuredCost, ModelFacts, Node
+from helixbench.profiler.cost.fit import fit_cost
+from helixbench.profiler.measure.grid import GridPoint, grid
+from helixbench.profiler.profile_diff import cost_ratios, profile_differences
+from helixbench.profiler.quality import Quality
 
 POINTS = grid(layer_counts=(4, 8), max_batch_tokens=64, max_context_tokens=256, max_kv_tokens=20_000)
 MODEL = ModelFacts(

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from profiler.network import Iperf3MissingError
-from reference_server import link_probe
-from reference_server.keys import make_key_file
-
-from .running import AgentProcess, RunningAgents
+from helixbench.profiler.network.iperf3 import Iperf3MissingError
+from helixbench.reference_server.profiling import links as link_probe
+from helixbench.reference_server.wire.keys import make_key_file
+from tests.reference_server.running import AgentProcess, RunningAgents
 
 NODES = ("n0", "n1", "n2", "n3")
 

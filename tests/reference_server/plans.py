@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from profiler.cluster_profile import COORDINATOR
-from profiler.model_files import ModelFiles
-from solver.plan import Assumptions, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts
-from solver.workload import Workload, fixed_workload
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.profiler.model.files import ModelFiles
+from helixbench.solver.problem.plan import Assumptions, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts
+from helixbench.solver.problem.workload import Workload, fixed_workload
 
 MAX_BATCH_TOKENS = 24  # small: prompts are cut into chunks, and chunks run beside decodes
 KV_CAPACITY_TOKENS = 4096

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from profiler.model_files import FAMILIES, ModelFiles
-from reference_server.client import Agents
-from reference_server.coordinator import Request, TokenEvent
-from reference_server.engine import Engine, load_plan
-from reference_server.keys import ClusterKey, load_key_file
-from reference_server.run_log import Routing
-from solver.plan import Plan
+from helixbench.profiler.model.files import FAMILIES, ModelFiles
+from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.run_log import Routing
+from helixbench.reference_server.wire.client import Agents
+from helixbench.reference_server.wire.keys import ClusterKey, load_key_file
+from helixbench.solver.problem.plan import Plan
+from helixbench.solver.scheduling.coordinator import Request, TokenEvent
 
 MEMORY_BYTES = 500_000_000
 STEP_MS = 1_000
@@ -38,13 +38,16 @@ def _forks() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["reference_server.agent", *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES)]
+        [
+            "helixbench.reference_server.node.agent",
+            *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+        ]
     )
     return context
 
 
 def _run_agent(key_file: Path, out: Path, log: Path, memory_bytes: int) -> None:
-    from reference_server.agent import AgentConfig, run_agent
+    from helixbench.reference_server.node.agent import AgentConfig, run_agent
 
     for path, descriptor in ((out, 1), (log, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)

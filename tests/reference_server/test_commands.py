@@ -13,15 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import helixbench
-from profiler.records import decode_record, encode_record, load_record, save_record
-from reference_server.keys import load_key_file
-from reference_server.run_log import RunLog
-from solver.plan import Plan
-
-from ..conftest import ModelDir
-from .plans import ONE_NODE, THREE_IN_A_ROW, make_plan
-from .running import RunningAgents
+from helixbench import __main__ as front_door
+from helixbench.records import decode_record, encode_record, load_record, save_record
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.wire.keys import load_key_file
+from helixbench.solver.problem.plan import Plan
+from tests.conftest import ModelDir
+from tests.reference_server.plans import ONE_NODE, THREE_IN_A_ROW, make_plan
+from tests.reference_server.running import RunningAgents
 
 Command = Callable[..., tuple[int, str, str]]
 END_TIMEOUT_S = 90
@@ -35,7 +34,7 @@ def helix(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["helixbench", *(str(argument) for argument in arguments)])
         with pytest.raises(SystemExit) as ended:
-            helixbench.main()
+            front_door.main()
         out, err = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return ended.value.code, out, err

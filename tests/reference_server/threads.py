@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from reference_server.agent import Agent, AgentConfig
-from reference_server.keys import load_key_file
-from reference_server.messages import Done, Shutdown, decode_answer
-from reference_server.transport import Transport, send
+from helixbench.reference_server.node.agent import Agent, AgentConfig
+from helixbench.reference_server.wire.keys import load_key_file
+from helixbench.reference_server.wire.messages import Done, Shutdown, decode_answer
+from helixbench.reference_server.wire.transport import Transport, send
 
 MEMORY_BYTES = 500_000_000.0
 END_MS = 30_000

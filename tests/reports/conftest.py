@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import reports.cli
-from profiler.errors import HelixbenchError
-from profiler.records import encode_record
+from helixbench.errors import HelixbenchError
+from helixbench.records import encode_record
+from helixbench.reports import cli
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ Command = Callable[..., CommandResult]
 def command() -> Command:
     """Run a command of this package in process; errors end it as the front door ends it."""
     app = typer.Typer()
-    reports.cli.mount(app)
+    cli.mount(app)
 
     def run(*arguments: str | Path) -> CommandResult:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})

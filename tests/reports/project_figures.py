@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from profiler.cluster_profile import ClusterProfile
-from profiler.records import Provenance, save_record
-from reference_server.messages import Hop, OpenRequest, Sampled, Work, WorkItem, encode
-from reference_server.sampling import SamplingParams
-from reports.exact import Figure, Figures
-from solver import Plan, milp, problems_of, solve_placement
-from solver.bounds import work_bound
-from solver.capacity import Capacities
-from solver.network import LinkTable
-
-from ..solver.clusters import WORKLOAD, published, random_cluster
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.records import Provenance, save_record
+from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.reference_server.wire.messages import Hop, OpenRequest, Sampled, Work, WorkItem, encode
+from helixbench.reports.gate.exact import Figure, Figures
+from helixbench.solver import Plan, problems_of, solve_placement
+from helixbench.solver.bounds.work import work_bound
+from helixbench.solver.flow.network import LinkTable
+from helixbench.solver.placement import milp
+from helixbench.solver.problem.capacity import Capacities
+from tests.solver.clusters import WORKLOAD, published, random_cluster
 
 DECODE = WorkItem(request=1000, past=95, num_tokens=1, sample=True, is_decode=True)
 OPEN = OpenRequest(

@@ -6,7 +6,7 @@ import random
 
 import msgspec
 
-from profiler.cluster_profile import (
+from helixbench.profiler.cluster import (
     COORDINATOR,
     ClusterProfile,
     DefaultLink,
@@ -16,11 +16,20 @@ from profiler.cluster_profile import (
     ModelFacts,
     Node,
 )
-from profiler.cost import StageCost
-from profiler.records import Provenance, digest
-from reference_server.run_log import LinkUse, NodeUse, RequestRecord, RunLog, TokenCount, Window
-from solver.plan import Assumptions, Expected, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts
-from solver.workload import fixed_workload
+from helixbench.profiler.cost.model import StageCost
+from helixbench.records import Provenance, digest
+from helixbench.reference_server.run_log import LinkUse, NodeUse, RequestRecord, RunLog, TokenCount, Window
+from helixbench.solver.problem.plan import (
+    Assumptions,
+    Expected,
+    LayerRange,
+    LinkFlow,
+    NodeFlow,
+    Plan,
+    Predicted,
+    SolverFacts,
+)
+from helixbench.solver.problem.workload import fixed_workload
 
 PROMPT, OUTPUT, CONCURRENCY = 64, 32, 16
 NOT_SHAPED = "links are not shaped: not root"

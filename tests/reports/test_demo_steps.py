@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from profiler.records import encode_record
-from reports.demo import DemoConfig, plan_steps
-
-from .report_examples import example_run
+from helixbench.records import encode_record
+from helixbench.reports.demo import DemoConfig, plan_steps
+from tests.reports.report_examples import example_run
+from tests.reports.stand_in import write_stand_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,15 +45,15 @@ else:
 
 def start_demo(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """The demo command with the stand-in as ``helixbench``, in a process group of its own, as a shell starts it."""
-    (tmp_path / "stand-in").mkdir()
-    (tmp_path / "stand-in" / "helixbench.py").write_text(STAND_IN)
+    write_stand_in(tmp_path / "stand-in", STAND_IN)
     (tmp_path / "run.json").write_bytes(encode_record(example_run()))
     (tmp_path / "testbed.toml").touch()
     code = """
-        import typer, reports.cli
+        import typer
+        from helixbench.reports import cli
         app = typer.Typer()
         app.callback()(lambda: None)
-        reports.cli.mount(app)
+        cli.mount(app)
         app()
     """
     paths = os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import reports.cli
-from reports.metrics import IS_HIGHER_BETTER
+from helixbench.reports import cli
+from helixbench.reports.verdict.metrics import IS_HIGHER_BETTER
 
 DOCS = Path(__file__).parents[2] / "docs"
 WORKFLOW = DOCS / "examples" / "github-gate.yml"
@@ -50,7 +50,7 @@ def test_the_example_workflow_calls_commands_and_options_that_exist() -> None:
 
 
 def test_every_picture_and_file_that_the_docs_name_is_there() -> None:
-    text = (DOCS / "reports.md").read_text()
+    text = (DOCS / "helixbench.reports.md").read_text()
 
     targets = re.findall(r"\]\(([^)#]+)\)", text)
     assert targets
@@ -59,8 +59,8 @@ def test_every_picture_and_file_that_the_docs_name_is_there() -> None:
 
 
 def test_the_commands_of_the_docs_exist() -> None:
-    text = (DOCS / "reports.md").read_text()
+    text = (DOCS / "helixbench.reports.md").read_text()
 
     named = set(re.findall(r"^helixbench (\w+)", text, re.MULTILINE))
     assert named == {"report", "gate", "compare"}
-    assert callable(reports.cli.mount)
+    assert callable(cli.mount)

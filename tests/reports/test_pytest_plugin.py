@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from profiler.records import encode_record
-from reports.stage_timing import device_timer
-
-from .report_examples import example_plan, example_profile
+from helixbench.records import encode_record
+from helixbench.reports.stage_timing import device_timer
+from tests.reports.report_examples import example_plan, example_profile
+from tests.reports.stand_in import write_stand_in
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "test_helixbench_gates.py"
@@ -56,8 +56,8 @@ except KeyboardInterrupt:
 
 def run_pytest(folder: Path, *arguments: str | Path, is_module: bool = False) -> subprocess.CompletedProcess[str]:
     """``pytest`` as the user of a project in ``folder`` runs it, with this project installed."""
-    (folder / "installed").mkdir(exist_ok=True)
-    (folder / "installed" / "helixbench.py").write_text(STAND_IN)
+    if not (folder / "installed").exists():
+        write_stand_in(folder / "installed", STAND_IN)
     command = [sys.executable, "-m", "pytest"] if is_module else [str(Path(sys.executable).parent / "pytest")]
     paths = os.pathsep.join([str(folder / "installed"), str(ROOT)])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
@@ -78,7 +78,7 @@ def write_test(folder: Path, code: str) -> Path:
     return path
 
 
-PLUGIN = ("-p", "reports.pytest_plugin")
+PLUGIN = ("-p", "helixbench.reports.pytest_plugin")
 
 
 @pytest.fixture
@@ -345,6 +345,6 @@ def test_a_stage_on_a_device_is_timed_by_events_with_pytest_benchmarks_statistic
 
 
 def test_the_record_of_a_session_names_its_schema() -> None:
-    from reports.pytest_plugin import SessionRecord
+    from helixbench.reports.pytest_plugin import SessionRecord
 
     assert msgspec.json.encode(SessionRecord(gates=(), loads=())).startswith(b'{"schema":"helixbench.pytest/1"')

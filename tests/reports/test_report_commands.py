@@ -9,11 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from profiler.records import encode_record
-from reports.verdict import Verdict
-
-from .conftest import Command
-from .report_examples import example_plan, example_profile, example_run, run_bytes
+from helixbench.records import encode_record
+from helixbench.reports.verdict.verdict import Verdict
+from tests.reports.conftest import Command
+from tests.reports.report_examples import example_plan, example_profile, example_run, run_bytes
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 RUN = example_run()

@@ -8,10 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from reports.benchmark_json import run_samples
-
-from .conftest import Command
-from .report_examples import example_run
+from helixbench.reports.gate.benchmark_json import run_samples
+from tests.reports.conftest import Command
+from tests.reports.report_examples import example_run
 
 Save = Callable[[msgspec.Struct | bytes, str], Path]
 RUN = msgspec.structs.replace(example_run(), simulated=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from profiler.cluster_profile import CostSample
-from profiler.cost import BatchShape
-from reports.compare import compare
-from reports.validate import validate
-
-from .report_examples import example_profile, example_run
+from helixbench.profiler.cluster import CostSample
+from helixbench.profiler.cost.model import BatchShape
+from helixbench.reports.compare.compare import compare
+from helixbench.reports.verdict.validate import validate
+from tests.reports.report_examples import example_profile, example_run
 
 
 def test_a_stale_profile_is_the_first_note_of_the_verdict() -> None:

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 from scipy.optimize import linprog
 
-from profiler.cluster_profile import COORDINATOR
-from solver.capacity import Capacities
-from solver.plan import LayerRange
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import LayerRange
 
 Placement = dict[str, LayerRange]
 

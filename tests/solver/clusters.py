@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from profiler.cluster_profile import (
+from helixbench.profiler.cluster import (
     COORDINATOR,
     ClusterProfile,
     Coordinator,
@@ -20,9 +20,9 @@ from profiler.cluster_profile import (
     ModelFacts,
     Node,
 )
-from profiler.cost import StageCost
-from profiler.records import load_record
-from solver.workload import Workload, fixed_workload
+from helixbench.profiler.cost.model import StageCost
+from helixbench.records import load_record
+from helixbench.solver.problem.workload import Workload, fixed_workload
 
 WORKLOAD = fixed_workload(prompt_tokens=100, output_tokens=50)
 
@@ -37,7 +37,7 @@ def data_folder() -> Path:
 
 def published(name: str) -> ClusterProfile:
     """A published cluster by file name; ``data/README.md`` says where it comes from."""
-    return load_record(Path(__file__).with_name("data") / f"{name}.json", ClusterProfile)
+    return load_record(Path(__file__).parents[2] / "examples" / "data" / "clusters" / f"{name}.json", ClusterProfile)
 
 
 def model(num_layers: int, **fields: float) -> ModelFacts:

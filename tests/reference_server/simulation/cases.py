@@ -5,11 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from profiler.cluster_profile import COORDINATOR, ClusterProfile, Coordinator, DefaultLink, Link
-from reference_server.simulation import Arrivals, SimulationConfig
-from solver.capacity import Capacities
-from solver.plan import Assumptions, Expected, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts
-from solver.workload import Workload, fixed_workload
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator, DefaultLink, Link
+from helixbench.reference_server.simulation import Arrivals, SimulationConfig
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import (
+    Assumptions,
+    Expected,
+    LayerRange,
+    LinkFlow,
+    NodeFlow,
+    Plan,
+    Predicted,
+    SolverFacts,
+)
+from helixbench.solver.problem.workload import Workload, fixed_workload
 from tests.solver.clusters import cost_node, model
 
 WORKLOAD = fixed_workload(prompt_tokens=40, output_tokens=12)

@@ -8,13 +8,21 @@ import statistics
 
 import pytest
 
-from reference_server.run_log import Routing, RunLog
-from reference_server.simulation import Arrivals, SimulationConfig, simulate
-from reference_server.simulation.arrivals import draw_times
-from reference_server.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows
-from solver.kernel import ARRIVAL, FAULT, Kernel
-
-from .cases import MIXED, OFFLINE, WORKLOAD, closed, cluster, four_nodes, plan_of, two_in_a_row
+from helixbench.reference_server.run_log import Routing, RunLog
+from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
+from helixbench.reference_server.simulation.arrivals import draw_times
+from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, Kernel
+from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows
+from tests.reference_server.simulation.cases import (
+    MIXED,
+    OFFLINE,
+    WORKLOAD,
+    closed,
+    cluster,
+    four_nodes,
+    plan_of,
+    two_in_a_row,
+)
 
 
 def gaps(burstiness: float) -> list[float]:

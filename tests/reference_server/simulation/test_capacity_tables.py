@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.cost import BatchShape
-from reference_server.simulation import SimulationConfig, simulate
-from solver import Plan, solve_placement
-from solver.capacity import Capacities
-from solver.expected import table_round_s
-from solver.generate import make_cluster
-from solver.plan import LayerRange
-from solver.stage_timing import TABLE_NOTE, table_timing
-from solver.workload import fixed_workload
-
-from .cases import OFFLINE
+from helixbench.profiler.cost.model import BatchShape
+from helixbench.reference_server.simulation import SimulationConfig, simulate
+from helixbench.solver import Plan, solve_placement
+from helixbench.solver.expected.analytic import table_round_s
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.workload import fixed_workload
+from helixbench.solver.questions.generate import make_cluster
+from helixbench.solver.simulation.stage_time import TABLE_NOTE, table_timing
+from tests.reference_server.simulation.cases import OFFLINE
 
 WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
 

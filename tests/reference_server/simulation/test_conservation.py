@@ -8,17 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference_server.batcher import Batcher, Chunk
-from reference_server.coordinator import Coordinator, Request, TokenEvent
-from reference_server.messages import WorkItem
-from reference_server.run_log import Routing, RunLog
-from reference_server.simulation import Arrivals, SimulationConfig, simulate
-from reference_server.simulation.checks import ConservationError, Ledger
-from reference_server.simulation.node import Message, SimulatedNode
-from reports.integrity import check_run
-from solver.workload import Workload
-
-from .cases import OFFLINE, closed, cluster, four_nodes, plan_of, two_in_a_row
+from helixbench.reference_server.run_log import Routing, RunLog
+from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
+from helixbench.reference_server.simulation.checks import ConservationError, Ledger
+from helixbench.reference_server.simulation.node import Message, SimulatedNode
+from helixbench.reference_server.wire.messages import WorkItem
+from helixbench.reports.verdict.integrity import check_run
+from helixbench.solver.problem.workload import Workload
+from helixbench.solver.scheduling.batcher import Batcher, Chunk
+from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
+from tests.reference_server.simulation.cases import OFFLINE, closed, cluster, four_nodes, plan_of, two_in_a_row
 
 ROUTINGS: tuple[Routing, ...] = ("iwrr", "fixed", "random", "shortest-queue", "swarm")
 LENGTHS = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 30)), min_size=1, max_size=4)

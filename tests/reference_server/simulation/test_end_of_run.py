@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.errors import MeasurementError
-from reference_server.run_log import RunLog
-from reference_server.simulation import Arrivals, SimulationConfig, SimulationResult, TracedRequest, simulate, simulator
-from reference_server.simulation.events import Event, NodeDies, NodeSlows
-
-from .cases import OFFLINE, WORKLOAD, four_nodes, two_in_a_row
+from helixbench.errors import MeasurementError
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.simulation import (
+    Arrivals,
+    SimulationConfig,
+    SimulationResult,
+    TracedRequest,
+    simulate,
+    simulator,
+)
+from helixbench.solver.simulation.events import Event, NodeDies, NodeSlows
+from tests.reference_server.simulation.cases import OFFLINE, WORKLOAD, four_nodes, two_in_a_row
 
 REPLAY = Arrivals(kind="replay")
 LATE = (NodeSlows(at_s=400.0, node="b", factor=2.0), NodeDies(at_s=500.0, node="b"))

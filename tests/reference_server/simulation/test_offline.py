@@ -7,14 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from profiler.records import load_record, save_record
-from reference_server.run_log import RunLog
-from reference_server.simulation import SimulationConfig, simulate
-from reports.metrics import ttfts
-from reports.validate import expected_at, validate
-from solver.plan import Expected
-
-from .cases import OFFLINE, WORKLOAD, four_nodes
+from helixbench.records import load_record, save_record
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.simulation import SimulationConfig, simulate
+from helixbench.reports.verdict.metrics import ttfts
+from helixbench.reports.verdict.validate import expected_at, validate
+from helixbench.solver.problem.plan import Expected
+from tests.reference_server.simulation.cases import OFFLINE, WORKLOAD, four_nodes
 
 PROMISE = Expected(
     concurrency=1000, total_tokens_per_s=100.0, output_tokens_per_s=25.0, in_flight=1000.0, node_busy={},

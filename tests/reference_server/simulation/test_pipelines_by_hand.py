@@ -5,19 +5,27 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from profiler.cluster_profile import ClusterProfile, Coordinator, Link
-from profiler.cost import BatchShape, StageCost
-from reference_server.run_log import Routing
-from reference_server.simulation import SimulationConfig, simulate
-from solver import solve_placement
-from solver.capacity import Capacities
-from solver.generate import make_cluster
-from solver.plan import LayerRange, Plan
-from solver.rollout import roll_out
-from solver.stage_timing import StageTimer
-from solver.workload import Workload, fixed_workload
-
-from .cases import MIXED, OFFLINE, WORKLOAD, closed, cluster, four_nodes, plan_of, two_in_a_row
+from helixbench.profiler.cluster import ClusterProfile, Coordinator, Link
+from helixbench.profiler.cost.model import BatchShape, StageCost
+from helixbench.reference_server.run_log import Routing
+from helixbench.reference_server.simulation import SimulationConfig, simulate
+from helixbench.solver import solve_placement
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import LayerRange, Plan
+from helixbench.solver.problem.workload import Workload, fixed_workload
+from helixbench.solver.questions.generate import make_cluster
+from helixbench.solver.simulation.rollout import roll_out
+from helixbench.solver.simulation.stage_time import StageTimer
+from tests.reference_server.simulation.cases import (
+    MIXED,
+    OFFLINE,
+    WORKLOAD,
+    closed,
+    cluster,
+    four_nodes,
+    plan_of,
+    two_in_a_row,
+)
 
 EXACT = 1e-9
 

@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import helixbench
-from profiler.cluster_profile import ClusterProfile
-from profiler.errors import InputError
-from profiler.records import load_record, save_record
-from reference_server.run_log import RunLog
-from reference_server.simulation import NodeDiedError
-from solver.plan import Expected, Plan
-
-from .cases import MIXED, four_nodes, plan_of
+from helixbench import __main__ as front_door
+from helixbench.errors import InputError
+from helixbench.profiler.cluster import ClusterProfile
+from helixbench.records import load_record, save_record
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.simulation import NodeDiedError
+from helixbench.solver.problem.plan import Expected, Plan
+from tests.reference_server.simulation.cases import MIXED, four_nodes, plan_of
 
 ROOT = Path(__file__).parents[3]
 SHORT = ["--duration-s", "2", "--warmup-s", "0.5"]
@@ -43,7 +42,7 @@ def files(tmp_path: Path) -> Path:
 
 def run_command(*arguments: str | Path) -> str:
     """stdout of a command that ends well."""
-    done = CliRunner().invoke(helixbench.app, [str(a) for a in arguments], catch_exceptions=False)
+    done = CliRunner().invoke(front_door.app, [str(a) for a in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -84,7 +83,7 @@ def test_every_output_says_that_it_was_simulated(files: Path) -> None:
     assert "SIMULATED RUN" in run_command("report", run)
     run_command("report", run, "--html", files / "page.html")
     assert "Simulated run" in (files / "page.html").read_text(encoding="utf-8")
-    gated = CliRunner().invoke(helixbench.app, ["gate", str(run), "--min-ratio", "0.1", "--max-ratio", "9"])
+    gated = CliRunner().invoke(front_door.app, ["gate", str(run), "--min-ratio", "0.1", "--max-ratio", "9"])
     assert "simulated" in gated.output
     assert "simulated" in run_command("report", run, "--markdown", files / "run.md") + (files / "run.md").read_text(
         encoding="utf-8"
@@ -94,18 +93,18 @@ def test_every_output_says_that_it_was_simulated(files: Path) -> None:
 def test_a_run_is_held_against_the_promise_for_its_load(files: Path) -> None:
     closed = simulate(files, "--concurrency", "8", *SHORT)
     assert closed.concurrency == 8
-    assert CliRunner().invoke(helixbench.app, ["gate", str(files / "run.json"), "--min-ratio", "0.1"]).exit_code in (
+    assert CliRunner().invoke(front_door.app, ["gate", str(files / "run.json"), "--min-ratio", "0.1"]).exit_code in (
         0,
         1,
     )
 
     simulate(files, "--rate", "20", *SHORT)
-    gated = CliRunner().invoke(helixbench.app, ["gate", str(files / "run.json")])
+    gated = CliRunner().invoke(front_door.app, ["gate", str(files / "run.json")])
     assert gated.exit_code == 3
     assert "came at a rate" in gated.output
 
     simulate(files, "--offline", *SHORT)
-    assert CliRunner().invoke(helixbench.app, ["gate", str(files / "run.json"), "--min-ratio", "0.1"]).exit_code in (
+    assert CliRunner().invoke(front_door.app, ["gate", str(files / "run.json"), "--min-ratio", "0.1"]).exit_code in (
         0,
         1,
     )
@@ -114,7 +113,7 @@ def test_a_run_is_held_against_the_promise_for_its_load(files: Path) -> None:
 def test_compare_takes_two_simulated_runs(files: Path) -> None:
     simulate(files, "--concurrency", "8", *SHORT, output="one.json")
     simulate(files, "--concurrency", "8", "--routing", "random", *SHORT, output="two.json")
-    done = CliRunner().invoke(helixbench.app, ["compare", str(files / "one.json"), str(files / "two.json")])
+    done = CliRunner().invoke(front_door.app, ["compare", str(files / "one.json"), str(files / "two.json")])
     assert "total_tokens_per_s" in done.output or "tokens/s" in done.output
 
 
@@ -209,8 +208,8 @@ def test_a_row_of_a_trace_without_a_time_is_named(files: Path) -> None:
 
 
 def test_so_many_requests_are_simulated_where_stderr_is_a_file(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reference_server.simulation.simulator._EVENTS_A_TURN", 100)
-    monkeypatch.setattr("reference_server.progress._PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("helixbench.reference_server.simulation.simulator._EVENTS_A_TURN", 100)
+    monkeypatch.setattr("helixbench.progress._PLAIN_EVERY_S", 0.0)
     arguments = [files / "plan.json", "--cluster", files / "cluster.json", "--offline", "--requests", "80"]
     printed = run_command("simulate", *arguments, "-o", files / "run.json")
     assert len(load_record(files / "run.json", RunLog).requests) == 80

@@ -12,14 +12,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-import helixbench
-from profiler.errors import InputError
-from profiler.records import digest, load_record, save_record
-from reference_server.simulation import simulate, study
-from reference_server.simulation.study import known_rows, run_study
-from reference_server.simulation.study_spec import load_study
-
-from .cases import four_nodes
+from helixbench import __main__ as front_door
+from helixbench.errors import InputError
+from helixbench.records import digest, load_record, save_record
+from helixbench.reference_server.simulation import simulate, study
+from helixbench.reference_server.simulation.study import known_rows, run_study
+from helixbench.reference_server.simulation.study_spec import load_study
+from tests.reference_server.simulation.cases import four_nodes
 
 STUDY = """
 title = "four nodes"
@@ -140,7 +139,7 @@ def test_what_the_solver_refuses_is_its_rows_problem(folder: Path, monkeypatch: 
 
 def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path) -> None:
     done = CliRunner().invoke(
-        helixbench.app, ["study", str(folder / "study.toml"), "-o", str(folder / "out")], catch_exceptions=False
+        front_door.app, ["study", str(folder / "study.toml"), "-o", str(folder / "out")], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
     assert "SIMULATED: no hardware ran" in done.output
@@ -176,7 +175,7 @@ def test_a_study_runs_every_combination_and_writes_table_and_chart(folder: Path)
 def test_seeds_of_a_study_differ_and_repeat(folder: Path) -> None:
     outputs = []
     for name in ("one", "two"):
-        CliRunner().invoke(helixbench.app, ["study", str(folder / "study.toml"), "-o", str(folder / name)])
+        CliRunner().invoke(front_door.app, ["study", str(folder / "study.toml"), "-o", str(folder / name)])
         outputs.append((folder / name / "study.json").read_bytes())
     assert outputs[0] == outputs[1]
     rows = [r for r in json.loads(outputs[0])["rows"] if r["workload"] == "trickle" and r["routing"] == "random"]
@@ -189,7 +188,7 @@ def test_a_placement_without_a_plan_is_a_row_that_says_why(folder: Path) -> None
     )
     text = text.split('[[placement]]\nname = "by hand"')[0] + "[[workload]]" + text.split("[[workload]]")[1]
     (folder / "study.toml").write_text(text)
-    done = CliRunner().invoke(helixbench.app, ["study", str(folder / "study.toml"), "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(front_door.app, ["study", str(folder / "study.toml"), "--json"], catch_exceptions=False)
     rows = json.loads(done.stdout[: done.stdout.rindex("}") + 1])["rows"]
     assert all(r["total_tokens_per_s"] is None and "layers" in r["problem"] for r in rows)
 
@@ -216,9 +215,11 @@ def test_a_placement_without_a_plan_is_a_row_that_says_why(folder: Path) -> None
 def test_mistakes_in_a_study_are_named(folder: Path, before: str, after: str, says: str) -> None:
     (folder / "study.toml").write_text(STUDY.replace(before, after, 1))
     with pytest.raises(InputError, match=says):
-        CliRunner().invoke(helixbench.app, ["study", str(folder / "study.toml")], catch_exceptions=False)
+        CliRunner().invoke(front_door.app, ["study", str(folder / "study.toml")], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "studies").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[3] / "examples" / "studies").glob("*.toml")), ids=lambda p: p.stem
+)
 def test_committed_studies_are_valid(path: Path) -> None:
     assert load_study(path).title

@@ -1,0 +1,106 @@
+"""Bandwidth measured against the shaped rate, and all pairs in rounds against one pair after the other.
+
+    python -m benchmarks.links [--rates] [--rounds]
+
+Needs root, namespaces and iperf3. Prints tables; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from helixbench.profiler.network.records import NetworkProfile
+from helixbench.records import load_record
+
+MBIT = 1e6 / 8
+FAST_MBIT, SLOW_MBIT = 2000, 400
+PAIRS = {3: ("hub", "n3"), 10: ("hub", "n10"), 80: ("hub", "n80"), 400: ("hub", "n400"), 2000: ("fast", "n2000")}
+_CPU = {"hub": 0.3, "fast": 0.5, "n2000": 0.5}
+NUM_NODES = 8
+
+
+def rates_testbed() -> str:
+    """A link of each rate.
+
+    Only the two ends of the fastest have fast cards: a round then has one fast pair at most, for two cores carry no
+    more of them at full rate. They have no slow link, for a node with one sends single frames to all.
+    """
+    lines = []
+    for name in dict.fromkeys(end for pair in PAIRS.values() for end in pair):
+        card = FAST_MBIT if name in PAIRS[FAST_MBIT] else SLOW_MBIT
+        lines.append(
+            f'[[node]]\nname = "{name}"\ncpu = {_CPU.get(name, 0.1)}\nmemory = "10MB"\nbandwidth = "{card}Mbit"'
+        )
+    for rate, (a, b) in PAIRS.items():
+        lines.append(f'[[link]]\nbetween = ["{a}", "{b}"]\nbandwidth = "{rate}Mbit"')
+    return "\n".join([*lines, f'[coordinator]\ncpu = 0.2\nbandwidth = "{SLOW_MBIT}Mbit"']) + "\n"
+
+
+def rounds_testbed() -> str:
+    """Seven nodes and the coordinator, all alike."""
+    nodes = [f'[[node]]\nname = "n{index}"\ncpu = 0.2\nmemory = "10MB"' for index in range(1, NUM_NODES)]
+    return "\n".join([*nodes, '[network]\nbandwidth = "80Mbit"', "[coordinator]\ncpu = 0.2"]) + "\n"
+
+
+def measure(testbed: str, *options: str) -> NetworkProfile:
+    """``helixbench profile net`` on that testbed."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec, output = Path(folder) / "testbed.toml", Path(folder) / "network.json"
+        spec.write_text(testbed)
+        argv = [sys.executable, "-m", "helixbench", "profile", "net", "--testbed", str(spec), "-o", str(output)]
+        subprocess.run([*argv, *options], check=True, stdout=sys.stderr)
+        return load_record(output, NetworkProfile)
+
+
+def show_rates() -> None:
+    """Each shaped link and each card against what the testbed file says."""
+    network = measure(rates_testbed(), "--no-messages")
+    print(f"testbed: {network.testbed}")
+    print(f"{'link':<16}{'shaped':>8}{'measured Mbit/s':>17}{'ratio':>8}")
+    for rate, pair in PAIRS.items():
+        for src, dst in (pair, pair[::-1]):
+            link = network.link(src, dst)
+            assert link is not None
+            assert link.bandwidth_bytes_per_s is not None
+            measured = link.bandwidth_bytes_per_s / MBIT
+            print(f"{src + ' > ' + dst:<16}{rate:>8}{measured:>17.2f}{measured / rate:>8.3f}")
+    print(f"{'card':<16}{'shaped':>8}{'measured Mbit/s':>17}{'ratio':>8}")
+    for card in network.cards:
+        limit = card.limit_bytes_per_s()
+        shaped = FAST_MBIT if card.node in PAIRS[FAST_MBIT] else SLOW_MBIT
+        if limit is not None:
+            name, measured = f"{card.node} {card.direction}", limit / MBIT
+            print(f"{name:<16}{shaped:>8}{measured:>17.1f}{measured / shaped:>8.3f}")
+
+
+def show_rounds() -> None:
+    """Seconds for all pairs of eight nodes, both ways of going about it."""
+    options = ("--seconds", "1", "--no-cards", "--no-messages")
+    for name, more in (("rounds", ()), ("one pair after the other", ("--one-pair-at-a-time",))):
+        network = measure(rounds_testbed(), *options, *more)
+        rates = [link.bandwidth_bytes_per_s for link in network.links if link.bandwidth_bytes_per_s is not None]
+        attempts = sum(len(link.attempts_bytes_per_s) for link in network.links)
+        print(
+            f"{name:<26}{network.seconds:>7.1f} s for {len(network.links)} pairs ({attempts} measurements), "
+            f"{min(rates) / MBIT:.1f} to {max(rates) / MBIT:.1f} Mbit/s of 80"
+        )
+
+
+def main() -> None:
+    """What was asked for, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", action="store_true")
+    parser.add_argument("--rounds", action="store_true")
+    asked = parser.parse_args()
+    if asked.rates or not asked.rounds:
+        show_rates()
+    if asked.rounds or not asked.rates:
+        show_rounds()
+
+
+if __name__ == "__main__":
+    main()

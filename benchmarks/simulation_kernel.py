@@ -1,0 +1,63 @@
+"""The kernel beside SimPy: the same ring of nodes that hand messages on, so many events of each, interleaved.
+
+Run: ``python -m benchmarks.simulation_kernel [events]`` with SimPy installed (no dependency of helixbench).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator
+from typing import Any
+
+from helixbench.solver.simulation.event_loop import ARRIVAL, Kernel
+
+NODES = 24
+ROUNDS = 5
+
+
+def own(events: int) -> float:
+    """Seconds of CPU for so many events of the kernel."""
+    kernel = Kernel()
+
+    def arrive(number: int) -> None:
+        kernel.at(kernel.now_s + 0.001 + number * 1e-6, ARRIVAL, arrive, (number + 1) % NODES)
+
+    for number in range(NODES):
+        kernel.at(0.0, ARRIVAL, arrive, number)
+    began = time.process_time()
+    kernel.run(events)
+    return time.process_time() - began
+
+
+def with_simpy(events: int) -> float:
+    """Seconds of CPU for so many events of SimPy: a process a message, a timeout a hop."""
+    import simpy  # type: ignore[import-not-found]
+
+    env = simpy.Environment()
+
+    def message(number: int) -> Generator[Any, Any, None]:
+        while True:
+            yield env.timeout(0.001 + number * 1e-6)
+            number = (number + 1) % NODES
+
+    for number in range(NODES):
+        env.process(message(number))
+    began = time.process_time()
+    for _ in range(events):
+        env.step()
+    return time.process_time() - began
+
+
+def main(events: int) -> None:
+    """Print events/s of both and their ratio, interleaved."""
+    ratios = []
+    for _ in range(ROUNDS):
+        mine, theirs = own(events), with_simpy(events)
+        ratios.append(theirs / mine)
+        print(f"kernel {events / mine:9.0f} events/s   SimPy {events / theirs:9.0f} events/s   {ratios[-1]:.2f} times")
+    print(f"median {sorted(ratios)[ROUNDS // 2]:.2f} times")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200_000)

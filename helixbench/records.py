@@ -1,0 +1,197 @@
+"""Records on disk: one JSON object per file, its schema named first, read strictly and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from helixbench.errors import InputError
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+
+
+class _AnyRecord(msgspec.Struct):
+    schema: str
+
+
+class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """When, where and from what a record was made.
+
+    ``inputs`` maps the role of each file that it was made from (``"cluster"``, ``"plan"``) to that file's digest.
+    """
+
+    created: str = ""
+    host: str = ""
+    command: str = ""
+    versions: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    note: str = ""
+    source: str = ""
+
+
+def command_line() -> str:
+    """The command that this process was started with."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def provenance_now(
+    *, inputs: dict[str, str] | None = None, command: str = "", note: str = "", source: str = ""
+) -> Provenance:
+    """Provenance of a record made now, by ``command`` or else by this process."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for distribution in ("helixbench", "torch", "transformers", "pulp", "highspy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[distribution] = metadata.version(distribution)
+    commit = source_commit(Path(__file__).resolve().parents[1])
+    if commit:
+        versions["commit"] = commit
+    return Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=platform.node(),
+        command=command or command_line(),
+        versions=versions,
+        inputs=inputs or {},
+        note=note,
+        source=source,
+    )
+
+
+def source_commit(folder: Path) -> str:
+    """The commit that is checked out there; empty where it is no checkout, as for an installed package."""
+    git = folder / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="ascii").strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).exists():
+            return (git / name).read_text(encoding="ascii").strip()
+        packed = (git / "packed-refs").read_text(encoding="ascii").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def encode_record(record: msgspec.Struct) -> bytes:
+    """The record as indented JSON, fields in the order in which the type declares them."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+
+
+def digest(record: msgspec.Struct) -> str:
+    """Digest of a record's content: equal for equal records, whatever file they lie in."""
+    return "sha256:" + hashlib.sha256(msgspec.json.encode(record)).hexdigest()
+
+
+def decode_record(raw: bytes, record_type: type[RecordT], *, origin: str) -> RecordT:
+    """Typed record from JSON bytes.
+
+    Args:
+        raw: the JSON text.
+        record_type: a struct tagged by ``schema``.
+        origin: the file (or other source) to name in errors.
+
+    Raises:
+        InputError: not JSON, another schema, an unknown or missing field, a wrong type or a value out of range.
+    """
+    if not raw.strip():
+        raise InputError(f"{origin}: the file is empty; expected {_schema_of(record_type)}")
+    try:
+        msgspec.json.decode(raw, type=_AnyRecord)  # a lone struct's tag may be missing; a record's may not
+        return msgspec.json.decode(raw, type=record_type)
+    except msgspec.ValidationError as error:
+        schema = _schema_of(record_type)
+        raise InputError(
+            f"{origin}: {error}; expected {schema} (if another version of helixbench made it, make it again)"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{origin}: not a complete JSON file ({error}); make it again") from error
+
+
+def load_record(path: Path, record_type: type[RecordT]) -> RecordT:
+    """Read and validate one record; see ``decode_record`` for what is refused."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return decode_record(raw, record_type, origin=str(path))
+
+
+def save_record(path: Path, record: msgspec.Struct) -> None:
+    """Write a record whole or not at all: to a temporary file beside it, synced, then renamed over it."""
+    save_bytes(path, encode_record(record))
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+    finally:
+        if temporary:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a place that ``save_bytes`` cannot write to, before the work is done that is to be kept there.
+
+    Raises:
+        InputError: the folder cannot be made or written, or the path is a folder itself.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
+def _cannot_be_written(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); choose another place")
+
+
+def _schema_of(record_type: type[msgspec.Struct]) -> str:
+    return f"a {record_type.__struct_config__.tag} record"
+
+
+def require_unique(names: Sequence[str], *, field: str) -> None:
+    """Refuse a list in which one name stands twice.
+
+    Raises:
+        ValueError: naming the field and the repeated name.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{field}: {name!r} stands twice; names must differ")
+        seen.add(name)

@@ -1,0 +1,1 @@
+"""Timing a stage: which batches, how often, and what disturbs them."""

@@ -1,0 +1,1 @@
+"""A stage: a loaded layer range with its KV cache, run exactly as it is served."""

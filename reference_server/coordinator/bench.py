@@ -1,0 +1,253 @@
+"""Closed-loop load on an engine: a fixed number of requests in flight, a warm-up, and a steady window that counts."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import msgspec
+
+from helixbench.errors import MeasurementError
+from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.run_log import LinkUse, NodePoint, NodeUse, RequestRecord, TokenCount, Window
+from helixbench.reference_server.wire.messages import Counters, History, LinkCounters
+from helixbench.solver.problem.workload import Workload, draw_lengths
+from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+
+_COUNTERS_TIMEOUT_S = 60.0
+_INTERVALS = 60  # of the timeline, over the whole run
+
+
+class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What load to make.
+
+    Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. The warm-up ends when as many
+    requests as are in flight have finished, but not before ``warmup_s``.
+    """
+
+    workload: Workload
+    concurrency: int
+    seed: int
+    vocab_size: int
+    num_requests: int | None = None
+    duration_s: float | None = None
+    warmup_s: float = 0.0
+
+
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured; fields as in ``RunLog``."""
+
+    window: Window
+    prompt_tokens: int
+    output_tokens: int
+    requests: tuple[RequestRecord, ...]
+    nodes: dict[str, NodeUse]
+    links: tuple[LinkUse, ...]
+    timeline: tuple[TokenCount, ...]
+    node_timeline: dict[str, tuple[NodePoint, ...]]
+    cut_short: str
+
+
+class _Running(msgspec.Struct):
+    prompt_tokens: int
+    arrival_s: float
+    first_token_s: float | None = None
+    output_tokens: int = 0
+
+
+_Snapshot: TypeAlias = tuple[float, dict[str, Counters], dict[str, LinkCounters]]
+
+
+class _Load:
+    """The requests of a closed loop, and what became of them."""
+
+    def __init__(self, config: BenchConfig, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._clock = clock
+        # drawn as the simulator does: one seed, the same requests
+        self._lengths = draw_lengths(config.workload, random.Random(config.seed))
+        self._tokens = random.Random(f"tokens {config.seed}")
+        self._running: dict[int, _Running] = {}  # request -> its times
+        self._next_number = 0
+        self.finished: list[RequestRecord] = []
+        self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each event
+
+    def new_requests(self, count: int, now: float) -> list[Request]:
+        """That many requests, arriving at ``now``."""
+        requests = []
+        for _ in range(count):
+            prompt_tokens, output_tokens = next(self._lengths)
+            prompt = tuple(self._tokens.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
+            requests.append(Request(number=self._next_number, prompt=prompt, max_tokens=output_tokens))
+            self._running[self._next_number] = _Running(prompt_tokens, now)
+            self._next_number += 1
+        return requests
+
+    def record(self, events: list[TokenEvent]) -> list[Request]:
+        """Note what happened, now; every request that ended is followed by a new one."""
+        now = self._clock()
+        num_finished = len(self.finished)
+        for event in events:
+            running = self._running[event.request]
+            prompt_tokens = 0
+            if running.first_token_s is None:
+                running.first_token_s = now
+                prompt_tokens = running.prompt_tokens
+            running.output_tokens += 1
+            self.counts.append((now, prompt_tokens, 1))
+            if event.reason:
+                assert event.pipeline is not None, "nothing is aborted here"
+                del self._running[event.request]
+                self.finished.append(
+                    RequestRecord(
+                        arrival_s=running.arrival_s,
+                        first_token_s=running.first_token_s,
+                        finish_s=now,
+                        prompt_tokens=running.prompt_tokens,
+                        output_tokens=running.output_tokens,
+                        pipeline=event.pipeline,
+                    )
+                )
+        return self.new_requests(len(self.finished) - num_finished, now)
+
+
+def run_bench(
+    engine: Engine,
+    config: BenchConfig,
+    *,
+    on_progress: Callable[[str, float, float], None] = lambda _phase, _done, _total: None,
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> BenchResult:
+    """Run the load and measure.
+
+    Args:
+        engine: a served plan without other requests.
+        config: the load.
+        on_progress: told (phase, done, total) of the warm-up and the window, in seconds or requests.
+        is_interrupted: asked now and then; when true the window ends at once and what was measured is kept.
+
+    Raises:
+        MeasurementError: an agent failed, or the run was interrupted before the window began.
+    """
+    started = time.perf_counter()
+
+    def clock() -> float:
+        return time.perf_counter() - started
+
+    load = _Load(config, clock)
+
+    def step() -> None:
+        engine.step(50, on_events=load.record)
+
+    engine.submit(load.new_requests(config.concurrency, clock()))
+    while not is_interrupted() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
+        step()
+        on_progress("warming up", min(len(load.finished), config.concurrency), config.concurrency)
+    if is_interrupted():
+        raise MeasurementError("interrupted during the warm-up: nothing was measured")
+    begin = _snapshot(engine, step, clock)
+    warm_requests = len(load.finished)
+    while not is_interrupted() and not _is_over(config, clock() - begin[0], len(load.finished) - warm_requests):
+        step()
+        if config.duration_s is not None:
+            on_progress("measuring", min(clock() - begin[0], config.duration_s), config.duration_s)
+        elif config.num_requests is not None:
+            on_progress("measuring", min(len(load.finished) - warm_requests, config.num_requests), config.num_requests)
+    end = _snapshot(engine, step, clock)
+    return _result(load, begin, end, cut_short="interrupted" if is_interrupted() else "")
+
+
+def _is_over(config: BenchConfig, elapsed_s: float, num_finished: int) -> bool:
+    if config.num_requests is not None:
+        return num_finished >= config.num_requests
+    assert config.duration_s is not None
+    return elapsed_s >= config.duration_s
+
+
+def _snapshot(engine: Engine, step: Callable[[], None], clock: Callable[[], float]) -> _Snapshot:
+    """Counters of all nodes and of the coordinator's own links, and when; the load goes on meanwhile."""
+    engine.ask_counters()
+    asked_s = clock()
+    sent = dict(engine.sent)
+    while (counters := engine.counters()) is None:
+        step()
+        if clock() - asked_s > _COUNTERS_TIMEOUT_S:
+            raise MeasurementError(f"a node did not say what it did within {_COUNTERS_TIMEOUT_S:.0f} s")
+    return asked_s, counters, sent
+
+
+def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, cut_short: str) -> BenchResult:
+    window = Window(begin[0], end[0])
+    inside = [(p, o) for at, p, o in load.counts if window.start_s <= at < window.end_s]
+    return BenchResult(
+        window=window,
+        prompt_tokens=sum(p for p, _ in inside),
+        output_tokens=sum(o for _, o in inside),
+        requests=tuple(load.finished),
+        nodes={node: _node_use(begin[1][node], counters) for node, counters in end[1].items()},
+        links=tuple(_link_uses(begin, end)),
+        timeline=tuple(_timeline(load.counts, window.end_s)),
+        node_timeline={node: tuple(node_points(c.history, read_s=window.end_s)) for node, c in end[1].items()},
+        cut_short=cut_short,
+    )
+
+
+def _node_use(begin: Counters, end: Counters) -> NodeUse:
+    return NodeUse(
+        busy_s=end.busy_s - begin.busy_s,
+        iterations=end.iterations - begin.iterations,
+        prefill_tokens=end.prefill_tokens - begin.prefill_tokens,
+        decode_tokens=end.decode_tokens - begin.decode_tokens,
+        kv_peak_tokens=end.kv_peak_tokens,
+        processor_speed=end.processor_speed,
+        kv_capacity_tokens=end.kv_capacity_tokens,
+    )
+
+
+def node_points(history: History, *, read_s: float) -> list[NodePoint]:
+    """A node's series on the run's clock; ``read_s`` is when the node was asked. What was before the run is left out.
+
+    The node answers after the iteration that it was in, so its times are late by one iteration at most.
+    """
+    begin_s = read_s - history.age_s
+    points = []
+    for index, interval in enumerate(history.intervals):
+        start_s = begin_s + index * history.width_s
+        end_s = min(start_s + history.width_s, read_s)
+        if end_s <= max(start_s, 0.0):
+            continue
+        batch = interval.decode_tokens / interval.iterations if interval.iterations else None
+        busy = min(interval.busy_s / (end_s - start_s), 1.0)
+        points.append(NodePoint(end_s, batch, interval.kv_tokens, busy))
+    return points
+
+
+def _link_uses(begin: _Snapshot, end: _Snapshot) -> list[LinkUse]:
+    uses = [_link_use("coordinator", node, begin[2].get(node), sent) for node, sent in end[2].items()]
+    for node, counters in end[1].items():
+        uses += [_link_use(node, peer, begin[1][node].sent.get(peer), sent) for peer, sent in counters.sent.items()]
+    return uses
+
+
+def _link_use(src: str, dst: str, begin: LinkCounters | None, end: LinkCounters) -> LinkUse:
+    begin = begin or LinkCounters()
+    return LinkUse(
+        src=src,
+        dst=dst,
+        payload_bytes=end.payload_bytes - begin.payload_bytes,
+        messages=end.messages - begin.messages,
+        tokens=end.tokens - begin.tokens,
+    )
+
+
+def _timeline(counts: list[tuple[float, int, int]], until_s: float) -> list[TokenCount]:
+    width = until_s / _INTERVALS
+    prompts, outputs = [0] * _INTERVALS, [0] * _INTERVALS
+    for at, prompt, output in counts:
+        if at < until_s:
+            index = min(int(at / width), _INTERVALS - 1)
+            prompts[index] += prompt
+            outputs[index] += output
+    return [TokenCount((i + 1) * width, prompts[i], outputs[i]) for i in range(_INTERVALS)]

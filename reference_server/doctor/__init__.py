@@ -1,0 +1,1 @@
+"""Whether nodes are fit to be measured and to serve."""

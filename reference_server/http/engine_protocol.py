@@ -1,0 +1,64 @@
+"""What the HTTP front needs of an engine, and what the engine tells it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from helixbench.reference_server.node.token_sampling import SamplingParams
+
+FinishReason = Literal["", "stop", "length"]
+
+
+class TokenOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One output token. The last one of a request is ``finished`` and has a ``reason``; a stop token is given too."""
+
+    token: int
+    finished: bool = False
+    reason: FinishReason = ""
+
+    def __post_init__(self) -> None:
+        if self.finished != bool(self.reason):
+            raise ValueError(f"reason: need one for the last token and none before, got {self.reason!r}")
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``is_ready``: requests are served. ``detail`` says in words why not. ``nodes``: node -> its state in a word."""
+
+    is_ready: bool
+    detail: str = ""
+    nodes: dict[str, str] = {}
+
+
+class RequestRefused(ValueError):  # noqa: N818 - a verdict on the request, not a fault of the engine
+    """The request can never be served, e.g. its KV cache is larger than what the nodes hold together."""
+
+
+class EngineUnavailable(RuntimeError):  # noqa: N818 - a state of the cluster
+    """The cluster is down, or went down with requests in flight."""
+
+
+class EngineLike(Protocol):
+    """An engine that serves many requests at once, each as a stream of tokens."""
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: SamplingParams,
+        stop_token_ids: frozenset[int],
+    ) -> AsyncGenerator[TokenOut, None]:
+        """The tokens that follow ``prompt``, as they come. Closing it (``aclose``) aborts the request.
+
+        Raises:
+            RequestRefused: before the first token.
+            EngineUnavailable: at any time.
+        """
+        ...
+
+    def health(self) -> Health:
+        """How it stands now. Returns at once."""
+        ...

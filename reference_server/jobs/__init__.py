@@ -1,0 +1,1 @@
+"""Jobs that run in a process of their own beside a testbed."""

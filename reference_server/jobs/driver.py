@@ -1,0 +1,215 @@
+"""The process that acts as the coordinator: reads a job, connects to the agents, and does it.
+
+``python -m helixbench.reference_server.jobs.driver JOB.json``; exit codes as the command line's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from helixbench.errors import InputError
+from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.staleness import identity_of, stale_parts
+from helixbench.progress import Reporter
+from helixbench.records import digest, load_record, provenance_now, save_record
+from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
+from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, decode_job
+from helixbench.reference_server.jobs.process import Interrupted, do_job
+from helixbench.reference_server.profiling.cluster import profile_cluster
+from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.testbed.testbed import say_ready
+from helixbench.reference_server.testbed.wakeups import Wakeups
+from helixbench.reference_server.wire.client import Agents
+from helixbench.reference_server.wire.keys import load_key_file
+from helixbench.reference_server.wire.messages import Describe, Description
+from helixbench.solver.problem.plan import Plan
+
+
+def open_plan(
+    path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False
+) -> tuple[Plan, ModelFiles]:
+    """The plan and its model, checked to belong together and to the testbed.
+
+    With ``allow_stale`` other files of as many layers will do; see ``stale_parts_of``.
+
+    Raises:
+        InputError: they do not.
+    """
+    plan = load_record(path, Plan)
+    files = ModelFiles(model)
+    is_other = plan.model_digest != files.digest() and not allow_stale
+    if plan.num_layers != files.num_layers or is_other:
+        raise InputError(
+            f"{path}: made for model {plan.model} ({plan.num_layers} layers, {plan.model_digest or 'no digest'}), but "
+            f"--model {model} has {files.num_layers} layers and {files.digest()}; profile and solve for this model"
+        )
+    missing = sorted(set(plan.placement) - set(addresses))
+    if missing:
+        raise InputError(
+            f"{path}: placement names {', '.join(missing)}, which the testbed does not have "
+            f"(it has {', '.join(addresses)}); use the testbed that was profiled"
+        )
+    return plan, files
+
+
+def stale_parts_of(
+    plan: Plan, files: ModelFiles, described: Mapping[str, Description], *, allow_stale: bool
+) -> tuple[str, ...]:
+    """Where the profile behind the plan was made on another device, version or model than is here.
+
+    Raises:
+        InputError: there is such a place, and it was not allowed.
+    """
+    lines = stale_parts(
+        {name: node.made_on for name, node in plan.nodes.items()},
+        {name: identity_of(answer.device, answer.versions) for name, answer in described.items()},
+    )
+    if plan.model_digest != files.digest():
+        lines = (f"model: {plan.model_digest} -> {files.digest()}", *lines)
+    if lines and not allow_stale:
+        raise InputError(
+            "the plan's profile was made on something else than is served on now:\n  "
+            + "\n  ".join(lines)
+            + "\nProfile and solve again, or say --allow-stale: every output then says so."
+        )
+    return lines
+
+
+def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
+    if isinstance(job, BenchJob):
+        return load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
+    return load_plan(agents, plan, files)
+
+
+def run_profile(job: ProfileJob, reporter: Reporter) -> None:
+    """Profile the cluster into the job's output file."""
+    profile_cluster(job.config, load_key_file(job.config.key_file), reporter)
+
+
+def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
+    """Measure, and write the run log.
+
+    Raises:
+        InputError: plan, model and testbed do not belong together, or the load can never be served.
+        MeasurementError: an agent failed, or the run was interrupted before anything was measured.
+    """
+    interrupted = Interrupted()
+    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
+    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
+    with Agents(used, load_key_file(job.key_file)) as agents:
+        agents.require_present()
+        described = _describe(agents)
+        stale = stale_parts_of(plan, files, described, allow_stale=job.allow_stale)
+        engine = _serve_plan(agents, plan, files, job)
+        largest = engine.coordinator.largest_request_tokens()
+        if job.workload.max_kv_tokens - 1 > largest:
+            raise InputError(
+                f"the workload's longest request needs {job.workload.max_kv_tokens - 1} KV slots; "
+                f"the plan's pipelines hold {largest} at most: use shorter requests, or solve for this workload"
+            )
+        config = BenchConfig(
+            workload=job.workload,
+            concurrency=job.concurrency,
+            seed=job.seed,
+            vocab_size=int(files.config.vocab_size),
+            num_requests=job.num_requests,
+            duration_s=job.duration_s,
+        )
+        wakeups = Wakeups.granted()
+        wakeups.transport(is_serving=True)
+        wakeups.waiting()
+        result = run_bench(
+            engine,
+            config,
+            on_progress=reporter.update,
+            is_interrupted=lambda: interrupted.is_set,
+        )
+        wakeups.computing()
+    devices = {node: answer.device.name for node, answer in described.items()}
+    log = _run_log(job, plan, engine, result, devices)
+    save_record(job.output, msgspec.structs.replace(log, stale=stale))
+    _say_stale(stale, reporter)
+    if result.cut_short:
+        reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
+
+
+def _describe(agents: Agents) -> dict[str, Description]:
+    return agents.ask({node: Describe() for node in agents.addresses}, Description, timeout_s=10.0)
+
+
+def _say_stale(stale: tuple[str, ...], reporter: Reporter) -> None:
+    for line in stale:
+        reporter.say(f"stale profile: {line}")
+
+
+def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, devices: dict[str, str]) -> RunLog:
+    return RunLog(
+        plan=plan,
+        workload=job.workload,
+        concurrency=job.concurrency,
+        routing=job.routing,
+        seed=job.seed,
+        window=result.window,
+        prompt_tokens=result.prompt_tokens,
+        output_tokens=result.output_tokens,
+        requests=result.requests,
+        pipelines=tuple(tuple((hop.node, hop.start, hop.end) for hop in p) for p in engine.pipelines),
+        nodes=result.nodes,
+        links=result.links,
+        timeline=result.timeline,
+        node_timeline=result.node_timeline,
+        device_names=devices,
+        regions={node: use.region for node, use in plan.nodes.items() if use.region},
+        testbed=job.testbed,
+        cut_short=result.cut_short,
+        provenance=provenance_now(inputs={"plan": digest(plan)}, command=job.command),
+    )
+
+
+def run_serve(job: ServeJob, reporter: Reporter) -> None:
+    """Serve HTTP until a signal comes.
+
+    Raises:
+        InputError: plan, model and testbed do not belong together.
+        MeasurementError: an agent died.
+    """
+    from helixbench.reference_server.http.engine_thread import serve_http
+
+    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
+    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
+    with Agents(used, load_key_file(job.key_file)) as agents:
+        agents.require_present()
+        _say_stale(stale_parts_of(plan, files, _describe(agents), allow_stale=job.allow_stale), reporter)
+        engine = _serve_plan(agents, plan, files, job)
+        reporter.say(f"{job.testbed}")
+        reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
+        serve_http(engine, files, socket_fd=job.socket_fd)
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job in that file; returns the exit code."""
+    job = decode_job(Path(arguments[0]).read_bytes())
+    return do_job(lambda reporter: _run(job, reporter))
+
+
+def _run(job: Job, reporter: Reporter) -> None:
+    if isinstance(job, ProfileJob):
+        run_profile(job, reporter)
+    elif isinstance(job, BenchJob):
+        run_bench_job(job, reporter)
+    else:
+        run_serve(job, reporter)
+
+
+if __name__ == "__main__":
+    import torch
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - slow to import: before the CPU is limited
+
+    torch.set_num_threads(1)
+    say_ready()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""What a driver is told to do: one JSON object, read by ``python -m helixbench.reference_server.jobs.driver``.
+
+The driver is the process that acts as the coordinator, inside the coordinator's namespace and CPU share of a testbed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from helixbench.reference_server.profiling.config import ProfileConfig
+from helixbench.reference_server.run_log import Routing
+from helixbench.solver.problem.workload import Workload
+
+
+class ProfileJob(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
+    """Profile the cluster into a file."""
+
+    config: ProfileConfig
+
+
+class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
+    """Serve a plan under closed-loop load, and write the run log.
+
+    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``. ``command`` is the user's.
+    ``allow_stale``: also where the profile was made on another device, version or model.
+    """
+
+    command: str
+    plan: Path
+    model: str
+    addresses: dict[str, str]
+    key_file: Path
+    testbed: str
+    output: Path
+    workload: Workload
+    concurrency: int
+    routing: Routing
+    seed: int
+    num_requests: int | None = None
+    duration_s: float | None = None
+    allow_stale: bool = False
+
+
+class ServeJob(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
+    """Serve a plan over HTTP on a socket that is already listening, given by its file descriptor."""
+
+    plan: Path
+    model: str
+    addresses: dict[str, str]
+    key_file: Path
+    testbed: str
+    socket_fd: int
+    url: str
+    allow_stale: bool = False
+
+
+Job: TypeAlias = ProfileJob | BenchJob | ServeJob
+
+
+def encode_job(job: Job) -> bytes:
+    """The job as JSON."""
+    return msgspec.json.encode(job, enc_hook=str)  # of the types in a job only Path is not msgspec's own
+
+
+def decode_job(raw: bytes) -> Job:
+    """The job from JSON."""
+    job: Job = msgspec.json.decode(raw, type=Job, dec_hook=lambda type_, value: type_(value))
+    return job

@@ -1,0 +1,1 @@
+"""The process on a node: an agent and its runtime."""

@@ -1,0 +1,402 @@
+"""The process on a node: describes itself, measures itself, holds a layer range and serves it, all in one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+import zmq
+
+from helixbench.errors import HelixbenchError, InputError, MeasurementError
+from helixbench.profiler.cost.padding import require_row_sizes
+from helixbench.profiler.device import describe_device
+from helixbench.profiler.measure.memory import out_of_memory_is
+from helixbench.profiler.model.dtypes import torch_dtype
+from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.stage.stage import Stage, preload
+from helixbench.reference_server.doctor.gather import gather_facts
+from helixbench.reference_server.doctor.messages import ClockRead, Examine, Examined, ReadClock
+from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
+from helixbench.reference_server.node.versions import library_versions
+from helixbench.reference_server.profiling import links as link_probe
+from helixbench.reference_server.profiling import node as self_profile
+from helixbench.reference_server.testbed.heap import keep_heap
+from helixbench.reference_server.testbed.pacing import Pacer, take_short_turns
+from helixbench.reference_server.testbed.wakeups import Wakeups
+from helixbench.reference_server.wire.keys import load_key_file
+from helixbench.reference_server.wire.link_messages import IperfServe, MeasureFlows, MeasureLink
+from helixbench.reference_server.wire.messages import (
+    Answer,
+    Command,
+    Counters,
+    Describe,
+    Description,
+    Done,
+    Echo,
+    Echoed,
+    Failed,
+    LinkCounters,
+    Load,
+    Loaded,
+    Profile,
+    ReadCounters,
+    Sampled,
+    Shutdown,
+    Work,
+    decode_command,
+)
+from helixbench.reference_server.wire.transport import Transport, reply, send
+from helixbench.solver.scheduling.history import HistoryKeeper
+
+_log = logging.getLogger(__name__)
+_IDLE_POLL_MS = 1_000
+MAX_ECHO_BYTES = 1 << 24
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is started with.
+
+    ``cpu_share`` below 1 stands in for a slower processor: iterations are held back to it (see ``pacing``). ``None``:
+    they are not. A CUDA device cannot be slowed down.
+    """
+
+    listen: str
+    key: Path
+    device: str = "cpu"
+    memory_bytes: float | None = None
+    cpu_share: float | None = None
+
+
+class Agent:
+    """One node's loop: take what came, run an iteration, send what it gave."""
+
+    def __init__(self, config: AgentConfig, wakeups: Wakeups | None = None) -> None:
+        self._config = config
+        self._wakeups = wakeups or Wakeups(is_realtime=False)
+        self.torch_device = _torch_device(config.device)
+        if config.cpu_share is not None and self.torch_device.type != "cpu":
+            # It is counted in this process's CPU time, in which a device that works beside it does not appear.
+            raise InputError(
+                f"--cpu-share {config.cpu_share:g}: only slows a node on cpu; with {config.device} leave it out"
+            )
+        self.device = describe_device(config.device, memory_bytes=config.memory_bytes, cpu_share=config.cpu_share)
+        self.transport = Transport(load_key_file(config.key))
+        try:
+            self._router, self.address = self.transport.listen(config.listen)
+        except InputError:
+            self.transport.close()
+            raise
+        self._runtime: NodeRuntime | None = None
+        self._peers: dict[str, zmq.Socket[bytes]] = {}  # node -> socket that work for it goes out on
+        self._controller: bytes | None = None  # who loaded the stage, and gets its tokens
+        self._sent: dict[str, LinkCounters] = {}  # peer -> what went there
+        self._busy_s = 0.0
+        self._iterations = 0
+        self._tokens = {True: 0, False: 0}  # is decode -> tokens run
+        self._history = HistoryKeeper()
+        self.pacer = None if config.cpu_share is None else Pacer(config.cpu_share, self._wakeups)
+        self._stopped = False
+        self._iperf = link_probe.IperfEnd()
+        self._handlers: dict[type[Command], Callable[..., Answer]] = {
+            Describe: self._describe,
+            Load: self.load,
+            Profile: self._profile,
+            ReadCounters: self._counters,
+            IperfServe: lambda command: self._iperf.serve(command.count),
+            MeasureLink: lambda command: link_probe.measure_link(self.transport, command),
+            MeasureFlows: link_probe.measure_flows,
+            Examine: lambda _: Examined(gather_facts()),
+            ReadClock: lambda _: ClockRead(time.time()),
+            Shutdown: self._shutdown,
+        }
+
+    def serve(self) -> None:
+        """Run until told to stop."""
+        while not self._stopped:
+            try:
+                self.turn(_IDLE_POLL_MS)
+            except HelixbenchError as error:
+                self._fail(self._controller, error)
+
+    def stop(self) -> None:
+        """Leave the loop after this turn."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._iperf.close()
+        self.transport.close()
+
+    def turn(self, timeout_ms: int) -> bool:
+        """One round of the loop; ``True`` when an iteration ran.
+
+        Everything that the server does per iteration happens in here, so this is what the profiler times.
+
+        Raises:
+            HelixbenchError: the iteration could not be run, or its result not be sent.
+        """
+        has_work = self._runtime is not None and self._runtime.has_work
+        wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
+        if self._runtime is not None:
+            self._wakeups.waiting()
+        is_anything = self._router.poll(wait_ms)
+        begin = time.perf_counter()
+        try:
+            return self._take_turn(begin) if is_anything or has_work else False
+        finally:
+            self._wakeups.computing()
+
+    def _take_turn(self, begin: float) -> bool:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._receive(self._router.recv_multipart(zmq.NOBLOCK))
+        if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
+            return False
+        decoded = self._tokens[True]
+        self._wakeups.computing()
+        going = self._runtime.run_batch(self._tokens)
+        if self.pacer is not None:
+            self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
+        self._runtime.ended()
+        for outbound in going:
+            self._send(outbound)
+        end = time.perf_counter()
+        kv_tokens = self._runtime.stage.kv.used_tokens
+        self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
+        self._busy_s += end - begin
+        self._iterations += 1
+        return True
+
+    def load(self, command: Load) -> Loaded:
+        """Hold another layer range; what was held and queued before is dropped.
+
+        Raises:
+            InputError: the model differs from the one meant, or the range does not fit the memory.
+        """
+        self.unload()
+        files = self.open_model(command.model, command.model_digest)
+        dtype = torch_dtype(command.dtype)
+        self._require_room(files, command)
+        what = f"layers [{command.start},{command.end}) with {command.kv_capacity_tokens} KV tokens"
+        with out_of_memory_is(InputError, what):
+            stage = Stage(
+                files,
+                start=command.start,
+                end=command.end,
+                kv_capacity_tokens=command.kv_capacity_tokens,
+                dtype=dtype,
+                device=self.torch_device,
+            )
+        self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
+        self._runtime = NodeRuntime(
+            command.node,
+            stage,
+            max_batch_tokens=command.max_batch_tokens,
+            max_decode_batch=command.max_decode_batch,
+        )
+        stage.row_sizes = command.row_sizes
+        if self.pacer is not None:
+            self.pacer.pace = command.pace or self.pacer.pace
+            stage.between_layers = self.pacer.look
+            self.pacer.forget()
+        self._wakeups.transport(is_serving=True)
+        return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
+
+    def _require_room(self, files: ModelFiles, command: Load) -> None:
+        """Check that weights and KV cache fit, before anything is loaded."""
+        try:
+            require_row_sizes(command.row_sizes)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        sizes = (command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch)
+        if any(size is not None and size < 1 for size in sizes):
+            got = ", ".join(str(size) for size in sizes)
+            raise InputError(f"kv_capacity_tokens, max_batch_tokens, max_decode_batch: need >= 1, got {got}")
+        dtype = torch_dtype(command.dtype)
+        weight_bytes = files.range_bytes(command.start, command.end, dtype=dtype)
+        kv_bytes_per_token = files.facts(dtype=dtype).kv_bytes_per_token_per_layer * (command.end - command.start)
+        capacity = int((self.device.memory_bytes - weight_bytes) // kv_bytes_per_token)
+        if capacity < command.kv_capacity_tokens:
+            raise InputError(
+                f"layers [{command.start},{command.end}) take {weight_bytes / 1e6:.0f} MB of "
+                f"{self.device.memory_bytes / 1e6:.0f} MB and leave room for {max(capacity, 0)} KV tokens of the "
+                f"{command.kv_capacity_tokens} needed; give the node more memory, or profile and solve again"
+            )
+
+    def unload(self) -> None:
+        """Drop the stage, its queue, its peers and its counters."""
+        self._wakeups.transport(is_serving=False)
+        for socket in self._peers.values():
+            socket.close()
+        self._peers, self._runtime, self._sent = {}, None, {}
+        self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
+        self._history = HistoryKeeper()
+
+    def open_model(self, model: str, digest: str) -> ModelFiles:
+        """The model's files, checked to be the ones that the other end means.
+
+        Raises:
+            InputError: they are not.
+        """
+        files = ModelFiles(model)
+        if files.digest() != digest:
+            raise InputError(f"model {model}: its files on this node differ from the coordinator's; copy them again")
+        return files
+
+    @property
+    def runtime(self) -> NodeRuntime:
+        """The stage that is loaded, ready to run."""
+        assert self._runtime is not None, "nothing is loaded"
+        return self._runtime
+
+    def tell(self, identity: bytes, answer: Answer, payload: bytes | None = None) -> int:
+        """Answer a peer; returns the bytes sent, 0 where the peer has gone: it is not waited for."""
+        try:
+            return reply(self._router, identity, answer, payload)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            _log.warning("a peer has gone before its answer (%s)", type(answer).__name__)
+            return 0
+
+    def tell_controller(self, answer: Answer) -> int:
+        """Answer whoever loaded the stage or asked for the profile; returns the bytes sent."""
+        assert self._controller is not None, "nobody has asked for anything"
+        return self.tell(self._controller, answer)
+
+    def send_to_peer(self, peer: str, work: Work, payload: memoryview | None) -> int:
+        """Hand work to the next node; returns the bytes sent.
+
+        Raises:
+            MeasurementError: a node that was not among the peers when the stage was loaded.
+        """
+        if peer not in self._peers:
+            raise MeasurementError(f"a pipeline goes on to node {peer}, whose address was not given")
+        return send(self._peers[peer], work, payload)
+
+    def discard_message(self, timeout_ms: int) -> None:
+        """Take the next message off the socket and drop it."""
+        if self._router.poll(timeout_ms):
+            self._router.recv_multipart()
+
+    def _receive(self, frames: list[bytes]) -> None:
+        identity, header, *rest = frames
+        try:
+            if len(rest) > 1:
+                raise MeasurementError(f"a message of {len(frames)} frames was received; at most 3 are sent")
+            command = decode_command(header)
+            if isinstance(command, Work):
+                if self._runtime is None:
+                    raise MeasurementError("work came before a layer range was loaded")
+                if command.opens:
+                    self._wakeups.computing()  # the KV cache may be packed
+                self._runtime.accept(command, rest[0] if rest else None)
+            elif isinstance(command, Echo):
+                self._echo(identity, command, rest)
+            else:
+                self._wakeups.computing()
+                if isinstance(command, Load | Profile):
+                    self._controller = identity
+                self.tell(identity, self._handlers[type(command)](command))
+        except HelixbenchError as error:
+            self._fail(identity, error)
+
+    def _echo(self, identity: bytes, command: Echo, rest: list[bytes]) -> None:
+        if not 0 <= command.reply_bytes <= MAX_ECHO_BYTES:
+            raise MeasurementError(f"an echo of {command.reply_bytes} bytes was asked for; at most {MAX_ECHO_BYTES}")
+        payload = bytes(command.reply_bytes) if command.reply_bytes else None
+        self.tell(identity, Echoed(command.number, len(rest[0]) if rest else 0), payload)
+
+    def _fail(self, identity: bytes | None, error: HelixbenchError) -> None:
+        _log.error("%s", error)
+        answer = Failed(str(error), error.exit_code)
+        for listener in {identity, self._controller} - {None}:
+            assert listener is not None
+            self.tell(listener, answer)
+
+    def _send(self, outbound: Outbound) -> None:
+        if isinstance(outbound.message, Sampled):
+            size = self.tell_controller(outbound.message)
+        else:
+            assert outbound.peer is not None
+            size = self.send_to_peer(outbound.peer, outbound.message, outbound.payload)
+        name = outbound.peer or "coordinator"
+        before = self._sent.get(name, LinkCounters())
+        self._sent[name] = LinkCounters(
+            before.payload_bytes + size, before.messages + 1, before.tokens + outbound.tokens
+        )
+
+    def _describe(self, _: Describe) -> Description:
+        return Description(device=self.device, versions=library_versions(), cpu_share=self._config.cpu_share)
+
+    def _profile(self, command: Profile) -> Answer:
+        return self_profile.profile(self, command)
+
+    def _counters(self, _: ReadCounters) -> Counters:
+        if self._runtime is None:
+            raise MeasurementError("no layer range is loaded, so there is nothing to count")
+        kv = self._runtime.stage.kv
+        peak, kv.peak_tokens = kv.peak_tokens, kv.used_tokens
+        return Counters(
+            busy_s=self._busy_s,
+            iterations=self._iterations,
+            prefill_tokens=self._tokens[False],
+            decode_tokens=self._tokens[True],
+            kv_peak_tokens=peak,
+            kv_capacity_tokens=kv.capacity_tokens,
+            sent=dict(self._sent),
+            processor_speed=None if self.pacer is None else self.pacer.mean_speed(),
+            history=self._history.read(time.perf_counter()),
+        )
+
+    def _shutdown(self, _: Shutdown) -> Done:
+        self.stop()
+        return Done()
+
+
+def _torch_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: need cpu or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: need cpu or cuda:N")
+    return device
+
+
+def run_agent(config: AgentConfig) -> None:
+    """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; the address goes to stdout as one JSON line when it listens."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    torch.set_num_threads(1)
+    keep_heap()
+    if config.cpu_share is not None:
+        take_short_turns()
+    preload()  # before the CPU is limited, which happens when the address is told
+    agent = Agent(config, Wakeups.granted() if config.cpu_share is not None else None)
+    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    print(json.dumps({"listening": agent.address}), flush=True)
+    try:
+        agent.serve()
+    except KeyboardInterrupt:
+        _log.info("interrupted")
+    finally:
+        agent.close()
+
+
+if __name__ == "__main__":
+    import typer
+
+    from helixbench.reference_server.cli import agent
+
+    typer.run(agent)

@@ -1,0 +1,1 @@
+"""Profiling a cluster through the agents that serve it."""

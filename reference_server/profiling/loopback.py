@@ -1,0 +1,140 @@
+"""The ring on which an agent measures itself: a batch that it sends to itself comes back for the next iteration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.measure.cuda_timer import CudaTimer
+from helixbench.profiler.measure.grid import GridPoint, Iterate
+from helixbench.profiler.measure.memory import out_of_memory_is, workspace_bytes
+from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.stage.stage import Stage
+from helixbench.reference_server.node.runtime import tensor_bytes
+from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.reference_server.wire.messages import Hop, OpenRequest, Work, WorkItem
+
+if TYPE_CHECKING:
+    from helixbench.reference_server.node.agent import Agent
+
+SELF, RING = "self", "ring"
+"""Names of the node in its own pipelines: as what runs a batch, and as the peer that it goes on to."""
+_TURN_TIMEOUT_MS = 60_000
+_REHEARSED_LOGITS = 32
+
+
+class Ring:
+    """Runs a batch again and again by sending it round; embedding and head run alone.
+
+    Attributes:
+        timer: of what the device does in an iteration, where it has a clock of its own.
+    """
+
+    def __init__(self, agent: Agent, files: ModelFiles, *, end: int) -> None:
+        self._agent = agent
+        self._end = end
+        self._next_request = 0
+        stage = agent.runtime.stage
+        last = files.num_layers - 1
+        with out_of_memory_is(InputError, "the model's first and last layer, to measure embedding and head"):
+            self._first, self._last = (
+                Stage(files, start=start, end=start + 1, kv_capacity_tokens=1, dtype=stage.dtype, device=stage.device)
+                for start in (0, last)
+            )
+        self.timer = CudaTimer(stage.device) if stage.device.type == "cuda" else None
+        agent.runtime.device_timer = self.timer or nullcontext()
+
+    @contextmanager
+    def run(self, point: GridPoint) -> Iterator[Iterate]:
+        """The function that runs one iteration of the batch."""
+        stage = self._agent.runtime.stage
+        generator = torch.Generator().manual_seed(point.num_tokens)
+        hidden = torch.randn((point.num_tokens, stage.hidden_size), generator=generator).to(stage.dtype)
+        if point.part == "embedding":
+            ids = torch.randint(stage.vocab_size, (point.num_tokens,), generator=generator)
+            yield self._paced(lambda: self._embed(ids), rehearse=lambda: self._embed(ids))
+        elif point.part == "head":
+            on_device, small = hidden.to(stage.device), self._last.with_vocabulary(_REHEARSED_LOGITS)
+            yield self._paced(
+                lambda: self._sample(self._last, on_device), rehearse=lambda: self._sample(small, on_device)
+            )
+        else:
+            requests = self._open(point)
+            self._agent.send_to_peer(RING, self._work(point, requests), tensor_bytes(hidden))
+            yield self._turn
+            # Not after an error: what failed has been taken in and comes back no more, and the stage is dropped.
+            self._agent.discard_message(_TURN_TIMEOUT_MS)
+            self._agent.runtime.accept(Work(closes=tuple(requests)), None)
+
+    def workspace_bytes(self, points: Sequence[GridPoint]) -> float:
+        """Peak memory of these batches beside weights and KV cache, messages included.
+
+        They must be the first of all: later ones find memory that the process kept.
+        """
+
+        def run_each() -> None:
+            for point in points:
+                with self.run(point) as iterate:
+                    iterate()
+
+        return workspace_bytes(run_each, device=self._agent.torch_device)
+
+    def _embed(self, ids: torch.Tensor) -> None:
+        with out_of_memory_is(MeasurementError, "the embedding"), self._agent.runtime.device_timer:
+            hidden = self._first.embed(ids)
+        if hidden.is_cuda:
+            torch.cuda.synchronize(hidden.device)  # it stays there: the first layer follows
+
+    def _sample(self, stage: Stage, hidden: torch.Tensor) -> None:
+        with out_of_memory_is(MeasurementError, "the head"), self._agent.runtime.device_timer:
+            tokens = stage.head(hidden).argmax(dim=-1)
+        tokens.cpu()  # they are sent on, so they are copied
+
+    def _paced(self, iterate: Iterate, *, rehearse: Iterate) -> Iterate:
+        """As slow as the node is to be: an iteration of the agent's loop is that by itself.
+
+        In the agent's loop embedding and head are a part of the layers' iteration, which holds the CPU time of holding
+        back, and of beginning with caches that others have used. Here that is left out: it is more than a token's
+        embedding. ``rehearse`` brings the code back into the caches, the weights as little as it can.
+        """
+        pacer = self._agent.pacer
+        if pacer is None:
+            return iterate
+
+        def paced() -> None:
+            begin = time.perf_counter()
+            rehearse()  # while there would be waiting
+            pacer.forget()
+            iterate()
+            pacer.hold(begin)
+            pacer.wakeups.computing()
+
+        return paced
+
+    def _turn(self) -> None:
+        if not self._agent.turn(_TURN_TIMEOUT_MS):
+            raise MeasurementError("the profiled batch did not come back over the node's own socket")
+
+    def _open(self, point: GridPoint) -> list[int]:
+        sizes = [past + new for past, new in point.prefills] + [past + 1 for past in point.decodes]
+        requests = list(range(self._next_request, self._next_request + len(sizes)))
+        self._next_request += len(sizes)
+        hops = (Hop(SELF, self._end - point.num_layers, self._end), Hop(RING, self._end, self._end + 1))
+        opens = tuple(
+            OpenRequest(request, hops, size, SamplingParams()) for request, size in zip(requests, sizes, strict=True)
+        )
+        self._agent.runtime.accept(Work(opens=opens), None)
+        return requests
+
+    def _work(self, point: GridPoint, requests: list[int]) -> Work:
+        parts = [(past, new, False) for past, new in point.prefills] + [(past, 1, True) for past in point.decodes]
+        items = tuple(
+            WorkItem(request, past, new, sample=True, is_decode=is_decode)
+            for request, (past, new, is_decode) in zip(requests, parts, strict=True)
+        )
+        return Work(items=items, dtype=str(self._agent.runtime.stage.dtype).removeprefix("torch."))

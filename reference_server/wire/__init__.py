@@ -1,0 +1,1 @@
+"""Messages between processes, their transport, and the keys that authenticate them."""

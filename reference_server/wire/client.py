@@ -1,0 +1,148 @@
+"""The coordinator's end of the wire: one connection to each agent, questions and answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from helixbench.errors import HelixbenchError, InputError, MeasurementError
+from helixbench.reference_server.wire.keys import ClusterKey
+from helixbench.reference_server.wire.messages import Answer, Command, Failed, Progress, decode_answer
+from helixbench.reference_server.wire.transport import Transport, send
+
+_CONNECT_S = 10.0
+AnswerT = TypeVar("AnswerT")
+
+
+class AgentFailedError(HelixbenchError):
+    """An agent says that it cannot do what it was asked; carries the exit code that the agent gave."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Agents:
+    """Connections to the agents of a cluster.
+
+    Args:
+        addresses: node -> host:port.
+        key: the cluster's.
+    """
+
+    def __init__(self, addresses: Mapping[str, str], key: ClusterKey) -> None:
+        self._transport = Transport(key)
+        self.addresses = dict(addresses)
+        self._sockets = {node: self._transport.connect(address) for node, address in addresses.items()}
+        self._poller = zmq.Poller()
+        self._node_of: dict[zmq.Socket[bytes], str] = {}  # data socket -> node
+        self._monitored: dict[zmq.Socket[bytes], str] = {}  # monitor socket -> node
+        for node, socket in self._sockets.items():
+            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._node_of[socket] = node
+            self._monitored[monitor] = node
+            self._poller.register(socket, zmq.POLLIN)
+            self._poller.register(monitor, zmq.POLLIN)
+
+    def __enter__(self) -> Agents:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for socket in self._sockets.values():
+            socket.disable_monitor()
+        self._transport.close()
+
+    def send(self, node: str, message: Command, payload: bytes | memoryview | None = None) -> int:
+        """Send to a node's agent; returns the bytes sent."""
+        return send(self._sockets[node], message, payload)
+
+    def watch(self, socket: zmq.Socket[bytes] | int) -> None:
+        """Let ``receive`` return early when this socket or file descriptor becomes readable."""
+        self._poller.register(socket, zmq.POLLIN)
+
+    def receive(self, timeout_ms: int) -> Iterator[tuple[str, Answer]]:
+        """What agents sent, as (node, answer), waiting at most ``timeout_ms`` for the first.
+
+        Raises:
+            MeasurementError: a connection to an agent broke, or an answer is not understood.
+            AgentFailedError: an agent reports a failure.
+        """
+        for ready, _ in self._poller.poll(timeout_ms):
+            if ready in self._monitored:
+                recv_monitor_message(ready)
+                node = self._monitored[ready]
+                raise MeasurementError(
+                    f"node {node}: the agent at {self.addresses[node]} closed the connection; see its log"
+                )
+            if ready in self._node_of:
+                yield from self._drain(ready)
+
+    def _drain(self, socket: zmq.Socket[bytes]) -> Iterator[tuple[str, Answer]]:
+        node = self._node_of[socket]
+        while True:
+            try:
+                header, *_ = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            answer = decode_answer(header)
+            if isinstance(answer, Failed):
+                raise AgentFailedError(f"node {node}: {answer.message}", answer.exit_code)
+            yield node, answer
+
+    def ask(
+        self,
+        commands: Mapping[str, Command],
+        expected: type[AnswerT],
+        *,
+        timeout_s: float,
+        on_progress: Callable[[str, Progress], None] = lambda _node, _progress: None,
+    ) -> dict[str, AnswerT]:
+        """Ask several nodes at once, wait for all: node -> answer. A node that reports progress is given new time.
+
+        Raises:
+            MeasurementError: a node answers something else, or not in time.
+            AgentFailedError: a node could not do it.
+        """
+        for node, command in commands.items():
+            self.send(node, command)
+        answers: dict[str, AnswerT] = {}
+        deadline = time.monotonic() + timeout_s
+        while len(answers) < len(commands):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                missing = ", ".join(f"{n} ({self.addresses[n]})" for n in commands if n not in answers)
+                raise MeasurementError(f"no answer within {timeout_s:.0f} s from {missing}; see the agents' logs")
+            for node, answer in self.receive(int(left_s * 1000) + 1):
+                if isinstance(answer, Progress):
+                    deadline = time.monotonic() + timeout_s
+                    on_progress(node, answer)
+                elif isinstance(answer, expected):
+                    answers[node] = answer
+                else:
+                    raise MeasurementError(f"node {node}: answered {type(answer).__name__}, not {expected.__name__}")
+        return answers
+
+    def ask_one(self, node: str, command: Command, expected: type[AnswerT], *, timeout_s: float) -> AnswerT:
+        """Ask one node; see ``ask``."""
+        return self.ask({node: command}, expected, timeout_s=timeout_s)[node]
+
+    def require_present(self) -> None:
+        """Check that every agent answers.
+
+        Raises:
+            InputError: one does not: nothing listens there, or it holds another cluster's key.
+        """
+        from helixbench.reference_server.wire.messages import Describe, Description
+
+        try:
+            self.ask({node: Describe() for node in self._sockets}, Description, timeout_s=_CONNECT_S)
+        except MeasurementError as error:
+            raise InputError(f"{error} Is each agent started, reachable, and holding the same key?") from error

@@ -1,0 +1,307 @@
+"""What goes over the wire: one typed header in msgpack, then the raw bytes of at most one tensor.
+
+The coordinator talks to every agent (``Command``), agents hand work on to each other (``Work``) and answer the
+coordinator (``Answer``). Nothing else is accepted: unknown types, wrong values and overlong headers are errors.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from helixbench.errors import MeasurementError
+from helixbench.profiler.cluster import CostSample, Device
+from helixbench.profiler.cost.padding import RowSizes
+from helixbench.profiler.measure.pace import Pace, Sensitivity
+from helixbench.profiler.measure.processor_speed import ProcessorSpeed
+from helixbench.profiler.quality import Quality
+from helixbench.reference_server.doctor.messages import ClockRead, Examine, Examined, ReadClock
+from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.reference_server.wire.link_messages import (
+    FlowsMeasured,
+    IperfServe,
+    IperfServing,
+    LinkMeasured,
+    MeasureFlows,
+    MeasureLink,
+)
+
+MAX_FRAME_BYTES = 1 << 30
+MAX_HEADER_BYTES = 1 << 24
+
+
+class Hop(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """One step of a pipeline: a node runs layers ``[start, end)`` of a request's tokens."""
+
+    node: str
+    start: int
+    end: int
+
+
+class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Reserve ``kv_tokens`` slots for a request and remember its pipeline. Always from the coordinator, so in order."""
+
+    request: int
+    hops: tuple[Hop, ...]
+    kv_tokens: int
+    sampling: SamplingParams
+
+
+class WorkItem(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of a request: ``num_tokens`` after ``past`` cached ones; ``sample`` when the last one yields a token.
+
+    ``is_decode`` tells the one token of a decoding sequence from the last one of a prompt cut into chunks.
+    """
+
+    request: int
+    past: int
+    num_tokens: int
+    sample: bool
+    is_decode: bool
+
+
+class Work(msgspec.Struct, frozen=True, tag="work"):
+    """Requests that open and close, and tokens to run. The tensor frame holds the items' inputs, one after the other.
+
+    From the coordinator these are token ids (int32), between nodes hidden states in ``dtype``.
+    """
+
+    items: tuple[WorkItem, ...] = ()
+    opens: tuple[OpenRequest, ...] = ()
+    closes: tuple[int, ...] = ()
+    dtype: str = "int32"
+
+
+class Sampled(msgspec.Struct, frozen=True, tag="sampled"):
+    """New tokens from a last stage, as (request, token)."""
+
+    tokens: tuple[tuple[int, int], ...]
+
+
+class Describe(msgspec.Struct, frozen=True, tag="describe"):
+    """Who are you?"""
+
+
+class Description(msgspec.Struct, frozen=True, tag="description"):
+    """An agent's device and versions."""
+
+    device: Device
+    versions: dict[str, str]
+    cpu_share: float | None
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Hold layers ``[start, end)`` of a model; ``peers`` maps the nodes that work goes on to, to their addresses."""
+
+    model: str
+    model_digest: str
+    dtype: str
+    node: str
+    start: int
+    end: int
+    kv_capacity_tokens: int
+    max_batch_tokens: int
+    max_decode_batch: int | None
+    peers: dict[str, str]
+    pace: Pace | None = None
+    row_sizes: RowSizes = ()
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The layer range is held."""
+
+    weight_bytes: int
+    kv_capacity_tokens: int
+
+
+class Profile(msgspec.Struct, frozen=True, tag="profile"):
+    """Measure the node: stages of this model over a grid of batches.
+
+    A node that is held back to a share of a processor is measured as that of ``processor_speed`` and ``sensitivity``,
+    and any node runs with ``row_sizes``, each where it is given; it finds its own else.
+    """
+
+    model: str
+    model_digest: str
+    dtype: str
+    max_batch_tokens: int
+    max_context_tokens: int
+    budget_s: float
+    processor_speed: ProcessorSpeed | None = None
+    sensitivity: Sensitivity | None = None
+    row_sizes: RowSizes | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far a long command is."""
+
+    done: int
+    total: int
+    note: str = ""
+
+
+class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
+    """What was measured. ``workspace_bytes`` is the memory of an iteration beside weights and KV cache."""
+
+    samples: tuple[CostSample, ...]
+    workspace_bytes: float
+    max_layers: int
+    source: str
+    quality: Quality | None = None
+    pace: Pace | None = None
+    row_sizes: RowSizes = ()
+
+
+class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
+    """Say what was done since the stage was loaded."""
+
+
+class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
+    """What an agent sent to one peer."""
+
+    payload_bytes: int = 0
+    messages: int = 0
+    tokens: int = 0
+
+
+class Interval(msgspec.Struct, frozen=True, array_like=True):
+    """A node in a stretch of time: iterations that ended in it, their decode tokens, time spent in iterations, KV use.
+
+    ``kv_tokens`` are the slots that requests own after the last iteration.
+    """
+
+    iterations: int
+    decode_tokens: int
+    busy_s: float
+    kv_tokens: int
+
+
+class History(msgspec.Struct, frozen=True):
+    """What a node did over time, in intervals of ``width_s``; the first began ``age_s`` before this was said."""
+
+    width_s: float
+    age_s: float
+    intervals: tuple[Interval, ...]
+
+
+class Counters(msgspec.Struct, frozen=True, tag="counters"):
+    """What an agent did since its stage was loaded. ``sent`` maps peers (or the coordinator) to what went there."""
+
+    busy_s: float
+    iterations: int
+    prefill_tokens: int
+    decode_tokens: int
+    kv_peak_tokens: int
+    kv_capacity_tokens: int
+    sent: dict[str, LinkCounters]
+    history: History
+    processor_speed: ProcessorSpeed | None = None
+
+
+class Echo(msgspec.Struct, frozen=True, tag="echo"):
+    """Answer with the tensor frame's length and a frame of ``reply_bytes``: the transport's round trip or bandwidth."""
+
+    number: int
+    reply_bytes: int = 0
+
+
+class Echoed(msgspec.Struct, frozen=True, tag="echoed"):
+    """Answer to ``Echo``."""
+
+    number: int
+    payload_bytes: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the agent."""
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """A command without a result has ended."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A command could not be done; ``exit_code`` as in ``helixbench.errors``."""
+
+    message: str
+    exit_code: int
+
+
+Command: TypeAlias = (
+    Describe
+    | Load
+    | Profile
+    | ReadCounters
+    | IperfServe
+    | MeasureLink
+    | MeasureFlows
+    | Examine
+    | ReadClock
+    | Echo
+    | Shutdown
+    | Work  # to an agent
+)
+Answer: TypeAlias = (
+    Description
+    | Loaded
+    | Profiled
+    | Progress
+    | Counters
+    | IperfServing
+    | LinkMeasured
+    | FlowsMeasured
+    | Examined
+    | ClockRead
+    | Echoed
+    | Done
+    | Failed
+    | Sampled  # from an agent
+)
+
+# What msgspec raises on bytes that are no message: text that is not UTF-8 and deep nesting have errors of their own.
+_NOT_A_MESSAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Command | Answer) -> bytes:
+    """Header bytes of a message."""
+    return _encoder.encode(message)
+
+
+def decode_command(header: bytes) -> Command:
+    """Typed message from a header that came to an agent.
+
+    Raises:
+        MeasurementError: the bytes are no such message.
+    """
+    try:
+        _require_short(header)
+        return _command_decoder.decode(header)
+    except _NOT_A_MESSAGE as error:
+        raise MeasurementError(
+            f"a message that is not understood was received ({error}); do versions differ?"
+        ) from error
+
+
+def decode_answer(header: bytes) -> Answer:
+    """Typed message from a header that came to the coordinator.
+
+    Raises:
+        MeasurementError: the bytes are no such message.
+    """
+    try:
+        _require_short(header)
+        return _answer_decoder.decode(header)
+    except _NOT_A_MESSAGE as error:
+        raise MeasurementError(
+            f"an answer that is not understood was received ({error}); do versions differ?"
+        ) from error
+
+
+def _require_short(header: bytes) -> None:
+    if len(header) > MAX_HEADER_BYTES:
+        raise msgspec.DecodeError(f"header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed")

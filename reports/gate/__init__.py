@@ -1,0 +1,1 @@
+"""Verdicts as exit codes and CI formats."""

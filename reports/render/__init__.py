@@ -1,0 +1,1 @@
+"""Verdicts as terminal output, HTML and Markdown."""

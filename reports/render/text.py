@@ -1,0 +1,106 @@
+"""Numbers and bars as text: one way of writing them, on the terminal, on the page and in Markdown.
+
+Every bar is legible without colour; ``to_ascii`` serves terminals that cannot show the characters used here.
+"""
+
+from __future__ import annotations
+
+import math
+
+from helixbench.reports.verdict.verdict import Interval
+from helixbench.solver.problem.plan import LayerRange
+
+FULL, EMPTY = "█", "·"
+ARROW, TIMES = "→", "×"
+MISSING = "-"
+_ASCII = str.maketrans({FULL: "#", EMPTY: ".", ARROW: ">", TIMES: "x", "…": ".", "–": "-"})
+_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
+
+
+def to_ascii(text: str) -> str:
+    """The same text, column by column, in ASCII."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def number(value: float | None) -> str:
+    """About four significant digits: ``97.2``, ``1,234``, ``12.0M``; ``-`` for none."""
+    if value is None:
+        return MISSING
+    for scale, suffix in _SI:
+        if abs(value) >= scale and (scale > 1e4 or abs(value) >= 1e5):
+            return f"{value / scale:.3g}{suffix}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def interval(value: Interval | None) -> str:
+    """``[356, 394]``, or nothing where there is none."""
+    return f"[{number(value.low)}, {number(value.high)}]" if value else ""
+
+
+def seconds(value: float | None) -> str:
+    """``1.02 s``, ``98.0 ms``, ``240 us``; ``-`` for none."""
+    if value is None:
+        return MISSING
+    if value >= 1:
+        return f"{value:.3g} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 or value == 0 else f"{value * 1e6:.3g} us"
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """``46 %``; ``-`` for none."""
+    return MISSING if share is None else f"{share * 100:.{digits}f} %"
+
+
+def signed_percent(share: float | None) -> str:
+    """``+4 %``; ``-`` for none."""
+    return MISSING if share is None else f"{share * 100:+.0f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points: ``+1.2 points``."""
+    rounded = round(difference * 100, 1) + 0.0
+    return f"{rounded:+.1f} points" if rounded else "0 points"
+
+
+def ratio(value: float | None) -> str:
+    """``0.982``; ``-`` for none."""
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def size(num_bytes: float) -> str:
+    """Decimal bytes: ``1.50 GB``."""
+    for scale, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {suffix}"
+    return f"{num_bytes:.0f} B"
+
+
+def bit_rate(bytes_per_s: float) -> str:
+    """Decimal bits a second, as link speeds are named: ``400 Mbit/s``."""
+    bits = bytes_per_s * 8
+    for scale, suffix in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits >= scale:
+            return f"{bits / scale:.3g} {suffix}"
+    return f"{bits:.0f} bit/s"
+
+
+def share_bar(share: float, width: int) -> str:
+    """A bar filled by ``share``; anything above nothing shows, only a full share fills it."""
+    if not math.isfinite(share) or share <= 0:
+        return EMPTY * width
+    filled = min(width, max(1, math.floor(share * width + 1e-9)))
+    return FULL * filled + EMPTY * (width - filled)
+
+
+def layer_bar(held: LayerRange, num_layers: int, width: int) -> str:
+    """The layers held, drawn over all of ``[0, num_layers)``: at least one character however few they are."""
+    start = min(width - 1, held.start * width // num_layers)
+    end = max(start + 1, -(-held.end * width // num_layers))
+    return EMPTY * start + FULL * (end - start) + EMPTY * (width - end)
+
+
+def link_name(src: str, dst: str) -> str:
+    """``a → b``."""
+    return f"{src} {ARROW} {dst}"

@@ -1,0 +1,1 @@
+"""The whole chain on a suite of testbeds and workloads."""

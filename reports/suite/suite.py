@@ -1,0 +1,70 @@
+"""A suite of cases: testbeds, workloads and what joins them. Plain values; nothing here reads, starts or measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from helixbench.reference_server.testbed.spec import TestbedSpec
+from helixbench.solver.problem.workload import Workload
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Amount = Annotated[float, msgspec.Meta(gt=0)]
+Concurrency = Positive | Literal["kv-full"]
+KV_FULL: Literal["kv-full"] = "kv-full"
+
+
+class SuiteTestbed(msgspec.Struct, frozen=True, kw_only=True):
+    """A testbed: what it asks for, its TOML text, and its own file (``None`` where it stands in the suite)."""
+
+    name: str
+    spec: TestbedSpec
+    text: str
+    file: Path | None
+
+
+class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which model all cases serve: one that ``helixbench model make`` writes, or a directory or hub id."""
+
+    preset: str = "tiny"
+    seed: int = 0
+    path: str | None = None
+
+
+class ProfileLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of ``helixbench profile``, by its own names and defaults."""
+
+    budget_s: Amount = 100.0
+    max_batch_tokens: Positive = 128
+    max_context_tokens: Positive = 512
+
+
+class SuiteCase(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload on one testbed. The window holds ``requests`` finished requests, or lasts ``duration_s``.
+
+    ``concurrency`` is in requests in flight, ``"kv-full"`` for as many as the plan's KV caches hold.
+    """
+
+    name: str
+    testbed: SuiteTestbed
+    workload: Workload
+    concurrency: Concurrency
+    requests: int | None = None
+    duration_s: float | None = None
+
+
+class Suite(msgspec.Struct, frozen=True, kw_only=True):
+    """What a suite file asks for; ``cases`` in the order in which they stand in it."""
+
+    name: str
+    model: ModelChoice
+    profile: ProfileLimits
+    solve_time_limit_s: float
+    cases: tuple[SuiteCase, ...]
+
+    @property
+    def testbeds(self) -> tuple[SuiteTestbed, ...]:
+        """Those that a case uses, each once."""
+        return tuple({case.testbed.name: case.testbed for case in self.cases}.values())

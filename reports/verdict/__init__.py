@@ -1,0 +1,1 @@
+"""Whether a run met its prediction, and what explains a difference."""

@@ -1,0 +1,176 @@
+"""Does a run log contradict itself? Every check is pure and says what it found, passed or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.records import digest
+from helixbench.reference_server.run_log import RunLog, TokenCount
+from helixbench.reports.verdict.verdict import Check
+
+# Timer and rounding slack: busy time and window are read by different clocks.
+BUSY_SLACK = 1.02
+# A node answers how busy it was between two iterations, so each end of the window is off by up to one of them.
+BUSY_SLACK_ITERATIONS = 2
+TIME_SLACK_S = 1e-6
+
+
+def check_run(run: RunLog) -> tuple[Check, ...]:
+    """All checks, in the order of ``CHECKS``."""
+    return tuple(
+        Check(name=name, is_passed=not fault, message=fault or "ok")
+        for name, fault in ((name, find(run)) for name, find in CHECKS.items())
+    )
+
+
+def intervals_in_window(run: RunLog) -> tuple[tuple[float, TokenCount], ...]:
+    """The intervals of the timeline that lie wholly inside the window, each with its start in seconds."""
+    return tuple(
+        (start, count)
+        for start, count in timeline_intervals(run)
+        if start >= run.window.start_s - TIME_SLACK_S and count.end_s <= run.window.end_s + TIME_SLACK_S
+    )
+
+
+def timeline_intervals(run: RunLog) -> tuple[tuple[float, TokenCount], ...]:
+    """Each interval of the timeline with its start: the end of the one before it, the first at 0."""
+    starts = (0.0, *(count.end_s for count in run.timeline))
+    return tuple(zip(starts, run.timeline, strict=False))
+
+
+def tokens_of(counts: Iterable[TokenCount]) -> int:
+    """Prompt and output tokens together."""
+    return sum(count.prompt_tokens + count.output_tokens for count in counts)
+
+
+def _window_inside_run(run: RunLog) -> str:
+    if not run.timeline:
+        return "the timeline is empty, so nothing says that the run lasted as long as its window"
+    end_s = run.timeline[-1].end_s
+    if run.window.end_s > end_s + TIME_SLACK_S:
+        return f"the window ends at {run.window.end_s:g} s, after the run itself ({end_s:g} s)"
+    return ""
+
+
+def _numbers_are_finite_and_positive(run: RunLog) -> str:
+    for name, node in run.nodes.items():
+        for field in node.__struct_fields__:
+            value = getattr(node, field)
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+                return f"nodes.{name}.{field} is {value}"
+    for link in run.links:
+        if min(link.payload_bytes, link.messages, link.tokens) < 0:
+            return f"link {link.src} -> {link.dst} has a count below 0"
+    previous = 0.0
+    for count in run.timeline:
+        if not (math.isfinite(count.end_s) and count.end_s > previous):
+            return f"timeline: interval ends must rise, {count.end_s:g} s follows {previous:g} s"
+        if min(count.prompt_tokens, count.output_tokens) < 0:
+            return f"timeline: a count below 0 in the interval that ends at {count.end_s:g} s"
+        previous = count.end_s
+    return ""
+
+
+def _timeline_agrees_with_counts(run: RunLog) -> str:
+    """The window may cut an interval at each end, so the counts lie between the whole and the touched intervals."""
+    touched = tokens_of(
+        count
+        for start, count in timeline_intervals(run)
+        if count.end_s > run.window.start_s and start < run.window.end_s
+    )
+    whole = tokens_of(count for _, count in intervals_in_window(run))
+    counted = run.prompt_tokens + run.output_tokens
+    if not whole <= counted <= touched:
+        return f"{counted} tokens counted in the window, but its timeline adds up to {whole} .. {touched}"
+    return ""
+
+
+def _requests_agree_with_counts(run: RunLog) -> str:
+    """Requests still running at the end are not listed: at most ``concurrency`` of the longest kind."""
+    inside = [r for r in run.requests if _is_within(run, r.first_token_s)]
+    longest_prompt = max((prompt for prompt, _ in run.workload.lengths), default=0)
+    longest_output = max((output for _, output in run.workload.lengths), default=0)
+    low = sum(r.prompt_tokens for r in inside)
+    high = low + run.concurrency * longest_prompt
+    if not low <= run.prompt_tokens <= high:
+        return f"{run.prompt_tokens} prompt tokens counted, but the requests account for {low} .. {high}"
+    low = sum(r.output_tokens for r in inside if _is_within(run, r.finish_s))
+    overlapping = (
+        r.output_tokens for r in run.requests if r.finish_s >= run.window.start_s and r.first_token_s < run.window.end_s
+    )
+    high = sum(overlapping) + run.concurrency * longest_output
+    if not low <= run.output_tokens <= high:
+        return f"{run.output_tokens} output tokens counted, but the requests account for {low} .. {high}"
+    return ""
+
+
+def _is_within(run: RunLog, time_s: float) -> bool:
+    return run.window.start_s <= time_s < run.window.end_s
+
+
+def _never_above_concurrency(run: RunLog) -> str:
+    # An end before an arrival at the same instant: a closed loop starts the next request where one finishes.
+    begins = (r.arrival_s if r.admitted_s is None else r.admitted_s for r in run.requests)
+    events = sorted([*((begin, 1) for begin in begins), *((r.finish_s, -1) for r in run.requests)])
+    in_flight = most = 0
+    for _, change in events:
+        in_flight += change
+        most = max(most, in_flight)
+    if most > run.concurrency:
+        return f"{most} requests were in flight at once, the run says concurrency {run.concurrency}"
+    return ""
+
+
+def _ran_its_plan(run: RunLog) -> str:
+    stated = run.provenance.inputs.get("plan")
+    if stated is not None and stated != digest(run.plan):
+        return f"it was made from the plan {_short(stated)}, but holds the plan {_short(digest(run.plan))}"
+    ran = set(run.nodes) - {COORDINATOR}
+    if ran != set(run.plan.placement):
+        odd = ", ".join(sorted(ran ^ set(run.plan.placement)))
+        return f"the nodes that ran are not the nodes of its plan: {odd}"
+    for pipeline in run.pipelines:
+        fault = _pipeline_fault(run, pipeline)
+        if fault:
+            return fault
+    if any(not 0 <= request.pipeline < len(run.pipelines) for request in run.requests):
+        return "a request names a pipeline that is not listed"
+    return ""
+
+
+def _pipeline_fault(run: RunLog, pipeline: tuple[tuple[str, int, int], ...]) -> str:
+    reached = 0
+    for name, start, end in pipeline:
+        held = run.plan.placement.get(name)
+        if held is None or start != reached or not held.start <= start < end <= held.end:
+            return f"a pipeline has the hop {name}[{start},{end}) at layer {reached}, which the plan does not allow"
+        reached = end
+    if reached != run.plan.num_layers:
+        return f"a pipeline ends at layer {reached} of {run.plan.num_layers}"
+    return ""
+
+
+def _short(text: str) -> str:
+    return text.removeprefix("sha256:")[:12]
+
+
+def _not_busier_than_time(run: RunLog) -> str:
+    for name, node in run.nodes.items():
+        iteration_s = node.busy_s / node.iterations if node.iterations else 0.0
+        if node.busy_s > run.window.seconds * BUSY_SLACK + BUSY_SLACK_ITERATIONS * iteration_s:
+            return f"{name} was busy {node.busy_s:.3g} s in a window of {run.window.seconds:.3g} s"
+    return ""
+
+
+# name -> what is wrong, or "" where nothing is
+CHECKS: dict[str, Callable[[RunLog], str]] = {
+    "numbers are finite and not negative": _numbers_are_finite_and_positive,
+    "window lies inside the run": _window_inside_run,
+    "timeline agrees with the token counts": _timeline_agrees_with_counts,
+    "requests agree with the token counts": _requests_agree_with_counts,
+    "never more requests in flight than its concurrency": _never_above_concurrency,
+    "no node busier than the time that passed": _not_busier_than_time,
+    "it ran the plan that it holds": _ran_its_plan,
+}

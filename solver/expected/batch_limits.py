@@ -1,0 +1,90 @@
+"""How large iterations may be: chosen with the plan, for it decides whether the stages of a pipeline work at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from helixbench.profiler.cost.padding import RowSizes, rows_of_all
+from helixbench.solver.problem.capacity import RequestMix
+from helixbench.solver.problem.plan import Expected
+
+TOKEN_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Tried as an iteration's limit, in units of what its decoding sequences bring along in prompt tokens on average."""
+
+FINALISTS = 5
+"""Limits that are followed until they have settled."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Limits of every iteration: decoding sequences, and tokens in all; ``None`` for what the node can do."""
+
+    max_decode_batch: int | None = None
+    max_batch_tokens: int | None = None
+
+
+FollowWith = Callable[[Batching], Expected | None]
+"""What is expected under such limits; ``None`` where that took too long to tell."""
+
+
+def best_batching(
+    follow: FollowWith,
+    *,
+    in_flight: float,
+    stages: int,
+    mix: RequestMix,
+    max_batch_tokens: int,
+    row_sizes: Sequence[RowSizes],
+    thorough: bool,
+    follow_longer: FollowWith | None = None,
+) -> tuple[Batching, Expected] | None:
+    """The limits that bring the most tokens/s, and what they bring; ``None`` where none of them could be followed.
+
+    Without a limit on decoding sequences the requests in flight gather in two or three groups however many stages there
+    are, for a group that waits takes in the next; the other stages idle meanwhile. With as many prompt tokens in an
+    iteration as a device can take, one stage after the other is held up by a long iteration, and groups gather behind
+    it again. Iterations that are all about as long leave no gaps (Agrawal et al., Sarathi-Serve, OSDI 2024, sec. 4).
+
+    Args:
+        follow: what is expected under such limits.
+        in_flight: requests.
+        stages: of the longest pipeline.
+        mix: of the workload.
+        max_batch_tokens: the most that was measured.
+        row_sizes: of the nodes; a limit is a number of tokens that all of them run without padding.
+        thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
+        follow_longer: the same until it has settled; decides between the ``FINALISTS`` that are best at first, for
+            under some limits groups merge over time and under others they do not.
+    """
+    unlimited = follow(Batching())
+    if unlimited is None:
+        return None
+    tried = {Batching(): unlimited}
+
+    def best() -> Batching:
+        return max(tried, key=lambda batching: tried[batching].total_tokens_per_s)
+
+    def consider(batching: Batching) -> None:
+        found = None if batching in tried else follow(batching)
+        if found is not None:
+            tried[batching] = found
+
+    per_stage = math.ceil(in_flight / max(2, stages))
+    steps = TOKEN_STEPS if thorough else TOKEN_STEPS[1::2]
+    for step in steps:
+        tokens = rows_of_all(math.ceil(step * per_stage * (1 + mix.prompt_tokens / mix.output_tokens)), row_sizes)
+        consider(Batching(per_stage, tokens if tokens < max_batch_tokens else None))
+    if thorough:
+        for groups in range(2, 2 * stages + 1):
+            consider(Batching(math.ceil(in_flight / groups), best().max_batch_tokens))
+    if len(tried) == 1:
+        return None
+    if follow_longer is not None:
+        finalists = sorted(tried, key=lambda batching: -tried[batching].total_tokens_per_s)[:FINALISTS]
+        longer = {batching: follow_longer(batching) for batching in finalists}
+        tried = {batching: found for batching, found in longer.items() if found is not None}
+        if not tried:
+            return None
+    return best(), tried[best()]

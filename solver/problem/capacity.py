@@ -1,0 +1,268 @@
+"""Capacity: profile x workload x layer range -> tokens/s, KV cache, memory. The numbers on the arcs of every model.
+
+A node with a measured cost is priced by it at the workload's mix of prompt and output tokens; a node with a capacity
+table is taken at its word, for any range of that length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from helixbench.profiler.cluster import ClusterProfile, MeasuredCost, ModelFacts, Node
+from helixbench.profiler.cost.model import BatchShape
+from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.workload import Workload
+
+if TYPE_CHECKING:
+    from helixbench.solver.flow.network import LinkTable
+
+
+@dataclass(frozen=True)
+class RequestMix:
+    """Means over a workload's requests, all that capacities depend on.
+
+    Attributes:
+        prompt_tokens: mean prompt length.
+        output_tokens: mean output length.
+        prompt_pairs: (query, key) pairs of a prompt's prefill.
+        decode_context_tokens: cached tokens that all decode steps of a request read, summed.
+        max_kv_tokens: KV cache of the longest request.
+        mean_kv_tokens: KV cache that a request reserves, over requests as they arrive.
+        held_kv_tokens: KV cache that a request reserves, over requests as they are met in flight, where those with a
+            long output are met more often: ``E[out * (in + out)] / E[out]``.
+    """
+
+    prompt_tokens: float
+    output_tokens: float
+    prompt_pairs: float
+    decode_context_tokens: float
+    max_kv_tokens: int
+    mean_kv_tokens: float
+    held_kv_tokens: float
+
+    @property
+    def tokens_per_output(self) -> float:
+        """Prompt and output tokens counted for each output token."""
+        return 1.0 + self.prompt_tokens / self.output_tokens
+
+
+def request_mix(workload: Workload) -> RequestMix:
+    """The means of a workload, computed once."""
+    pairs = np.array(workload.lengths, dtype=float)
+    p, o = pairs[:, 0], pairs[:, 1]
+    return RequestMix(
+        prompt_tokens=float(p.mean()),
+        output_tokens=float(o.mean()),
+        prompt_pairs=float((p * (p + 1) / 2).mean()),
+        decode_context_tokens=float(((o - 1) * p + o * (o - 1) / 2).mean()),
+        max_kv_tokens=int((p + o).max()),
+        mean_kv_tokens=float((p + o).mean()),
+        held_kv_tokens=float((o * (p + o)).mean() / o.mean()),
+    )
+
+
+def batch_shape(mix: RequestMix, sequences: float, *, max_batch_tokens: float) -> BatchShape:
+    """The mean iteration of a node on which ``sequences`` requests take part in each iteration.
+
+    A request takes part in ``o`` iterations: one that ends its prompt and yields the first output token, then ``o - 1``
+    that decode. So each iteration carries ``1/o`` of every one's prompt.
+
+    Args:
+        mix: the workload.
+        sequences: requests in an iteration, prefilling or decoding; may be a fraction.
+        max_batch_tokens: the longest chunk of a prompt in one iteration.
+    """
+    requests = sequences / mix.output_tokens
+    prefill_tokens = requests * mix.prompt_tokens
+    return BatchShape(
+        prefill_tokens=prefill_tokens,
+        prefill_chunks=prefill_tokens / min(mix.prompt_tokens, max_batch_tokens),
+        prefill_pairs=requests * mix.prompt_pairs,
+        decode_tokens=requests * (mix.output_tokens - 1),
+        decode_context_tokens=requests * mix.decode_context_tokens,
+        sampled_tokens=sequences,
+    )
+
+
+def held_bytes(model: ModelFacts, node: Node, held: LayerRange) -> float:
+    """Bytes of a node's memory that are not KV cache when it holds that range: weights, and measured workspace."""
+    size = held.num_layers * model.layer_weight_bytes
+    size += model.embedding_bytes * (held.start == 0) + model.head_bytes * (held.end == model.num_layers)
+    return size + (node.cost.workspace_bytes if node.cost else 0.0)
+
+
+def kv_capacity_tokens(model: ModelFacts, node: Node, held: LayerRange) -> int:
+    """Tokens whose KV cache fits on the node beside that range; 0 where the weights alone fill it."""
+    free = node.device.memory_bytes - held_bytes(model, node, held)
+    return max(0, int(free // (held.num_layers * model.kv_bytes_per_token_per_layer)))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Capacity at a batch: ``tokens_per_s`` (prompt + output) with ``sequences`` in each iteration of ``iteration_s``.
+
+    ``sequences`` and ``iteration_s`` are ``None`` for a capacity table, which says neither.
+    """
+
+    tokens_per_s: float
+    sequences: float | None = None
+    iteration_s: float | None = None
+
+
+class Capacities:
+    """What every node of a profile can do for one workload with at most ``concurrency`` requests in flight.
+
+    Nodes that differ only in name share one ``kind``. Everything is computed when first asked for, and kept.
+    """
+
+    def __init__(
+        self,
+        profile: ClusterProfile,
+        workload: Workload,
+        *,
+        concurrency: int | None = None,
+        pins: Mapping[str, LayerRange] | None = None,
+    ) -> None:
+        self.profile = profile
+        self.pins = dict(pins or {})  # node -> the only range that it may hold
+        self.model = profile.model
+        self.workload = workload
+        self.mix = request_mix(workload)
+        self.concurrency = concurrency
+        self.nodes: dict[str, Node] = {node.name: node for node in profile.nodes}
+        self._kinds: dict[str, int] = {}  # node -> number of its kind
+        self._examples: list[Node] = []  # kind -> a node of it
+        known: dict[Hashable, int] = {}
+        for node in profile.nodes:
+            key: Hashable = (_kind_key(node), node.name if node.name in self.pins else "")
+            if key not in known:
+                known[key] = len(self._examples)
+                self._examples.append(node)
+            self._kinds[node.name] = known[key]
+        self._rates: dict[tuple[int, int, bool, bool, int], Rate] = {}  # (kind, held, first, last, run) -> rate
+        self._kv: dict[tuple[int, int, bool, bool], int] = {}  # (kind, held, first, last) -> KV tokens
+        self._links: LinkTable | None = None
+
+    def kind(self, name: str) -> int:
+        """The node's kind: equal for nodes that differ only in name."""
+        return self._kinds[name]
+
+    @property
+    def links(self) -> LinkTable:
+        """The profile's links, for asking many times."""
+        if self._links is None:
+            from helixbench.solver.flow.network import LinkTable
+
+            self._links = LinkTable(self.profile)
+        return self._links
+
+    @property
+    def num_kinds(self) -> int:
+        """How many kinds of nodes there are."""
+        return len(self._examples)
+
+    def is_time_shared(self, name: str) -> bool:
+        """Whether entries share the node's time (measured cost) or its table's capacity, whatever the entry."""
+        return self.nodes[name].cost is not None
+
+    def kv_tokens(self, name: str, held: LayerRange) -> int:
+        """Tokens whose KV cache fits beside that range."""
+        key = (self._kinds[name], held.num_layers, held.start == 0, held.end == self.model.num_layers)
+        if key not in self._kv:
+            self._kv[key] = kv_capacity_tokens(self.model, self.nodes[name], held)
+        return self._kv[key]
+
+    def can_hold(self, name: str, held: LayerRange) -> bool:
+        """Whether the node can hold that range and still serve the workload's longest request.
+
+        A capacity table comes with its own ``max_layers`` and is taken at its word.
+        """
+        node = self.nodes[name]
+        if held.num_layers > node.max_layers or held.end > self.model.num_layers:
+            return False
+        if name in self.pins and held != self.pins[name]:
+            return False
+        return node.cost is None or self.kv_tokens(name, held) >= self.mix.max_kv_tokens
+
+    def max_layers(self, name: str) -> int:
+        """The longest range that the node can hold anywhere in the model; 0 where it can hold none."""
+        num_layers = self.model.num_layers
+        if name in self.pins:
+            return self.pins[name].num_layers if self.can_hold(name, self.pins[name]) else 0
+        for length in range(min(self.nodes[name].max_layers, num_layers), 0, -1):
+            starts = {0, min(1, num_layers - length), num_layers - length}
+            if any(self.can_hold(name, LayerRange(start, start + length)) for start in starts):
+                return length
+        return 0
+
+    def rate(self, name: str, held: LayerRange, entry: int | None = None) -> Rate:
+        """Capacity of the node, holding ``held``, for requests that enter at layer ``entry`` (default: its start)."""
+        node = self.nodes[name]
+        if node.capacity_tokens_per_s is not None:
+            return Rate(tokens_per_s=node.capacity_tokens_per_s[held.num_layers - 1])
+        run = held.num_layers if entry is None else held.end - entry
+        first, last = held.start == 0, held.end == self.model.num_layers
+        key = (self._kinds[name], held.num_layers, first, last, run)
+        if key not in self._rates:
+            self._rates[key] = self._measured_rate(name, held, run)
+        return self._rates[key]
+
+    def tokens_per_s(self, name: str, held: LayerRange, entry: int | None = None) -> float:
+        """Tokens/s of ``rate``."""
+        return self.rate(name, held, entry).tokens_per_s
+
+    def _measured_rate(self, name: str, held: LayerRange, run: int) -> Rate:
+        cost = self.nodes[name].cost
+        assert cost is not None, "only for nodes with a measured cost"
+        first = held.start == 0 and run == held.num_layers
+        last = held.end == self.model.num_layers
+        most = self.kv_tokens(name, held) / self.mix.mean_kv_tokens
+        if self.concurrency is not None:
+            most = min(most, self.concurrency)
+        return best_rate(cost, self.mix, run, first=first, last=last, max_sequences=most)
+
+
+def best_rate(
+    cost: MeasuredCost, mix: RequestMix, num_layers: int, *, first: bool, last: bool, max_sequences: float
+) -> Rate:
+    """The best capacity of a stage over all batches of at most ``max_sequences`` sequences.
+
+    Between two breakpoints of the cost model time is a straight line over the batch, and tokens over time is monotone
+    there: the best batch is at a breakpoint or at the limit.
+    """
+    tokens_per_sequence = batch_shape(mix, 1.0, max_batch_tokens=cost.max_batch_tokens).tokens
+    limit = min(max_sequences, cost.max_batch_tokens / tokens_per_sequence)
+    if limit <= 0:
+        return Rate(tokens_per_s=0.0)
+    breakpoints = [tokens / tokens_per_sequence for tokens in cost.stage.breakpoints]
+    best = Rate(tokens_per_s=0.0)
+    for sequences in [*(sequences for sequences in breakpoints if sequences < limit), limit]:
+        shape = batch_shape(mix, sequences, max_batch_tokens=cost.max_batch_tokens)
+        seconds = cost.stage.time_s(num_layers=num_layers, batch=shape, first=first, last=last)
+        counted = sequences * mix.tokens_per_output
+        if seconds > 0 and counted / seconds > best.tokens_per_s:
+            best = Rate(tokens_per_s=counted / seconds, sequences=sequences, iteration_s=seconds)
+    return best
+
+
+def _kind_key(node: Node) -> Hashable:
+    if node.cost is not None:
+        # Two measurements never agree to the last digit, so each measured node is a kind of its own unless it is
+        # literally the same record under another name.
+        measured: Hashable = (node.cost.stage, node.cost.workspace_bytes, node.cost.max_batch_tokens)
+    else:
+        measured = node.capacity_tokens_per_s
+    return (
+        measured,
+        node.device.memory_bytes,
+        node.device.kind,
+        node.device.name,
+        node.max_layers,
+        node.nic_out_bytes_per_s,
+        node.nic_in_bytes_per_s,
+        node.region,
+    )

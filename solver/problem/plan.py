@@ -1,0 +1,233 @@
+"""Plan: which node holds which layers, what flows where, and what is promised. The file ``plan.json``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.profiler.cost.padding import RowSizes
+from helixbench.profiler.measure.pace import Pace
+from helixbench.records import Provenance, require_unique
+from helixbench.solver.problem.workload import Workload
+
+
+class LayerRange(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Half-open range of decoder layers ``[start, end)``; layer 0 is the first. In JSON: ``[start, end]``."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"layer range: need 0 <= start < end, got [{self.start}, {self.end})")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers held."""
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"[{self.start},{self.end})"
+
+
+class LinkFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Flow over a link against what the link can carry, tokens/s."""
+
+    src: str
+    dst: str
+    flow_tokens_per_s: float
+    capacity_tokens_per_s: float
+
+
+class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Flow through a node against its capacity at its layer range, tokens/s, with requests entering as the flows do.
+
+    ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
+    largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
+    ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
+    (device facts and versions), against which a node is checked before it serves. ``pace`` too: a testbed's
+    node keeps the speed that it was profiled at by it. ``row_sizes`` are those that the node's layers run with.
+    """
+
+    flow_tokens_per_s: float
+    capacity_tokens_per_s: float
+    kv_capacity_tokens: int | None = None
+    max_batch_tokens: int | None = None
+    device: str = ""
+    region: str = ""
+    made_on: dict[str, str] = {}
+    pace: Pace | None = None
+    row_sizes: RowSizes = ()
+
+
+class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What the plan will deliver with ``concurrency`` requests in flight: totals count prompt and output tokens alike.
+
+    ``low`` and ``high`` bound ``total_tokens_per_s`` by the held-out error of the cost models; ``None`` where the nodes
+    have only capacity tables. ``node_busy`` is each node's share of time in iterations, ``node_batch_tokens`` its mean
+    decode tokens an iteration.
+    """
+
+    concurrency: int
+    total_tokens_per_s: float
+    output_tokens_per_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    low_total_tokens_per_s: float | None = None
+    high_total_tokens_per_s: float | None = None
+    in_flight: float | None = None
+    node_busy: dict[str, float] = {}
+    node_batch_tokens: dict[str, float] = {}
+
+
+class Marginal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What 1 % more of a full resource adds to the max-flow of the placement, and what 1 % less takes from it.
+
+    ``resource`` is a node, a link ``src -> dst``, or one direction of a node's network card. In a row of equal
+    bottlenecks more of one alone adds nothing, and less of one takes its whole part.
+    """
+
+    resource: Literal["node", "link", "nic out", "nic in"]
+    name: str
+    gain_tokens_per_s: float
+    loss_tokens_per_s: float
+
+
+class OneMore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a search finds with one more node of a type, in the objective's tokens/s; ``gain`` of 0.06 is 6 %.
+
+    ``is_optimal`` says that no placement does better; otherwise more may be possible than was found in ``seconds``.
+    """
+
+    device: str
+    tokens_per_s: float
+    gain: float
+    is_optimal: bool
+    seconds: float
+
+
+class ExpectedBound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What no plan's expected exceeds: ``tokens_per_s`` in the long run, with ``in_flight`` requests at most.
+
+    The max-flow bound, or what so many requests bring at the least time round of any placement, whichever is less.
+    ``least_tpot_s`` and ``least_ttft_s`` are those of a token alone in the cluster.
+    """
+
+    in_flight: int
+    tokens_per_s: float
+    least_tpot_s: float
+    least_ttft_s: float
+
+
+class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The two numbers, never one: the bound (``max_flow`` of this plan, ``upper_bound`` of any plan) and the expected.
+
+    ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words. ``marginal`` has an
+    entry for each full resource that limits the flow, where there are not too many; ``one_more`` one for each type of
+    device, where asked. ``bound_of_expected`` is to ``expected`` what ``upper_bound`` is to ``max_flow``;
+    ``least_nodes`` is what any plan of the tokens/s that were asked for has at least.
+    """
+
+    max_flow_tokens_per_s: float
+    upper_bound_tokens_per_s: float
+    gap: float
+    expected: tuple[Expected, ...] = ()
+    bottleneck: tuple[str, ...] = ()
+    marginal: tuple[Marginal, ...] = ()
+    one_more: tuple[OneMore, ...] = ()
+    bound_of_expected: ExpectedBound | None = None
+    least_nodes: int | None = None
+
+
+class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What the numbers hold for. ``objective`` is what the search maximised."""
+
+    workload: Workload
+    partial_inference: bool
+    objective: Literal["throughput", "max-flow"]
+    concurrency: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class SolverFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """How the plan was found. ``status`` is the solver's own, e.g. ``optimal`` or ``time limit``."""
+
+    method: str
+    backend: str
+    seconds: float
+    status: str
+    seed: int = 0
+    threads: int = 1
+
+
+class Plan(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="schema",
+    tag="helixbench.plan/1",
+):
+    """A placement with its flows. A node that is not in ``placement`` is not used.
+
+    ``max_decode_batch`` limits the decoding sequences in an iteration, so that requests stay spread over the stages.
+    ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how
+    the model was run.
+    """
+
+    model: str
+    num_layers: int
+    placement: dict[str, LayerRange]
+    flows: tuple[LinkFlow, ...]
+    nodes: dict[str, NodeFlow]
+    predicted: Predicted
+    assumptions: Assumptions
+    solver: SolverFacts
+    cluster_digest: str = ""
+    model_digest: str = ""
+    dtype: str = ""
+    max_decode_batch: int | None = None
+    provenance: Provenance = Provenance()
+
+    def __post_init__(self) -> None:
+        if not self.placement:
+            raise ValueError("placement: need at least one node")
+        for name, held in self.placement.items():
+            if name == COORDINATOR:
+                raise ValueError("placement: the coordinator holds no layers")
+            if held.end > self.num_layers:
+                raise ValueError(f"placement.{name}: {held} goes beyond the model's {self.num_layers} layers")
+        self._require_covered()
+        if set(self.nodes) != set(self.placement):
+            odd = ", ".join(sorted(set(self.nodes) ^ set(self.placement)))
+            raise ValueError(f"nodes: need the nodes of `placement`, no more and no less; differs in {odd}")
+        require_unique([f"{flow.src} -> {flow.dst}" for flow in self.flows], field="flows")
+        known = {COORDINATOR, *self.placement}
+        for flow in self.flows:
+            if flow.src not in known or flow.dst not in known:
+                raise ValueError(f"flows: {flow.src} -> {flow.dst} names a node that holds no layers")
+
+    def _require_covered(self) -> None:
+        reached = 0
+        for held in sorted(self.placement.values()):
+            if held.start > reached:
+                raise ValueError(f"placement: layers [{reached},{held.start}) are held by no node")
+            reached = max(reached, held.end)
+        if reached < self.num_layers:
+            raise ValueError(f"placement: layers [{reached},{self.num_layers}) are held by no node")
+
+
+class Infeasible(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag_field="schema",
+    tag="helixbench.infeasible/1",
+):
+    """The answer that no plan exists, and why: ``reason`` is one sentence for a person."""
+
+    reason: str

@@ -1,0 +1,1 @@
+"""What users ask: a plan, targets, what-if."""

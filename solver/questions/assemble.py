@@ -1,0 +1,190 @@
+"""A plan from a placement: its flows, what limits it, what to expect of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from helixbench.profiler.measure.pace import Pace
+from helixbench.profiler.staleness import identity_of_node
+from helixbench.records import digest, provenance_now
+from helixbench.solver.expected.analytic import predict_means
+from helixbench.solver.expected.batch_limits import Batching
+from helixbench.solver.expected.simulated import (
+    LIMITED,
+    NO_LIMITS,
+    RANKED,
+    REPORTED,
+    REPORTED_BESIDE,
+    STEP,
+    Question,
+    best_limits,
+    carrying,
+    expected_of,
+    follow,
+    max_batch_tokens,
+    row_sizes,
+    used_nodes,
+)
+from helixbench.solver.flow.bottleneck import describe
+from helixbench.solver.flow.marginal import marginals
+from helixbench.solver.flow.max_flow import Flow
+from helixbench.solver.flow.network import build_network
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
+from helixbench.solver.simulation.rollout import RolledOut
+from helixbench.solver.simulation.stage_time import TABLE_NOTE
+
+SATURATED = 0.98
+"""Of what the most requests in flight bring; beyond that, more of them only wait."""
+
+CHANCE = 1.03
+"""Starts that differ by more have led to other groups."""
+
+BY_MEANS_NOTE = (
+    "expected at the most requests in flight is by means alone, which promise up to a third more than is served: there "
+    "are too many to follow one by one; give --concurrency for a closer figure"
+)
+
+CUT_SHORT_NOTE = (
+    "expected is by means alone, which promise up to a third more than is served, and no limits on iterations were "
+    "looked for: the plan was interrupted while it was written up"
+)
+
+
+def interrupted(plan: Plan) -> Plan:
+    """The plan of a search that Ctrl-C ended."""
+    return msgspec.structs.replace(plan, solver=msgspec.structs.replace(plan.solver, status="interrupted"))
+
+
+def assemble(
+    question: Question,
+    placement: Mapping[str, LayerRange],
+    *,
+    bound: float,
+    facts: SolverFacts,
+    notes: tuple[str, ...] = (),
+    is_brief: bool = False,
+) -> Plan:
+    """The plan of a placement that carries something. Nodes that carry nothing are left out.
+
+    Args:
+        question: what was asked.
+        placement: node -> layer range.
+        bound: proven tokens/s that no placement exceeds.
+        facts: how it was found.
+        notes: remarks to keep with the assumptions.
+        is_brief: what is expected does not matter, and is taken by means alone.
+    """
+    capacities = question.capacities
+    flow = carrying(question, placement, spread=True)
+    used = used_nodes(placement, flow)
+    held = {name: placement[name] for name in used}
+    bound = max(bound, flow.tokens_per_s)
+    has_tables = any(capacities.nodes[name].cost is None for name in held)
+    limits = None if is_brief or has_tables else best_limits(question, held, flow, thorough=True)
+    if limits is None and question.objective == "throughput" and not (is_brief or has_tables):
+        limits = best_limits(question, held, flow, thorough=False, effort=LIMITED)
+    batching = NO_LIMITS if limits is None else limits.batching
+    network = build_network(capacities, held, partial=question.partial)
+    expected, remarks = _over_concurrency(question, held, flow, batching, is_brief=is_brief)
+    return Plan(
+        model=capacities.model.name,
+        num_layers=capacities.model.num_layers,
+        placement=held,
+        flows=flow.links,
+        nodes={
+            name: NodeFlow(
+                flow_tokens_per_s=flow.through(name),
+                capacity_tokens_per_s=_capacity_at(capacities, name, held[name], flow),
+                kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
+                max_batch_tokens=max_batch_tokens(capacities, name, batching),
+                device=capacities.nodes[name].device.name,
+                region=capacities.nodes[name].region,
+                made_on=identity_of_node(capacities.nodes[name]),
+                pace=_pace(capacities, name),
+                row_sizes=row_sizes(capacities, name),
+            )
+            for name in used
+        },
+        predicted=Predicted(
+            max_flow_tokens_per_s=flow.tokens_per_s,
+            upper_bound_tokens_per_s=bound,
+            gap=(bound - flow.tokens_per_s) / flow.tokens_per_s,
+            expected=expected,
+            bottleneck=describe(capacities, held, network, flow),
+            marginal=marginals(network, flow),
+        ),
+        assumptions=Assumptions(
+            workload=capacities.workload,
+            partial_inference=question.partial,
+            objective=question.objective,
+            concurrency=question.concurrency,
+            notes=(*notes, *remarks),
+        ),
+        solver=facts,
+        cluster_digest=digest(capacities.profile),
+        model_digest=capacities.model.digest,
+        dtype=capacities.model.dtype,
+        max_decode_batch=batching.max_decode_batch,
+        provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
+    )
+
+
+def _over_concurrency(
+    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching, *, is_brief: bool
+) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
+    """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
+
+    The steps end where means alone say that more requests in flight bring no more.
+    """
+    capacities, asked = question.capacities, question.concurrency
+    if is_brief:
+        return (predict_means(capacities, held, flow.links, asked),), ()
+    effort = REPORTED if question.objective == "throughput" else REPORTED_BESIDE
+    rolled = follow(question, held, flow, asked, batching=batching, effort=effort)
+    means = predict_means(capacities, held, flow.links, asked)
+    end, notes = (means, (BY_MEANS_NOTE,)) if rolled is None else (rolled.expected, _notes(rolled))
+    if any(capacities.nodes[name].cost is None for name in held):
+        notes = (*notes, TABLE_NOTE)
+    steps, step = [], 1
+    is_quick = rolled is not None and rolled.work <= RANKED.max_work * len(rolled.totals)
+    while step < end.concurrency:
+        steps.append(
+            expected_of(question, held, flow, step, batching=batching, effort=STEP)
+            if is_quick
+            else predict_means(capacities, held, flow.links, step)
+        )
+        if predict_means(capacities, held, flow.links, step).total_tokens_per_s >= SATURATED * means.total_tokens_per_s:
+            break
+        step *= 2
+    return (*steps, end), notes
+
+
+def _notes(rolled: RolledOut) -> tuple[str, ...]:
+    notes = []
+    if not rolled.is_settled:
+        notes.append(
+            f"expected: requests were followed for {rolled.rounds:.0f} rounds of all in flight; over the last two "
+            "windows it still changed"
+        )
+    low, high = min(rolled.totals, default=0.0), max(rolled.totals, default=0.0)
+    if high > CHANCE * low:
+        notes.append(
+            f"expected: it is chance which groups requests gather in; {len(rolled.totals)} starts gave {low:,.4g} to "
+            f"{high:,.4g} tokens/s, of which it is the mean"
+        )
+    return tuple(notes)
+
+
+def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow) -> float:
+    """Tokens/s of a node whose requests enter in the flow's proportions: late ones need less of its time."""
+    entries = [(entry, amount) for (node, entry), amount in flow.entries.items() if node == name]
+    time = sum(amount / capacities.tokens_per_s(name, held, entry) for entry, amount in entries)
+    return flow.through(name) / time
+
+
+def _pace(capacities: Capacities, name: str) -> Pace | None:
+    cost = capacities.nodes[name].cost
+    return cost.pace if cost else None

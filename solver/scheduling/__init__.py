@@ -1,0 +1,1 @@
+"""The serving rules, pure: the server, the simulator and `expected` run this code."""

@@ -1,0 +1,92 @@
+"""Router: which pipeline a request takes. Pure: the only state is what was chosen, and what was told of it since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+from helixbench.reference_server.run_log import Routing
+from helixbench.reference_server.wire.messages import Hop
+
+Pipeline: TypeAlias = tuple[Hop, ...]
+
+
+class Chooser(Protocol):
+    """What a coordinator asks for pipelines."""
+
+    @property
+    def pipelines(self) -> Sequence[Pipeline]:
+        """Every pipeline that was or can be chosen, by index; more may be added at the end."""
+        ...
+
+    def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
+        """Index of the pipeline that the next request takes; ``None`` where none has room."""
+        ...
+
+    def ended(self, index: int) -> None:
+        """A request that took this pipeline has ended."""
+        ...
+
+    def widest(self, capacity: Mapping[str, int]) -> int:
+        """The most that some pipeline holds, where each node holds ``capacity``."""
+        ...
+
+
+class Router:
+    """Interleaved weighted round robin (IWRR) over pipelines, weights = planned flows.
+
+    Every choice gives each pipeline credit in proportion to its weight and takes the one with the most. So none is ever
+    a whole request ahead of its share, and shares are met exactly whenever all of them are whole requests. A pipeline
+    that has no room is passed over and keeps its credit.
+    Source: Helix, ASPLOS 2025, section 5.1 (per-request pipelines), with pipelines as the things in the round.
+    """
+
+    def __init__(self, weighted: Sequence[tuple[Pipeline, float]]) -> None:
+        if not weighted or any(weight <= 0 for _, weight in weighted):
+            raise ValueError("need at least one pipeline, each with a flow > 0")
+        self.pipelines: tuple[Pipeline, ...] = tuple(pipeline for pipeline, _ in weighted)
+        total = sum(weight for _, weight in weighted)
+        self._shares = [weight / total for _, weight in weighted]
+        self._credits = [0.0] * len(weighted)  # pipeline -> requests that it is owed
+
+    def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
+        """Index of the pipeline that the next request takes; ``None``, and no credit changes, where none has room."""
+        credits_now = [before + share for before, share in zip(self._credits, self._shares, strict=True)]
+        chosen, most = None, -math.inf
+        for index, credit in enumerate(credits_now):  # room is asked for only where it matters: that is what takes time
+            if credit > most and has_room(self.pipelines[index]):
+                chosen, most = index, credit
+        if chosen is None:
+            return None
+        credits_now[chosen] -= 1.0
+        self._credits = credits_now
+        return chosen
+
+    def ended(self, index: int) -> None:
+        """Nothing to note: shares count requests as they begin."""
+
+    def widest(self, capacity: Mapping[str, int]) -> int:
+        """The most that some pipeline holds, where each node holds ``capacity``."""
+        return max(min(capacity[hop.node] for hop in pipeline) for pipeline in self.pipelines)
+
+
+def weighted_pipelines(
+    weighted: Sequence[tuple[Pipeline, float]], *, routing: Routing
+) -> tuple[tuple[Pipeline, float], ...]:
+    """The pipelines that a routing chooses from.
+
+    ``iwrr``: all of them with their flows. ``fixed``, to compare with: pipelines that share no node, the one with the
+    largest flow first, as a server has them that assigns nodes to pipelines once and for all. The other routings put
+    pipelines together hop by hop (``hop_router``), with these for a start.
+    """
+    if routing != "fixed":
+        return tuple(weighted)
+    taken: set[str] = set()
+    fixed = []
+    for pipeline, weight in sorted(weighted, key=lambda pair: (-pair[1], pair[0])):
+        nodes = {hop.node for hop in pipeline}
+        if not nodes & taken:
+            fixed.append((pipeline, weight))
+            taken |= nodes
+    return tuple(fixed)

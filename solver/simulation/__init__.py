@@ -1,0 +1,1 @@
+"""The serving rules on a virtual clock."""

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helixbench.profiler.cost.model import BatchShape, StageCost, feature_row
+
+SECONDS = st.floats(0, 1e-2)
+
+
+@st.composite
+def stage_costs(draw: st.DrawFn) -> StageCost:
+    knots = (1.0, *sorted(draw(st.sets(st.integers(2, 200).map(float), max_size=4))))
+    plain = {
+        field: draw(SECONDS)
+        for field in StageCost.__struct_fields__
+        if field
+        not in (
+            "token_knots",
+            "layer_token_s",
+            "row_sizes",
+            "max_tokens",
+            "max_context_tokens",
+        )
+    }
+    return StageCost(
+        **plain,
+        token_knots=knots,
+        layer_token_s=tuple(draw(SECONDS) for _ in knots),
+        row_sizes=draw(st.sampled_from([(), (1, 4, 8, 12), (1, 2, 3, 9, 16, 64, 256)])),
+        max_tokens=256.0,
+        max_context_tokens=512.0,
+    )
+
+
+def flat_cost(**changes: Any) -> StageCost:
+    """All coefficients 0 but those given."""
+    zeros: dict[str, Any] = dict.fromkeys(StageCost.__struct_fields__, 0.0)
+    shape = {"token_knots": (1.0,), "layer_token_s": (0.0,), "max_tokens": 64.0, "max_context_tokens": 64.0}
+    zeros |= {"row_sizes": ()}
+    return StageCost(**(zeros | shape | changes))
+
+
+BATCHES = st.builds(BatchShape, **dict.fromkeys(BatchShape.__struct_fields__, st.floats(0, 500)))
+
+
+@given(cost=stage_costs(), batch=BATCHES, more=BATCHES, num_layers=st.integers(1, 80), first=..., last=...)
+def test_time_never_falls_when_a_batch_grows(
+    cost: StageCost, batch: BatchShape, more: BatchShape, num_layers: int, first: bool, last: bool
+) -> None:
+    larger = BatchShape(*(a + b for a, b in zip(*map(msgspec.structs.astuple, (batch, more)), strict=True)))
+
+    def time_s(of: BatchShape, layers: int) -> float:
+        return cost.time_s(num_layers=layers, batch=of, first=first, last=last)
+
+    assert time_s(batch, num_layers) <= time_s(larger, num_layers) * (1 + 1e-9)
+    assert time_s(batch, num_layers) >= 0
+    assert time_s(batch, num_layers) <= time_s(batch, num_layers + 1) * (1 + 1e-9)
+
+
+@given(cost=stage_costs(), batch=BATCHES, num_layers=st.integers(0, 80), first=..., last=...)
+def test_time_is_the_product_that_was_fitted(
+    cost: StageCost, batch: BatchShape, num_layers: int, first: bool, last: bool
+) -> None:
+    row = feature_row(
+        num_layers=num_layers,
+        batch=batch,
+        first=first,
+        last=last,
+        token_knots=cost.token_knots,
+        gather_up_to_tokens=cost.gather_up_to_tokens,
+        row_sizes=cost.row_sizes,
+    )
+    seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
+    assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
+
+
+@given(cost=stage_costs(), batch=BATCHES, first=..., last=...)
+def test_time_is_linear_in_layers(cost: StageCost, batch: BatchShape, first: bool, last: bool) -> None:
+    times = [cost.time_s(num_layers=n, batch=batch, first=first, last=last) for n in (1, 2, 3)]
+    assert times[2] - times[1] == pytest.approx(times[1] - times[0], abs=1e-9 * (1 + times[2]))
+
+
+@given(cost=stage_costs(), batch=BATCHES)
+def test_ends_cost_what_they_cost_alone(cost: StageCost, batch: BatchShape) -> None:
+    def time_s(*, num_layers: int, first: bool, last: bool) -> float:
+        return cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
+
+    whole = time_s(num_layers=4, first=True, last=True)
+    parts = (
+        time_s(num_layers=4, first=False, last=False)
+        + time_s(num_layers=0, first=True, last=False)
+        + time_s(num_layers=0, first=False, last=True)
+    )
+    assert whole == pytest.approx(parts)
+
+
+def test_each_coefficient_stands_for_its_own_quantity() -> None:
+    batch = BatchShape(
+        prefill_tokens=12,
+        prefill_chunks=2,
+        prefill_pairs=30,
+        decode_tokens=3,
+        decode_context_tokens=90,
+        sampled_tokens=4,
+    )
+    expected = {
+        "step_s": 1,
+        "step_item_s": 5,
+        "step_token_s": 15,
+        "layer_s": 7,
+        "layer_decode_item_s": 7 * 3,
+        "layer_decode_context_s": 7 * 90,
+        "layer_prefill_chunk_s": 7 * 2,
+        "layer_prefill_pair_s": 7 * 30,
+        "embed_s": 1,
+        "embed_token_s": 15,
+        "head_s": 1,
+        "head_item_s": 4,
+    }
+    for field, quantity in expected.items():
+        cost = flat_cost(**{field: 1.0})
+        assert cost.time_s(num_layers=7, batch=batch, first=True, last=True) == quantity, field
+
+
+@pytest.mark.parametrize(
+    ("tokens", "layer_s"), [(1, 0), (3, 2), (4, 3), (10, 3 + 60), (16, 3 + 120), (20, 3 + 120 + 400)]
+)
+def test_tokens_cost_what_their_segment_says(tokens: int, layer_s: float) -> None:
+    cost = flat_cost(token_knots=(1.0, 4.0, 16.0), layer_token_s=(1.0, 10.0, 100.0))
+    assert cost.time_s(num_layers=1, batch=BatchShape(decode_tokens=tokens), first=False, last=False) == layer_s
+
+
+@pytest.mark.parametrize(
+    ("sequences", "context", "gathered"), [(1, 90, 0), (4, 90, 3 * 90), (4, 192, 3 * 192), (4, 800, 3 * 192), (0, 0, 0)]
+)
+def test_contexts_are_gathered_where_several_sequences_decode(sequences: int, context: int, gathered: int) -> None:
+    """Up to a length, from which on each is attended by itself."""
+    cost = flat_cost(layer_gather_context_s=1.0, gather_up_to_tokens=192.0)
+    batch = BatchShape(decode_tokens=sequences, decode_context_tokens=sequences * context)
+    assert cost.time_s(num_layers=2, batch=batch, first=False, last=False) == 2 * gathered
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [
+        (0, 0),
+        (1, 1),
+        (1.5, 2),
+        (2, 3),
+        (3, 3),
+        (3.25, 4.5),
+        (4, 9),
+        (9, 9),
+        (10, 16),
+        (15.5, 16),
+        (17, 17),
+        (20.5, 20.5),
+    ],
+)
+def test_tokens_cost_what_the_rows_do_that_they_run_with(tokens: float, rows: float) -> None:
+    cost = flat_cost(token_knots=(1.0, 16.0), layer_token_s=(1.0, 1.0), row_sizes=(1, 3, 9, 16))
+    batch = BatchShape(prefill_tokens=tokens)
+    assert cost.time_s(num_layers=1, batch=batch, first=False, last=False) == max(0, rows - 1)
+    assert cost.breakpoints == (1, 2, 3, 4, 9, 10, 16, 17)
+
+
+def test_embedding_alone_has_no_step_and_no_layers() -> None:
+    row = feature_row(
+        num_layers=0,
+        batch=BatchShape(decode_tokens=8, sampled_tokens=8),
+        first=True,
+        last=False,
+        token_knots=(1.0, 4.0),
+    )
+    assert np.flatnonzero(row).tolist() == [10, 11]
+    assert row[[10, 11]].tolist() == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_knots": (2.0,)}, "first knot 1"),
+        ({"token_knots": ()}, "need one length"),
+        ({"token_knots": (1.0, 4.0)}, "need one length"),
+        ({"token_knots": (1.0, 4.0, 4.0), "layer_token_s": (0.0, 0.0, 0.0)}, "need ascending values"),
+        ({"row_sizes": (2, 4)}, "row_sizes: need ascending values from 1"),
+        ({"row_sizes": (1, 4, 4)}, "row_sizes: need ascending values from 1"),
+        ({"step_s": -1e-9}, "finite values >= 0"),
+        ({"layer_token_s": (-1.0,)}, "finite values >= 0"),
+        ({"head_s": float("nan")}, "finite values >= 0"),
+        ({"layer_s": float("inf")}, "finite values >= 0"),
+    ],
+)
+def test_impossible_coefficients_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flat_cost(**changes)

@@ -1,0 +1,265 @@
+"""The engine on real agents: counters, KV slots, aborts, and agents that hang."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.measure.pace import Pace, Sensitivity
+from helixbench.profiler.measure.processor_speed import ProcessorSpeed
+from helixbench.profiler.model.files import ModelFiles
+from helixbench.reference_server.coordinator import engine as engine_module
+from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.run_log import Routing
+from helixbench.reference_server.wire.client import AgentFailedError, Agents
+from helixbench.reference_server.wire.messages import Counters, Load
+from helixbench.solver.problem.plan import Plan
+from helixbench.solver.scheduling.coordinator import Request
+from tests.conftest import GreedyOf, ModelDir
+from tests.greedy import Greedy
+from tests.reference_server.plans import (
+    MAX_BATCH_TOKENS,
+    ONE_NODE,
+    OVERLAPPING,
+    THREE_IN_A_ROW,
+    TWO_PIPELINES,
+    make_plan,
+)
+from tests.reference_server.running import STEP_MS, AgentProcess, Outcome, RunningAgents, run_to_end
+
+PRESET = "test-llama"
+
+
+@pytest.fixture
+def model(model_dir: ModelDir) -> Path:
+    return model_dir(PRESET)
+
+
+@pytest.fixture
+def references(greedy_of: GreedyOf) -> tuple[Greedy, ...]:
+    return greedy_of(PRESET)
+
+
+def requests_of(references: tuple[Greedy, ...]) -> list[Request]:
+    return [Request(number=n, prompt=r.prompt, max_tokens=len(r.output)) for n, r in enumerate(references)]
+
+
+def ask_counters(engine: Engine) -> dict[str, Counters]:
+    engine.ask_counters()
+    while (counters := engine.counters()) is None:
+        engine.step(STEP_MS)
+    return counters
+
+
+def test_counters_of_nodes_and_links_are_those_of_the_requests(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...]
+) -> None:
+    requests = requests_of(references)
+    prompts, outputs = (sum(len(part) for part in parts) for parts in zip(*references, strict=True))
+    decodes = outputs - len(requests)  # the first token comes from the prompt
+
+    with running.engine(make_plan(model, *THREE_IN_A_ROW), model) as engine:
+        outcome = run_to_end(engine, requests)
+        counters = ask_counters(engine)
+        sent = engine.sent
+
+    assert sum(len(tokens) for tokens in outcome.tokens.values()) == outputs
+    for node, counted in counters.items():
+        assert (counted.prefill_tokens, counted.decode_tokens) == (prompts, decodes), node
+        assert decodes / MAX_BATCH_TOKENS < counted.iterations < (prompts + decodes) / 2, "nothing was batched"
+        assert counted.busy_s > 0
+    assert sent["n0"].tokens == prompts + decodes
+    assert counters["n0"].sent["n1"].tokens == counters["n1"].sent["n2"].tokens == prompts + decodes
+    assert counters["n2"].sent["coordinator"].tokens == outputs
+    for counted, peer in ((counters["n0"], "n1"), (counters["n1"], "n2")):
+        link = counted.sent[peer]
+        tensor_bytes = link.tokens * 64 * 4
+        assert tensor_bytes < link.payload_bytes < tensor_bytes + link.tokens * 40 + link.messages * 40
+        assert link.messages == counted.iterations
+
+
+def test_tight_caches_let_requests_in_one_by_one_and_lose_nothing(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...]
+) -> None:
+    capacity = 150  # the largest request needs 110
+    plan = make_plan(model, *TWO_PIPELINES, kv_capacity_tokens=capacity)
+
+    with running.engine(plan, model) as engine:
+        requests = requests_of(references)
+        outcome = Outcome()
+        outcome.note(engine.submit(requests))
+        most = engine.coordinator.num_in_flight
+        assert engine.coordinator.num_waiting > 16
+        while len(outcome.reasons) < len(requests):
+            engine.step(STEP_MS, on_events=outcome.note)
+            most = max(most, engine.coordinator.num_in_flight)
+        first, second = ask_counters(engine), ask_counters(engine)
+
+    assert [tuple(outcome.tokens[request.number]) for request in requests] == [r.output for r in references]
+    assert 2 <= most < 32
+    for node in plan.placement:
+        assert 110 <= first[node].kv_peak_tokens <= first[node].kv_capacity_tokens == capacity
+        assert second[node].kv_peak_tokens == 0, "KV slots were not released"
+
+
+def test_fixed_routing_uses_pipelines_that_share_no_node(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...]
+) -> None:
+    with running.engine(make_plan(model, *OVERLAPPING), model, routing="fixed") as engine:
+        outcome = run_to_end(engine, requests_of(references[:8]))
+        counters = ask_counters(engine)
+
+    assert [[hop.node for hop in hops] for hops in engine.pipelines] == [["n0", "n1"]]
+    assert [tuple(outcome.tokens[number]) for number in range(8)] == [r.output for r in references[:8]]
+    assert {node for node, counted in counters.items() if counted.iterations} == {"n0", "n1"}
+
+
+@pytest.mark.parametrize("routing", ["random", "shortest-queue"])
+def test_routings_that_go_hop_by_hop_serve_the_same_tokens(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...], routing: Routing
+) -> None:
+    """Work goes between any two nodes that hold layers one after the other, planned pipeline or not."""
+    plan = make_plan(model, *OVERLAPPING)
+    with running.engine(plan, model, routing=routing) as engine:
+        outcome = run_to_end(engine, requests_of(references))
+        counters = ask_counters(engine)
+
+    assert [tuple(outcome.tokens[number]) for number in range(len(references))] == [r.output for r in references]
+    for pipeline in engine.pipelines:
+        assert [hop.start for hop in pipeline] == [0, *(hop.end for hop in pipeline[:-1])]
+        assert pipeline[-1].end == plan.num_layers
+    assert len(engine.pipelines) > 1
+    assert all(counted.iterations for counted in counters.values()), "some node was never chosen"
+
+
+def test_stop_tokens_end_an_output_with_the_token(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...]
+) -> None:
+    number, reference = next((n, r) for n, r in enumerate(references) if len(set(r.output)) > 4)
+    stop = reference.output[len(reference.output) // 2]
+    request = Request(
+        number=number, prompt=reference.prompt, max_tokens=len(reference.output), stop_token_ids=frozenset({stop})
+    )
+
+    with running.engine(make_plan(model, *ONE_NODE), model) as engine:
+        outcome = run_to_end(engine, [request])
+
+    assert outcome.tokens[number] == list(reference.output[: reference.output.index(stop) + 1])
+    assert outcome.reasons == {number: "stop"}
+
+
+def test_aborted_requests_end_and_free_their_slots_while_others_go_on(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...]
+) -> None:
+    requests = requests_of(references)
+    long_ones = [r.number for r in requests if r.max_tokens >= 27]
+    with running.engine(make_plan(model, *THREE_IN_A_ROW), model, max_concurrency=16) as engine:
+        outcome = Outcome()
+        outcome.note(engine.submit(requests))
+        aborted = [long_ones[0], long_ones[-1]]  # one in flight, one that waits
+        assert aborted[0] < 16 <= aborted[1]
+        for number in aborted:
+            outcome.note(engine.abort(number))
+        while len(outcome.reasons) < len(requests):
+            engine.step(STEP_MS, on_events=outcome.note)
+        ask_counters(engine)
+        left = ask_counters(engine)
+
+    assert {number for number, reason in outcome.reasons.items() if reason == "abort"} == set(aborted)
+    for request, reference in zip(requests, references, strict=True):
+        if request.number not in aborted:
+            assert tuple(outcome.tokens[request.number]) == reference.output
+    assert {counted.kv_peak_tokens for counted in left.values()} == {0}
+
+
+# Agents that fail
+
+
+def signal_in_the_middle(engine: Engine, requests: list[Request], agent: AgentProcess, number: signal.Signals) -> None:
+    """Step until the first token is there, signal the agent, and step on."""
+    outcome = Outcome()
+    outcome.note(engine.submit(requests))
+    while len(outcome.reasons) < len(requests):
+        engine.step(STEP_MS, on_events=outcome.note)
+        if outcome.tokens:
+            agent.send_signal(number)
+    raise AssertionError("the engine did not notice")
+
+
+def test_an_agent_that_hangs_is_an_error_and_no_hang(
+    running: RunningAgents,
+    model: Path,
+    references: tuple[Greedy, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hanging = AgentProcess(running.key_file, tmp_path / "hanging.log")
+    silent = pytest.raises(MeasurementError, match=r"no token within 1 s with \d+ in flight")
+    try:
+        agents = RunningAgents(running.addresses | {"n1": hanging.address()}, running.key_file)
+        with agents.engine(make_plan(model, *THREE_IN_A_ROW), model) as engine, silent:
+            monkeypatch.setattr(engine_module, "_SILENCE_S", 1.0)
+            signal_in_the_middle(engine, requests_of(references), hanging, signal.SIGSTOP)
+    finally:
+        hanging.end()
+
+
+def test_each_node_is_told_its_own_pace_and_row_sizes(
+    running: RunningAgents, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    powers = Sensitivity(arithmetic_weights=0.3, arithmetic_matmul=0.4, other_weights=0.5, other_matmul=0.2)
+    paces = {f"n{n}": Pace(ProcessorSpeed(weights_s=(n + 1) * 1e-4, matmul_s=6e-5), powers) for n in range(3)}
+    sizes = {"n0": (1, 2, 8), "n1": (), "n2": (1, 4, 16, 24)}
+    plan = make_plan(model, *THREE_IN_A_ROW)
+    nodes = {
+        node: msgspec.structs.replace(flow, pace=paces[node], row_sizes=sizes[node])
+        for node, flow in plan.nodes.items()
+    }
+    told: dict[str, Load] = {}
+    ask = Agents.ask
+
+    def asked(own: Agents, commands: dict[str, Load], *rest: Any, **more: Any) -> Any:
+        told.update(commands)
+        return ask(own, commands, *rest, **more)
+
+    monkeypatch.setattr(Agents, "ask", asked)
+    served(running, msgspec.structs.replace(plan, nodes=nodes), model)
+
+    assert {node: (load.pace, load.row_sizes) for node, load in told.items()} == {
+        node: (paces[node], sizes[node]) for node in nodes
+    }
+
+
+# Plans that cannot be served
+
+
+def served(running: RunningAgents, plan: Plan, model: Path) -> None:
+    with Agents({node: running.addresses[node] for node in plan.placement}, running.key) as agents:
+        load_plan(agents, plan, ModelFiles(str(model)))
+
+
+def test_a_plan_of_nodes_that_were_not_measured_cannot_be_served(running: RunningAgents, model: Path) -> None:
+    plan = make_plan(model, *ONE_NODE, kv_capacity_tokens=None)
+    with pytest.raises(InputError, match=r"plan: nodes\.n0\.kv_capacity_tokens is missing; only a plan of a cluster"):
+        served(running, plan, model)
+
+
+def test_a_plan_for_more_memory_than_a_node_has_names_the_node(running: RunningAgents, model: Path) -> None:
+    plan = make_plan(model, *THREE_IN_A_ROW, kv_capacity_tokens=5_000_000)
+    with pytest.raises(AgentFailedError, match=r"node n\d: layers \[\d,\d\) take .* of the 5000000 needed") as raised:
+        served(running, plan, model)
+    assert raised.value.exit_code == 2
+
+
+def test_a_node_with_other_model_files_is_named(
+    running: RunningAgents, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelFiles, "digest", lambda _files: "sha256:of another model")
+    with pytest.raises(AgentFailedError, match=r"node n0: model .*: its files on this node differ") as raised:
+        served(running, make_plan(model, *ONE_NODE), model)
+    assert raised.value.exit_code == 2

@@ -1,0 +1,196 @@
+"""One link: what is measured over iperf3 and over the server's own transport, and what is said where it fails."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from helixbench.profiler.network.iperf3 import INTERVAL_S, MIN_BLOCKS
+from helixbench.reference_server.profiling import links as link_probe
+from helixbench.reference_server.profiling.links import IperfEnd, measure_flows, measure_link
+from helixbench.reference_server.wire.keys import ClusterKey, load_key_file, make_key_file
+from helixbench.reference_server.wire.link_messages import Flow, LinkMeasured, MeasureFlows, MeasureLink
+from helixbench.reference_server.wire.transport import Transport
+from tests.reference_server.threads import agents_in_threads
+
+needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    make_key_file(tmp_path / "cluster.key")
+    return tmp_path / "cluster.key"
+
+
+@pytest.fixture
+def key(key_file: Path) -> ClusterKey:
+    return load_key_file(key_file)
+
+
+def measured(key: ClusterKey, command: MeasureLink) -> LinkMeasured:
+    transport = Transport(key)
+    try:
+        return measure_link(transport, command)
+    finally:
+        transport.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_without_iperf3_the_transport_measures_itself(
+    key_file: Path, key: ClusterKey, no_iperf3: None, reverse: bool
+) -> None:
+    assert IperfEnd().serve(2).ports == ()
+    with agents_in_threads(["far"], key_file) as addresses:
+        result = measured(key, MeasureLink(addresses["far"], None, seconds=0.05, reverse=reverse))
+
+    assert result.source == "helixbench transport (iperf3 missing)"
+    assert result.error == ""
+    assert result.bandwidth_bytes_per_s is not None
+    assert 1e5 < result.bandwidth_bytes_per_s < 1e12
+    assert result.latency_s is not None
+    assert 0 < result.latency_s < 1
+
+
+@pytest.mark.parametrize(
+    ("frame_s", "round_trip_s", "carries_s"), [(0.01, 0.002, 0.008), (0.01, 0.009, 0.005), (0.01, 0.5, 0.005)]
+)
+def test_a_frame_is_timed_without_its_round_trip_or_half_of_it(
+    monkeypatch: pytest.MonkeyPatch, frame_s: float, round_trip_s: float, carries_s: float
+) -> None:
+    frames: list[int] = []
+
+    def echo(_: object, payload: bytes | None = None, reply_bytes: int = 0) -> float:
+        frames.append(len(payload or b"") + reply_bytes)
+        return frame_s
+
+    monkeypatch.setattr(link_probe._Probe, "_echo", echo)
+    probe = object.__new__(link_probe._Probe)
+    for reverse in (False, True):
+        rate = probe.bytes_per_s(0.095, round_trip_s, reverse=reverse)
+        assert rate == pytest.approx((1 << 20) / carries_s)
+    assert frames == [1 << 20] * 20, "as many as fit the time asked for"
+
+
+@needs_iperf3
+@pytest.mark.parametrize("reverse", [False, True])
+def test_iperf3_measures_where_it_is_installed(key_file: Path, key: ClusterKey, reverse: bool) -> None:
+    end = IperfEnd()
+    try:
+        (port,) = end.serve().ports
+        with agents_in_threads(["far"], key_file) as addresses:
+            result = measured(key, MeasureLink(addresses["far"], port, seconds=0.2, reverse=reverse))
+    finally:
+        end.close()
+
+    assert "iperf" in result.source
+    assert result.bandwidth_bytes_per_s is not None
+    assert result.bandwidth_bytes_per_s > 1e6
+
+
+@needs_iperf3
+def test_flows_at_once_are_each_measured(key_file: Path, key: ClusterKey) -> None:
+    end = IperfEnd()
+    try:
+        there, back = end.serve(2).ports
+        result = measure_flows(MeasureFlows((Flow("127.0.0.1", there, False), Flow("127.0.0.1", back, True)), 0.2))
+    finally:
+        end.close()
+
+    assert result.error == ""
+    assert len(result.bytes_per_s) == 2
+    assert min(result.bytes_per_s) > 1e6
+
+
+@needs_iperf3
+def test_a_flow_to_nobody_is_said_and_gives_no_number() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        result = measure_flows(MeasureFlows((Flow("127.0.0.1", closed.getsockname()[1], False),), 0.2))
+
+    assert result.bytes_per_s == ()
+    assert "unable to connect" in result.error
+
+
+@needs_iperf3
+def test_a_link_whose_iperf3_fails_keeps_its_latency_and_says_why(key_file: Path, key: ClusterKey) -> None:
+    with agents_in_threads(["far"], key_file) as addresses, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        command = MeasureLink(addresses["far"], closed.getsockname()[1], seconds=0.2, message_bytes=(64, 4096))
+        result = measured(key, command)
+
+    assert result.bandwidth_bytes_per_s is None
+    assert "unable to connect" in result.error
+    assert result.latency_s is not None
+    assert [time.message_bytes for time in result.message_times] == [64, 4096]
+
+
+def test_a_link_to_an_iperf3_that_does_not_serve_is_not_measured_otherwise(key_file: Path, key: ClusterKey) -> None:
+    with agents_in_threads(["far"], key_file) as addresses:
+        command = MeasureLink(addresses["far"], None, seconds=0.05, iperf_problem="far: every port is taken")
+        result = measured(key, command)
+
+    assert (result.bandwidth_bytes_per_s, result.error) == (None, "far: every port is taken")
+    assert result.latency_s is not None
+
+
+@needs_iperf3
+def test_a_port_that_was_taken_meanwhile_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = link_probe._free_ports
+    end = IperfEnd()
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        given = iter([[port, *free(1)], [port]])
+        monkeypatch.setattr(link_probe, "_free_ports", lambda count: next(given, None) or free(count))
+        try:
+            served = end.serve(2)
+        finally:
+            end.close()
+        monkeypatch.setattr(link_probe, "_free_ports", lambda count: [port] * count)
+        refused = end.serve()
+
+    assert (len(set(served.ports)), served.error) == (2, "")
+    assert port not in served.ports
+    assert refused.ports == ()
+    assert f"port {port} does not listen" in refused.error
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_messages_are_timed_until_the_next_would_take_too_long(monkeypatch: pytest.MonkeyPatch, reverse: bool) -> None:
+    sent: list[int] = []
+
+    def echo(_: object, payload: bytes | None = None, reply_bytes: int = 0) -> float:
+        assert (payload is None) == reverse
+        sent.append(len(payload or b"") + reply_bytes)
+        return 0.004 + sent[-1] * 1e-6  # a round trip of 4 ms, 1 MB/s
+
+    monkeypatch.setattr(link_probe._Probe, "_echo", echo)
+    command = MeasureLink(
+        "", None, seconds=1, reverse=reverse, message_bytes=(100_000, 10_000, 10**7), message_limit_s=1.0
+    )
+    times = object.__new__(link_probe._Probe).message_times(command, 0.002)
+
+    assert [time.message_bytes for time in times] == [10_000, 100_000], "10 MB would take 10 s"
+    assert [time.one_way_s for time in times] == pytest.approx([0.012, 0.102])
+    assert sent == [10_000] * 4 + [100_000] * 3
+
+
+@pytest.mark.parametrize(
+    ("rough", "block"), [(None, None), (1e6, 4096), (10e6, 1 << 15), (1e9, 128 << 10), (1.0, 4096)]
+)
+def test_blocks_are_so_small_that_a_slow_links_interval_holds_many(rough: float | None, block: int | None) -> None:
+    assert link_probe._block_bytes(rough) == block
+    if block is not None and rough is not None and block > 4096:
+        assert rough * INTERVAL_S / block >= MIN_BLOCKS
+
+
+def test_a_peer_that_does_not_echo_is_said(key: ClusterKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_probe, "_ANSWER_S", 0.2)
+    result = measured(key, MeasureLink("127.0.0.1:1", None, seconds=0.1))
+
+    assert result.error == "the agent at 127.0.0.1:1 did not echo within 0 s"
+    assert (result.bandwidth_bytes_per_s, result.latency_s) == (None, None)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helixbench.errors import InputError
+from helixbench.reference_server.testbed.spec import load_testbed
+from helixbench.reports.suite.file import load_suite
+from helixbench.reports.suite.suite import Suite
+from tests.reports.suite.suite_examples import SUITE, write_suite
+
+OWN_SUITE = Path(__file__).parents[3] / "examples" / "suites" / "cpu.toml"
+CHECK_SUITE = OWN_SUITE.with_name("check.toml")
+PLENTY = 64.0
+
+
+def test_a_case_joins_a_testbed_and_a_workload(tmp_path: Path) -> None:
+    suite = load_suite(write_suite(tmp_path))
+
+    two, full = suite.cases
+    assert (two.name, two.testbed.name, two.concurrency, two.requests) == ("two-chat", "two", 16, 48)
+    assert two.workload.lengths == ((64, 32),)
+    assert (full.name, full.concurrency) == ("full", "kv-full")
+    assert [testbed.name for testbed in suite.testbeds] == ["two", "inline"]
+
+
+def test_nodes_in_the_suite_are_a_testbed_as_a_file_is(tmp_path: Path) -> None:
+    inline = load_suite(write_suite(tmp_path)).testbeds[1]
+    (tmp_path / "written.toml").write_text(inline.text)
+
+    assert load_testbed(tmp_path / "written.toml", machine_cpus=PLENTY) == inline.spec
+    assert inline.spec.node_names == ("a", "b")
+    assert inline.spec.coordinator_bandwidth_bytes_per_s == 10e6 / 8
+
+
+def test_lengths_of_a_trace_are_scaled_then_cut(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("ContextTokens,GeneratedTokens\n1000,100\n40,900\n3,4\n")
+    fixed = SUITE[SUITE.index("prompt_tokens") : SUITE.index("concurrency")]
+    trace = 'trace = "trace.csv"\nscale = 0.1\nmax_prompt_tokens = 50\nmax_output_tokens = 60\n'
+
+    workload = load_suite(write_suite(tmp_path, SUITE.replace(fixed, trace))).cases[0].workload
+
+    assert workload.lengths == ((50, 10), (4, 60), (1, 1))
+    assert workload.source == "trace.csv x 0.1, in <= 50, out <= 60"
+
+
+def test_only_keeps_those_cases(tmp_path: Path) -> None:
+    assert [case.name for case in load_suite(write_suite(tmp_path), only=("full",)).cases] == ["full"]
+    with pytest.raises(InputError, match=r"--only none: .*it has two-chat, full"):
+        load_suite(write_suite(tmp_path), only=("none",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('file = "two.toml"', 'file = "none.toml"', r"testbed\[0\].file .*none.toml.*cannot be read"),
+        ('file = "two.toml"', "", r"testbed\[0\] is 'two': .*needs `file` or nodes"),
+        ('testbed = "two"', 'testbed = "three"', r"case\[0\].testbed is 'three': no such testbed; there are two, inli"),
+        ('workload = "chat"\nname', 'workload = "none"\nname', r"case\[1\].workload is 'none': no such workload"),
+        ("cpu = 0.1,", "cpu = -1.0,", r"testbed inline: node\[0\].cpu is -1.0"),
+        ("requests = 48", "", r"case\[0\].requests is missing: say `requests` or `duration_s`"),
+        ("requests = 48", "requests = 48\nduration_s = 9", r"case\[0\].requests is 48: say `requests` or `duration_s`"),
+        ("requests = 48", "requests = 0", r"workload\[0\].requests"),
+        ("requests = 48", "request = 48", r"unknown field `request`"),
+        ("concurrency = 16\n", "", r"case\[0\].concurrency is missing"),
+        ('"kv-full"', '"full"', r"case\[1\].concurrency"),
+        (
+            "prompt_tokens = 64",
+            "prompt_tokens = 490",
+            r"longest request has 522 tokens, but nodes are profiled up to 5",
+        ),
+        ("prompt_tokens = 64", "scale = 2.0", r"workload\[0\] is 'chat': needs `prompt_tokens` and `output_tokens`"),
+        ("prompt_tokens = 64", "prompt_tokens = 64\nscale = 2.0", r"`scale` and `max_…_tokens` go with a `trace`"),
+        ('name = "full"', 'name = "two-chat"', r"case\[1\].name is 'two-chat': another case has this name"),
+        ('name = "full"', 'name = "a/b"', r"case\[1\].name is 'a/b': use letters"),
+        ("[[case]]", "[[case", "not a TOML file"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in SUITE
+    with pytest.raises(InputError, match=message) as refused:
+        load_suite(write_suite(tmp_path, SUITE.replace(old, new, 1)))
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_the_suite_of_this_repository_covers_what_a_prediction_has_to_hold_for() -> None:
+    suite = load_suite(OWN_SUITE)
+    local = [testbed.spec.local_nodes for testbed in suite.testbeds]
+    shares = [node.cpu for nodes in local for node in nodes]
+    pairs = [pair for case in suite.cases for pair in case.workload.lengths]
+
+    assert len(suite.cases) >= 8
+    assert len(suite.testbeds) >= 5
+    assert {len(nodes) for nodes in local} >= {2, 3, 4, 6}
+    assert (min(shares), max(shares)) == (0.1, 0.9)
+    assert max(testbed.spec.cpu for testbed in suite.testbeds) <= 1.9
+    assert max(prompt / output for prompt, output in pairs) >= 20
+    assert min(prompt / output for prompt, output in pairs) <= 0.25
+    assert {case.concurrency for case in suite.cases} >= {1, "kv-full"}
+    assert any(len(set(case.workload.lengths)) > 100 for case in suite.cases)
+    assert min(link.bandwidth_bytes_per_s for testbed in suite.testbeds for link in testbed.spec.links) < 10e6 / 8
+
+
+def test_the_suite_that_checks_shares_no_testbed_and_no_fixed_lengths_with_it() -> None:
+    own, check = load_suite(OWN_SUITE), load_suite(CHECK_SUITE)
+
+    def shapes(suite: Suite) -> set[tuple[float | None, ...]]:
+        return {tuple(node.cpu for node in testbed.spec.local_nodes) for testbed in suite.testbeds}
+
+    assert not shapes(own) & shapes(check)
+    assert not {case.workload.lengths for case in own.cases} & {case.workload.lengths for case in check.cases}
+    assert max(testbed.spec.cpu for testbed in check.testbeds) <= 1.9
