@@ -3,7 +3,8 @@
 What is held back is the iteration's result, so that whoever waits for it waits as long as for a slow node. The time is
 counted in CPU time, which other processes on the machine do not stretch, and at the speed that two reference works had
 while the profile was made (``profiler.measure.pace``), because a shared machine is faster in one moment than in the
-next: a node of a testbed keeps its speed from its profile to the last request that it serves, as far as its share leaves room.
+next: a node of a testbed keeps its speed from its profile to the last request that it serves, as far as its share
+leaves room.
 """
 
 from __future__ import annotations
