@@ -11,8 +11,7 @@ from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.records import Provenance
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
-
-Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
+from helixbench.solver.scheduling.work import Routing
 
 
 class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

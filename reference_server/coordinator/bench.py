@@ -12,9 +12,10 @@ import msgspec
 from helixbench.errors import MeasurementError
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.run_log import LinkUse, NodePoint, NodeUse, RequestRecord, TokenCount, Window
-from helixbench.reference_server.wire.messages import Counters, History, LinkCounters
+from helixbench.reference_server.wire.messages import Counters, LinkCounters
 from helixbench.solver.problem.workload import Workload, draw_lengths
 from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.history import History
 
 _COUNTERS_TIMEOUT_S = 60.0
 _INTERVALS = 60  # of the timeline, over the whole run

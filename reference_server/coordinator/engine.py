@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.reference_server.run_log import Routing
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.messages import Counters, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
 from helixbench.solver.scheduling.router import Pipeline
 from helixbench.solver.scheduling.routings import make_router, peers_of
+from helixbench.solver.scheduling.work import Routing
 
 _LOAD_TIMEOUT_S = 300.0
 _SILENCE_S = 120.0  # without a token while requests are in flight: something hangs

@@ -12,7 +12,7 @@ import msgspec
 
 from helixbench.reference_server.http.detokenizer import Detokenizer, StopStrings
 from helixbench.reference_server.http.engine_protocol import EngineLike, EngineUnavailable, RequestRefused, TokenOut
-from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.solver.scheduling.work import SamplingParams
 
 if TYPE_CHECKING:
     from helixbench.reference_server.http.metrics import Metrics

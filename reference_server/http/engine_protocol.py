@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.solver.scheduling.work import SamplingParams
 
 FinishReason = Literal["", "stop", "length"]
 

@@ -17,9 +17,9 @@ from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.http.app import make_app
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, RequestRefused, TokenOut
-from helixbench.reference_server.node.token_sampling import SamplingParams
 from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.work import SamplingParams
 
 _log = logging.getLogger(__name__)
 _POLL_MS = 1_000

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, RequestRefused
-from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.solver.scheduling.work import SamplingParams
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import msgspec
 
 from helixbench.reference_server.profiling.config import ProfileConfig
-from helixbench.reference_server.run_log import Routing
 from helixbench.solver.problem.workload import Workload
+from helixbench.solver.scheduling.work import Routing
 
 
 class ProfileJob(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):

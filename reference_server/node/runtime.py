@@ -15,10 +15,11 @@ from helixbench.errors import MeasurementError
 from helixbench.profiler.measure.memory import out_of_memory_is
 from helixbench.profiler.measure.pace import FEW_TOKENS
 from helixbench.profiler.stage.stage import Stage, StageItem
-from helixbench.reference_server.node.token_sampling import SamplingParams, sample
-from helixbench.reference_server.wire.messages import OpenRequest, Sampled, Work, WorkItem
+from helixbench.reference_server.node.token_sampling import sample
+from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.gather import Gather
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 
 
 class Outbound(msgspec.Struct, frozen=True):

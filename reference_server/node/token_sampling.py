@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
+from helixbench.solver.scheduling.work import SamplingParams
 
 if TYPE_CHECKING:
     import torch
-
-MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
-
-
-class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """``temperature`` 0 is greedy: the rest has no effect then. ``top_p`` keeps the likeliest tokens that hold it."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 2:
-            raise ValueError(f"temperature: need 0 to 2, got {self.temperature:g}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: need more than 0 and at most 1, got {self.top_p:g}")
-        if self.seed is not None and not MIN_SEED <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed: need a whole number of 64 bits, got {self.seed}")
 
 
 def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:

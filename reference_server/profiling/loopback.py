@@ -16,8 +16,8 @@ from helixbench.profiler.measure.memory import out_of_memory_is, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import tensor_bytes
-from helixbench.reference_server.node.token_sampling import SamplingParams
-from helixbench.reference_server.wire.messages import Hop, OpenRequest, Work, WorkItem
+from helixbench.reference_server.wire.messages import Work
+from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
 
 if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.reference_server.simulation.checks import ConservationError
-from helixbench.reference_server.wire.messages import OpenRequest, WorkItem
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.gather import Gather
 from helixbench.solver.scheduling.history import HistoryKeeper
+from helixbench.solver.scheduling.work import OpenRequest, WorkItem
 from helixbench.solver.simulation.event_loop import ITERATION_BEGIN, ITERATION_END, Kernel
 from helixbench.solver.simulation.stage_time import Counts, StageTimer
 

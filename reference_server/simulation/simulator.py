@@ -14,7 +14,7 @@ import msgspec
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.records import Provenance, digest
-from helixbench.reference_server.run_log import Routing, RunLog, Window
+from helixbench.reference_server.run_log import RunLog, Window
 from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest
 from helixbench.reference_server.simulation.checks import ConservationError, Ledger, require_nothing_left
 from helixbench.reference_server.simulation.compatibility import notes_on_fit, require_fit
@@ -37,6 +37,7 @@ from helixbench.solver.scheduling.batcher import Batcher
 from helixbench.solver.scheduling.coordinator import Coordinator
 from helixbench.solver.scheduling.hop_routers import SwarmRouter
 from helixbench.solver.scheduling.routings import make_router
+from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK, Kernel
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows, name_of
 from helixbench.solver.simulation.links import Wires

@@ -12,10 +12,10 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.import_tables import with_imported_costs
 from helixbench.records import load_record, require_unique
-from helixbench.reference_server.run_log import Routing
 from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, read_trace
 from helixbench.solver.problem.workload import Workload, fixed_workload, trace_workload
 from helixbench.solver.questions.generate import make_cluster
+from helixbench.solver.scheduling.work import Routing
 
 
 class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -17,7 +17,6 @@ from helixbench.profiler.measure.pace import Pace, Sensitivity
 from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.quality import Quality
 from helixbench.reference_server.doctor.messages import ClockRead, Examine, Examined, ReadClock
-from helixbench.reference_server.node.token_sampling import SamplingParams
 from helixbench.reference_server.wire.link_messages import (
     FlowsMeasured,
     IperfServe,
@@ -26,39 +25,11 @@ from helixbench.reference_server.wire.link_messages import (
     MeasureFlows,
     MeasureLink,
 )
+from helixbench.solver.scheduling.history import History
+from helixbench.solver.scheduling.work import OpenRequest, WorkItem
 
 MAX_FRAME_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 24
-
-
-class Hop(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """One step of a pipeline: a node runs layers ``[start, end)`` of a request's tokens."""
-
-    node: str
-    start: int
-    end: int
-
-
-class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
-    """Reserve ``kv_tokens`` slots for a request and remember its pipeline. Always from the coordinator, so in order."""
-
-    request: int
-    hops: tuple[Hop, ...]
-    kv_tokens: int
-    sampling: SamplingParams
-
-
-class WorkItem(msgspec.Struct, frozen=True, array_like=True):
-    """New tokens of a request: ``num_tokens`` after ``past`` cached ones; ``sample`` when the last one yields a token.
-
-    ``is_decode`` tells the one token of a decoding sequence from the last one of a prompt cut into chunks.
-    """
-
-    request: int
-    past: int
-    num_tokens: int
-    sample: bool
-    is_decode: bool
 
 
 class Work(msgspec.Struct, frozen=True, tag="work"):
@@ -163,26 +134,6 @@ class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
     payload_bytes: int = 0
     messages: int = 0
     tokens: int = 0
-
-
-class Interval(msgspec.Struct, frozen=True, array_like=True):
-    """A node in a stretch of time: iterations that ended in it, their decode tokens, time spent in iterations, KV use.
-
-    ``kv_tokens`` are the slots that requests own after the last iteration.
-    """
-
-    iterations: int
-    decode_tokens: int
-    busy_s: float
-    kv_tokens: int
-
-
-class History(msgspec.Struct, frozen=True):
-    """What a node did over time, in intervals of ``width_s``; the first began ``age_s`` before this was said."""
-
-    width_s: float
-    age_s: float
-    intervals: tuple[Interval, ...]
 
 
 class Counters(msgspec.Struct, frozen=True, tag="counters"):

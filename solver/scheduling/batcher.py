@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from helixbench.reference_server.wire.messages import WorkItem
+from helixbench.solver.scheduling.work import WorkItem
 
 
 class Queued(msgspec.Struct):

@@ -13,9 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from helixbench.reference_server.node.token_sampling import SamplingParams
-from helixbench.reference_server.wire.messages import Hop, OpenRequest, WorkItem
 from helixbench.solver.scheduling.router import Chooser, Pipeline
+from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
 
 FinishReason = Literal["", "stop", "length", "abort"]
 

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from helixbench.reference_server.wire.messages import History, Interval
+import msgspec
 
 MAX_INTERVALS = 128
 FIRST_WIDTH_S = 0.25
+
+
+class Interval(msgspec.Struct, frozen=True, array_like=True):
+    """A node in a stretch of time: iterations that ended in it, their decode tokens, time spent in iterations, KV use.
+
+    ``kv_tokens`` are the slots that requests own after the last iteration.
+    """
+
+    iterations: int
+    decode_tokens: int
+    busy_s: float
+    kv_tokens: int
+
+
+class History(msgspec.Struct, frozen=True):
+    """What a node did over time, in intervals of ``width_s``; the first began ``age_s`` before this was said."""
+
+    width_s: float
+    age_s: float
+    intervals: tuple[Interval, ...]
 
 
 class HistoryKeeper:

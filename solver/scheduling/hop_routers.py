@@ -11,9 +11,9 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
-from helixbench.reference_server.wire.messages import Hop
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.router import Pipeline
+from helixbench.solver.scheduling.work import Hop
 
 OBSERVED_WEIGHT = 0.1  # of the newest observation in a node's moving average
 

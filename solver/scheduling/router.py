@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from helixbench.reference_server.run_log import Routing
-from helixbench.reference_server.wire.messages import Hop
+from helixbench.solver.scheduling.work import Hop, Routing
 
 Pipeline: TypeAlias = tuple[Hop, ...]
 

@@ -6,12 +6,11 @@ import itertools
 import random
 from collections.abc import Callable, Mapping
 
-from helixbench.reference_server.run_log import Routing
-from helixbench.reference_server.wire.messages import Hop
 from helixbench.solver.flow.pipelines import pipelines
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.scheduling.hop_routers import HopGraph, RandomRouter, ShortestQueueRouter, SwarmRouter
 from helixbench.solver.scheduling.router import Chooser, Router, weighted_pipelines
+from helixbench.solver.scheduling.work import Hop, Routing
 
 
 def make_router(

@@ -15,11 +15,11 @@ from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.coordinator import engine as engine_module
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
-from helixbench.reference_server.run_log import Routing
 from helixbench.reference_server.wire.client import AgentFailedError, Agents
 from helixbench.reference_server.wire.messages import Counters, Load
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.work import Routing
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import Greedy
 from tests.reference_server.plans import (

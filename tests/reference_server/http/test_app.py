@@ -17,7 +17,7 @@ import uvicorn
 from helixbench.reference_server.http.app import make_app
 from helixbench.reference_server.http.connection import MAX_BODY_BYTES
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, RequestRefused, TokenOut
-from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.solver.scheduling.work import SamplingParams
 
 EOS = 257
 MAX_LEN = 200

@@ -10,7 +10,7 @@ import pytest
 
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable
 from helixbench.reference_server.http.engine_thread import EngineThread
-from helixbench.reference_server.node.token_sampling import SamplingParams
+from helixbench.solver.scheduling.work import SamplingParams
 
 
 class BrokenEngine:

@@ -21,8 +21,8 @@ from helixbench.records import save_record
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, RequestRefused, TokenOut
 from helixbench.reference_server.http.engine_thread import EngineThread
-from helixbench.reference_server.node.token_sampling import SamplingParams
 from helixbench.reference_server.testbed import run_state
+from helixbench.solver.scheduling.work import SamplingParams
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import Greedy
 from tests.reference_server.coordinator.test_engine import ask_counters

@@ -25,7 +25,6 @@ from helixbench.profiler.stage.kv_cache import KvCache
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.agent import Agent, AgentConfig
 from helixbench.reference_server.node.runtime import Outbound
-from helixbench.reference_server.node.token_sampling import SamplingParams
 from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.reference_server.wire.messages import (
     MAX_HEADER_BYTES,
@@ -37,19 +36,17 @@ from helixbench.reference_server.wire.messages import (
     Echo,
     Echoed,
     Failed,
-    Hop,
     Load,
     Loaded,
-    OpenRequest,
     ReadCounters,
     Sampled,
     Shutdown,
     Work,
-    WorkItem,
     decode_answer,
     encode,
 )
 from helixbench.reference_server.wire.transport import Transport
+from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
 from tests.conftest import GreedyOf, ModelDir
 from tests.reference_server.running import MEMORY_BYTES, AgentProcess, RunningAgents
 

@@ -11,9 +11,9 @@ from helixbench.errors import MeasurementError
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound, tensor_bytes
-from helixbench.reference_server.node.token_sampling import SamplingParams
-from helixbench.reference_server.wire.messages import Hop, OpenRequest, Sampled, Work, WorkItem
+from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.scheduling.gather import WAIT_SHARE
+from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
 from tests.conftest import GreedyOf, ModelDir
 
 HIDDEN = 64

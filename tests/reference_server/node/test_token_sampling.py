@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.reference_server.node.token_sampling import SamplingParams, sample
+from helixbench.reference_server.node.token_sampling import sample
+from helixbench.solver.scheduling.work import SamplingParams
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 

@@ -8,9 +8,10 @@ import statistics
 
 import pytest
 
-from helixbench.reference_server.run_log import Routing, RunLog
+from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
 from helixbench.reference_server.simulation.arrivals import draw_times
+from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, Kernel
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows
 from tests.reference_server.simulation.cases import (

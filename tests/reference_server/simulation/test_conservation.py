@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helixbench.reference_server.run_log import Routing, RunLog
+from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
 from helixbench.reference_server.simulation.checks import ConservationError, Ledger
 from helixbench.reference_server.simulation.node import Message, SimulatedNode
-from helixbench.reference_server.wire.messages import WorkItem
 from helixbench.reports.verdict.integrity import check_run
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
+from helixbench.solver.scheduling.work import Routing, WorkItem
 from tests.reference_server.simulation.cases import OFFLINE, closed, cluster, four_nodes, plan_of, two_in_a_row
 
 ROUTINGS: tuple[Routing, ...] = ("iwrr", "fixed", "random", "shortest-queue", "swarm")

@@ -7,13 +7,13 @@ import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, Coordinator, Link
 from helixbench.profiler.cost.model import BatchShape, StageCost
-from helixbench.reference_server.run_log import Routing
 from helixbench.reference_server.simulation import SimulationConfig, simulate
 from helixbench.solver import solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload
 from helixbench.solver.questions.generate import make_cluster
+from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.rollout import roll_out
 from helixbench.solver.simulation.stage_time import StageTimer
 from tests.reference_server.simulation.cases import (

@@ -14,7 +14,6 @@ from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import Device
 from helixbench.profiler.measure.pace import MOST_POWER, Sensitivity
 from helixbench.profiler.measure.processor_speed import ProcessorSpeed
-from helixbench.reference_server.node.token_sampling import MAX_SEED, MIN_SEED, SamplingParams
 from helixbench.reference_server.wire import messages
 from helixbench.reference_server.wire.messages import (
     MAX_HEADER_BYTES,
@@ -27,6 +26,7 @@ from helixbench.reference_server.wire.messages import (
     decode_command,
     encode,
 )
+from helixbench.solver.scheduling.work import MAX_SEED, MIN_SEED, SamplingParams
 
 COMMANDS: tuple[type[Any], ...] = typing.get_args(Command)
 ANSWERS: tuple[type[Any], ...] = typing.get_args(Answer)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.reference_server.wire.messages import WorkItem
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
+from helixbench.solver.scheduling.work import WorkItem
 
 
 def prompt(request: int, num_tokens: int, *, past: int = 0, sample: bool = True) -> WorkItem:

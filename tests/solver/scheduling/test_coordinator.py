@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.reference_server.node.token_sampling import SamplingParams
-from helixbench.reference_server.wire.messages import OpenRequest, WorkItem
 from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
 from helixbench.solver.scheduling.router import Pipeline, Router
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.solver.scheduling.test_router import pipeline
 
 CAPACITY = {"a": 60, "b": 40, "c": 30, "d": 50}

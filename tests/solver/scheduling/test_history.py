@@ -7,8 +7,7 @@ import random
 import pytest
 
 from helixbench.reference_server.coordinator.bench import node_points
-from helixbench.reference_server.wire.messages import History, Interval
-from helixbench.solver.scheduling.history import FIRST_WIDTH_S, MAX_INTERVALS, HistoryKeeper
+from helixbench.solver.scheduling.history import FIRST_WIDTH_S, MAX_INTERVALS, History, HistoryKeeper, Interval
 
 
 def test_an_iteration_counts_where_it_ends_and_its_time_where_it_was_spent() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.reference_server.wire.messages import Hop
 from helixbench.solver.scheduling.router import Pipeline, Router, weighted_pipelines
+from helixbench.solver.scheduling.work import Hop
 
 ROUNDING = 1e-6
 
