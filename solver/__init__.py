@@ -1,10 +1,10 @@
 """What is the best plan, and how good is it provably? Turns a ``ClusterProfile`` into a ``Plan``."""
 
-from helixbench.solver.flow.pipelines import Hop, Pipeline, pipelines
+from helixbench.solver.flow.pipelines import pipelines
 from helixbench.solver.placement.progress import Progress
 from helixbench.solver.placement.search import solve_placement
 from helixbench.solver.problem.checker import PlanError, problems_of, require_sound
-from helixbench.solver.problem.plan import Infeasible, LayerRange, LinkFlow, Plan
+from helixbench.solver.problem.plan import Hop, Infeasible, LayerRange, LinkFlow, Pipeline, Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload, trace_workload
 
 __all__ = [

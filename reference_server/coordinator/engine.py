@@ -10,9 +10,8 @@ from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.messages import Counters, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
-from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.plan import Pipeline, Plan
 from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
-from helixbench.solver.scheduling.router import Pipeline
 from helixbench.solver.scheduling.routings import make_router, peers_of
 from helixbench.solver.scheduling.work import Routing
 

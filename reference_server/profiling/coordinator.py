@@ -12,9 +12,9 @@ from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey
 from helixbench.reference_server.wire.messages import Sampled
 from helixbench.reference_server.wire.transport import Transport, reply
+from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
 from helixbench.solver.scheduling.router import Router
-from helixbench.solver.scheduling.work import Hop
 
 _NODE = "null"
 _ROUNDS = 150

@@ -17,7 +17,8 @@ from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import tensor_bytes
 from helixbench.reference_server.wire.messages import Work
-from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.problem.plan import Hop
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 
 if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent

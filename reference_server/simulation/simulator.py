@@ -29,8 +29,7 @@ from helixbench.reference_server.simulation.counters import (
 from helixbench.reference_server.simulation.front import Front
 from helixbench.reference_server.simulation.load import Load
 from helixbench.reference_server.simulation.node import SimulatedNode
-from helixbench.solver.expected.analytic import TABLE_KV_SHARE
-from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.capacity import TABLE_KV_SHARE, Capacities
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.batcher import Batcher

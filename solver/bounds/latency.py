@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.solver.bounds.work import Workers
-from helixbench.solver.expected.analytic import admitted_requests
-from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import ExpectedBound, LayerRange
 
 Seconds = NDArray[np.float64]

@@ -23,8 +23,8 @@ from collections.abc import Callable, Collection, Iterator
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import best_rates, work_bound
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.links import LinkTable
 
 MOST_REGIONS = 4
 """Of which all ways to part them are tried; with more, each by itself, and each against the rest."""

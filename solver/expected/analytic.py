@@ -16,14 +16,10 @@ from dataclasses import dataclass
 
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
-from helixbench.solver.flow.network import LinkTable
-from helixbench.solver.problem.capacity import Capacities, RequestMix
+from helixbench.solver.problem.capacity import Capacities, RequestMix, admitted_requests
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import Expected, LayerRange, LinkFlow
 from helixbench.solver.problem.workload import Workload
-
-TABLE_KV_SHARE = 0.8
-"""Of the KV cache of a node with a capacity table, what admission fills; a measured node's server fills all of it."""
-
 
 GROUPINGS = 3
 """How often the number of groups and the time round are worked out, each from the other."""
@@ -66,14 +62,12 @@ def predict_means(
     placement: Mapping[str, LayerRange],
     flows: Sequence[LinkFlow],
     concurrency: int | None,
-    *,
-    links: LinkTable | None = None,
 ) -> Expected:
     """As ``predict``, where the capacities are at hand already."""
     visits = visits_of(placement, flows)
     admitted = kv_requests(capacities, placement, visits)
     in_flight = admitted if concurrency is None else min(concurrency, admitted)
-    links_s = _link_seconds(links or capacities.links, flows, in_flight)
+    links_s = _link_seconds(capacities.links, flows, in_flight)
     passing: dict[str, float] = {}  # node -> share of requests that come by, at whatever layer
     for visit in visits:
         passing[visit.name] = passing.get(visit.name, 0.0) + visit.share
@@ -130,12 +124,6 @@ def kv_requests(capacities: Capacities, placement: Mapping[str, LayerRange], vis
         for layer in range(entry, placement[name].end):
             per_layer[layer] += requests
     return max(1, int(min(per_layer)))
-
-
-def admitted_requests(capacities: Capacities, name: str, held: LayerRange) -> float:
-    """Requests in flight whose KV cache a node admits beside a range."""
-    filled = 1.0 if capacities.is_time_shared(name) else TABLE_KV_SHARE
-    return filled * capacities.kv_tokens(name, held) / capacities.mix.held_kv_tokens
 
 
 def round_s(capacities: Capacities, name: str, held: LayerRange, sequences: float) -> float:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from helixbench.profiler.cost.padding import RowSizes
 from helixbench.solver.expected.analytic import predict_means
 from helixbench.solver.expected.batch_limits import Batching, best_batching
 from helixbench.solver.expected.starts import follow_from
-from helixbench.solver.flow.max_flow import Flow, max_flow
-from helixbench.solver.flow.network import LinkTable
+from helixbench.solver.flow.max_flow import Flow
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Expected, LayerRange
+from helixbench.solver.problem.question import Question
 from helixbench.solver.simulation.rollout import (
     FEWEST_REQUESTS,
     MIN_REQUESTS,
@@ -23,8 +22,6 @@ from helixbench.solver.simulation.rollout import (
     can_roll_out,
     roll_out,
 )
-
-Objective = Literal["throughput", "max-flow"]
 
 
 @dataclass(frozen=True)
@@ -74,31 +71,6 @@ BATCHINGS_TRIED = 8
 NO_LIMITS = Batching()
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked: for which workload, how many requests in flight, and by which rules."""
-
-    capacities: Capacities
-    objective: Objective
-    partial: bool
-
-    @property
-    def concurrency(self) -> int | None:
-        """Requests in flight; ``None`` for as many as the KV caches hold."""
-        return self.capacities.concurrency
-
-
-def carrying(
-    question: Question,
-    placement: Mapping[str, LayerRange],
-    *,
-    spread: bool = False,
-    links: LinkTable | None = None,
-) -> Flow:
-    """The largest flow of a placement under the question's rules."""
-    return max_flow(question.capacities, placement, partial=question.partial, spread=spread, links=links)
-
-
 def expected_of(
     question: Question,
     placement: Mapping[str, LayerRange],
@@ -112,7 +84,7 @@ def expected_of(
 
     Requests are followed iteration by iteration where the effort allows it, and taken by their means where it does not.
     """
-    held = {name: placement[name] for name in used_nodes(placement, flow)}
+    held = flow.used(placement)
     rolled = follow(question, held, flow, concurrency, batching=batching, effort=effort)
     if rolled is not None:
         return rolled.expected
@@ -193,7 +165,7 @@ def best_limits(
     Limits decide by up to a factor of three what a long pipeline delivers. So a placement of which only the rollout
     without limits is within the effort counts as not followed: its figure says nothing beside those of others.
     """
-    held = {name: placement[name] for name in used_nodes(placement, flow)}
+    held = flow.used(placement)
     concurrency = question.concurrency
     unlimited = follow(question, held, flow, concurrency, effort=effort)
     if unlimited is None:
@@ -225,12 +197,6 @@ def best_limits(
         ),
     )
     return None if found is None else BestLimits(*found, BATCHINGS_TRIED // 2 * unlimited.work)
-
-
-def used_nodes(placement: Mapping[str, LayerRange], flow: Flow) -> list[str]:
-    """The nodes that carry some of the flow, in order."""
-    carrying_some = {name for name, _ in flow.entries}
-    return sorted(name for name in placement if name in carrying_some)
 
 
 def row_sizes(capacities: Capacities, name: str) -> RowSizes:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.flow.network import LinkTable, Network, Resource, ResourceKind, build_network
+from helixbench.solver.flow.network import Network, Resource, ResourceKind, build_network
 from helixbench.solver.flow.spread import cache_shares, prefer_even_use
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange, LinkFlow
+from helixbench.solver.problem.plan import LayerRange, LinkFlow, Placement
+from helixbench.solver.problem.question import Question
 
 RELATIVE_TOLERANCE = 1e-9
 
@@ -56,6 +57,11 @@ class Flow:
     entries: Mapping[tuple[str, int], float]
     cut: tuple[CutShare, ...]
 
+    def used(self, placement: Mapping[str, LayerRange]) -> Placement:
+        """The placement without the nodes that carry none of it, by name."""
+        carrying = {name for name, _ in self.entries}
+        return {name: placement[name] for name in sorted(placement) if name in carrying}
+
     def through(self, name: str) -> float:
         """Tokens/s through a node, over all entries."""
         return sum(flow for (node, _), flow in self.entries.items() if node == name)
@@ -67,14 +73,18 @@ def max_flow(
     *,
     partial: bool,
     spread: bool = False,
-    links: LinkTable | None = None,
 ) -> Flow:
     """The largest flow coordinator -> ... -> coordinator that the placement can carry; 0 where no path exists.
 
     With ``spread`` the one among the largest that uses the nodes most evenly; it takes a second solve.
     """
-    network = build_network(capacities, placement, partial=partial, links=links)
+    network = build_network(capacities, placement, partial=partial)
     return solve_network(network, shares=cache_shares(capacities, placement) if spread else None)
+
+
+def largest_flow(question: Question, placement: Mapping[str, LayerRange], *, spread: bool = False) -> Flow:
+    """The max-flow of a placement under a question's rules; see ``max_flow``."""
+    return max_flow(question.capacities, placement, partial=question.partial, spread=spread)
 
 
 def solve_network(network: Network, *, shares: Mapping[str, float] | None = None) -> Flow:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
+from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
 
@@ -47,19 +47,15 @@ class Network:
     resources: tuple[Resource, ...]
 
 
-def build_network(
-    capacities: Capacities, placement: Mapping[str, LayerRange], *, partial: bool, links: LinkTable | None = None
-) -> Network:
+def build_network(capacities: Capacities, placement: Mapping[str, LayerRange], *, partial: bool) -> Network:
     """The network of a placement.
 
     Args:
         capacities: of the nodes.
         placement: node -> layer range.
         partial: whether a request may enter a node after the first layer that it holds.
-        links: the profile's links, where the caller has them at hand already.
     """
     num_layers = capacities.model.num_layers
-    table = links or capacities.links
     by_name = sorted(placement)
     entering: dict[int, list[str]] = {}  # layer -> nodes that can be entered there
     for name in by_name:
@@ -72,7 +68,7 @@ def build_network(
         targets = [COORDINATOR] if leaves_at == num_layers else entering.get(leaves_at, [])
         for dst in targets:
             # From the coordinator a request enters at layer 0, so only where a range starts: entering there is no skip.
-            bandwidth = table.bandwidth(src, dst)
+            bandwidth = capacities.links.bandwidth(src, dst)
             if bandwidth is None:
                 continue
             size = capacities.profile.bytes_per_token(src, dst)
@@ -109,22 +105,3 @@ def _resources(capacities: Capacities, placement: Mapping[str, LayerRange], arcs
 
 def _bytes_use(arcs: list[Arc], numbers: list[int], bytes_per_s: float) -> tuple[tuple[int, float], ...]:
     return tuple((number, arcs[number].bytes_per_token / bytes_per_s) for number in numbers)
-
-
-class LinkTable:
-    """A profile's links by their two ends, for asking many times."""
-
-    def __init__(self, profile: ClusterProfile) -> None:
-        self._own = {(link.src, link.dst): (link.bandwidth_bytes_per_s, link.latency_s) for link in profile.links}
-        default = profile.default_link
-        self._default = None if default is None else (default.bandwidth_bytes_per_s, default.latency_s)
-
-    def bandwidth(self, src: str, dst: str) -> float | None:
-        """Bytes/s from ``src`` to ``dst``; ``None`` where they are not connected."""
-        found = self._own.get((src, dst), self._default)
-        return None if found is None else found[0]
-
-    def latency_s(self, src: str, dst: str) -> float | None:
-        """One-way seconds from ``src`` to ``dst``; ``None`` where they are not connected."""
-        found = self._own.get((src, dst), self._default)
-        return None if found is None else found[1]

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.problem.plan import LayerRange, LinkFlow, Plan
-
-Hop = tuple[str, int, int]
-"""(node, first layer run there, end layer): a request enters where the hop before it ended."""
-
-Pipeline = tuple[Hop, ...]
+from helixbench.solver.problem.plan import Hop, LayerRange, LinkFlow, Pipeline, Plan
 
 SMALLEST_SHARE = 1e-6
 """Of the plan's flow; less is a rounding rest and no pipeline."""
@@ -67,6 +62,6 @@ def _as_pipeline(placement: Mapping[str, LayerRange], nodes: list[str]) -> Pipel
     hops: list[Hop] = []
     reached = 0
     for node in nodes:
-        hops.append((node, reached, placement[node].end))
+        hops.append(Hop(node, reached, placement[node].end))
         reached = placement[node].end
     return tuple(hops)

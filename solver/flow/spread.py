@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.expected.analytic import admitted_requests
 from helixbench.solver.flow.network import Network, Resource
-from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import LayerRange
 
 USE_STEPS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)

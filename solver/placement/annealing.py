@@ -13,9 +13,7 @@ import numpy as np
 from helixbench.solver.flow.fast_flow import FastFlow, FloatArray, IntArray
 from helixbench.solver.placement.blocks import open_shop
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 MOVES_PER_NODE = 1000
 """Of one cooling; then it starts again, hot, from where it is."""

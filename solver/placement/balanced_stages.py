@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helixbench.solver.expected.analytic import admitted_requests, prompt_s, round_s
-from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.expected.analytic import prompt_s, round_s
+from helixbench.solver.problem.capacity import Capacities, admitted_requests
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 FEW_SIDE_BY_SIDE = 2
 MOST_SIDE_BY_SIDE = 6

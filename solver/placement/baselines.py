@@ -11,9 +11,7 @@ import random
 from collections.abc import Callable
 
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 def petals(capacities: Capacities) -> Placement | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.placement import milp
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.links import LinkTable
 
 
 def links_bind(capacities: Capacities, bound: float) -> bool:

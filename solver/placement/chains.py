@@ -10,9 +10,7 @@ import numpy as np
 from helixbench.solver.placement.blocks import Block, Shop, open_shop, worthwhile_blocks
 from helixbench.solver.placement.well_linked import well_linked
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 RUNGS = (1 - 1e-4, 0.99, 0.98, 0.96, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of the bound; it is often attained, just not in the last digit."""

@@ -6,9 +6,7 @@ import random
 
 from helixbench.solver.placement.incumbent import Search
 from helixbench.solver.placement.neighbours import neighbours
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import Placement
 
 VAIN_KICKS_PER_NODE = 5
 """So many starts away from the best for each node, without finding a better one, end the search."""

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import coordinator_bound, work_bound
 from helixbench.solver.expected.analytic import predict_means
-from helixbench.solver.expected.simulated import Question, carrying, used_nodes
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.progress import OnProgress, Progress
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import LayerRange, Placement
+from helixbench.solver.problem.question import Question
 
 PROVEN = 1e-6
 """Relative gap at which a plan counts as optimal."""
@@ -98,15 +97,15 @@ class Search:
         if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
             return None
         began_s = time.process_time()
-        flow = carrying(self.question, placement, links=self.links)
+        flow = largest_flow(self.question, placement)
         self.score_s = max(self.score_s, time.process_time() - began_s)
         if flow.tokens_per_s <= above * (1 + PROVEN):
             return None  # what is expected never exceeds the max-flow
         score = flow.tokens_per_s
         if self.question.objective == "throughput":
-            held = {name: placement[name] for name in used_nodes(placement, flow)}
+            held = flow.used(placement)
             capacities, asked = self.question.capacities, self.question.concurrency
-            score = predict_means(capacities, held, flow.links, asked, links=self.links).total_tokens_per_s
+            score = predict_means(capacities, held, flow.links, asked).total_tokens_per_s
             self.leaders.append((score, flow.tokens_per_s, held))
         if score <= above * (1 + PROVEN):
             return None

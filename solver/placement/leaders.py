@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from helixbench.solver.expected.simulated import best_limits, carrying, used_nodes
+from helixbench.solver.expected.simulated import best_limits
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.placement.incumbent import Search
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import Placement
 
 MOST_OF_EACH = 16
 """So many placements are followed of those that means alone find best, and of those with the largest flow."""
@@ -27,8 +26,8 @@ def roll_out_leaders(search: Search) -> None:
     for _, flow, placement in _leaders(search):
         if rolled and (search.left() <= 0 or work > MOST_WORK):
             break
-        carried = carrying(question, placement, spread=True, links=search.links)
-        held = {name: placement[name] for name in used_nodes(placement, carried)}
+        carried = largest_flow(question, placement, spread=True)
+        held = carried.used(placement)
         found = best_limits(question, held, carried, thorough=False)
         if found is not None:
             work += found.work

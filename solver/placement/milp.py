@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.links import LinkTable
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 @dataclass(frozen=True)

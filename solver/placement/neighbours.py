@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 def neighbours(capacities: Capacities, placement: Mapping[str, LayerRange]) -> Iterator[Placement]:

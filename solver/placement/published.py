@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.placement.milp import Model
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange
 
 PUBLISHED = "published"

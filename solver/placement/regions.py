@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from helixbench.solver.bounds.work import work_bound
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.placement.blocks import open_shop
 from helixbench.solver.placement.segments import MOST_SIDE_BY_SIDE, Part, Segments, Width, Yard
 from helixbench.solver.placement.well_linked import well_linked
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.links import LinkTable
+from helixbench.solver.problem.plan import LayerRange, Placement
 
-Placement = dict[str, LayerRange]
 Regions = frozenset[str]
 
 STEP = 1.002

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
-from helixbench.solver.expected.simulated import Objective, Question
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.feasibility import why_infeasible
@@ -20,6 +19,7 @@ from helixbench.solver.placement.steps import run_search, solve_published
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.checker import require_sound
 from helixbench.solver.problem.plan import Infeasible, LayerRange, Plan, SolverFacts
+from helixbench.solver.problem.question import Objective, Question
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.questions.assemble import CUT_SHORT_NOTE, assemble, interrupted
 from helixbench.solver.questions.verdict import with_verdicts

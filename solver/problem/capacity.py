@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from helixbench.profiler.cluster import ClusterProfile, MeasuredCost, ModelFacts, Node
 from helixbench.profiler.cost.model import BatchShape
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.problem.workload import Workload
 
-if TYPE_CHECKING:
-    from helixbench.solver.flow.network import LinkTable
+TABLE_KV_SHARE = 0.8
+"""Of the KV cache of a node with a capacity table, what admission fills; a measured node's server fills all of it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class Capacities:
         pins: Mapping[str, LayerRange] | None = None,
     ) -> None:
         self.profile = profile
+        self.links = LinkTable(profile)
         self.pins = dict(pins or {})  # node -> the only range that it may hold
         self.model = profile.model
         self.workload = workload
@@ -145,20 +146,10 @@ class Capacities:
             self._kinds[node.name] = known[key]
         self._rates: dict[tuple[int, int, bool, bool, int], Rate] = {}  # (kind, held, first, last, run) -> rate
         self._kv: dict[tuple[int, int, bool, bool], int] = {}  # (kind, held, first, last) -> KV tokens
-        self._links: LinkTable | None = None
 
     def kind(self, name: str) -> int:
         """The node's kind: equal for nodes that differ only in name."""
         return self._kinds[name]
-
-    @property
-    def links(self) -> LinkTable:
-        """The profile's links, for asking many times."""
-        if self._links is None:
-            from helixbench.solver.flow.network import LinkTable
-
-            self._links = LinkTable(self.profile)
-        return self._links
 
     @property
     def num_kinds(self) -> int:
@@ -224,6 +215,12 @@ class Capacities:
         if self.concurrency is not None:
             most = min(most, self.concurrency)
         return best_rate(cost, self.mix, run, first=first, last=last, max_sequences=most)
+
+
+def admitted_requests(capacities: Capacities, name: str, held: LayerRange) -> float:
+    """Requests in flight whose KV cache a node admits beside a range."""
+    filled = 1.0 if capacities.is_time_shared(name) else TABLE_KV_SHARE
+    return filled * capacities.kv_tokens(name, held) / capacities.mix.held_kv_tokens
 
 
 def best_rate(

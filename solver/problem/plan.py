@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -30,6 +30,22 @@ class LayerRange(msgspec.Struct, frozen=True, array_like=True, order=True):
 
     def __str__(self) -> str:
         return f"[{self.start},{self.end})"
+
+
+Placement: TypeAlias = dict[str, LayerRange]
+"""Node -> the layer range that it holds; a node that is left out holds nothing."""
+
+
+class Hop(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """One step of a pipeline: a node runs layers ``[start, end)`` of a request's tokens."""
+
+    node: str
+    start: int
+    end: int
+
+
+Pipeline: TypeAlias = tuple[Hop, ...]
+"""A request's path: its hops join up and together cover ``[0, num_layers)``."""
 
 
 class LinkFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -18,21 +18,19 @@ from helixbench.solver.expected.simulated import (
     REPORTED,
     REPORTED_BESIDE,
     STEP,
-    Question,
     best_limits,
-    carrying,
     expected_of,
     follow,
     max_batch_tokens,
     row_sizes,
-    used_nodes,
 )
 from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
-from helixbench.solver.flow.max_flow import Flow
+from helixbench.solver.flow.max_flow import Flow, largest_flow
 from helixbench.solver.flow.network import build_network
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
+from helixbench.solver.problem.question import Question
 from helixbench.solver.simulation.rollout import RolledOut
 from helixbench.solver.simulation.stage_time import TABLE_NOTE
 
@@ -78,9 +76,8 @@ def assemble(
         is_brief: what is expected does not matter, and is taken by means alone.
     """
     capacities = question.capacities
-    flow = carrying(question, placement, spread=True)
-    used = used_nodes(placement, flow)
-    held = {name: placement[name] for name in used}
+    flow = largest_flow(question, placement, spread=True)
+    held = flow.used(placement)
     bound = max(bound, flow.tokens_per_s)
     has_tables = any(capacities.nodes[name].cost is None for name in held)
     limits = None if is_brief or has_tables else best_limits(question, held, flow, thorough=True)
@@ -106,7 +103,7 @@ def assemble(
                 pace=_pace(capacities, name),
                 row_sizes=row_sizes(capacities, name),
             )
-            for name in used
+            for name in held
         },
         predicted=Predicted(
             max_flow_tokens_per_s=flow.tokens_per_s,

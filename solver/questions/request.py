@@ -11,14 +11,15 @@ import msgspec
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.solver.bounds.latency import bound_of_expected
-from helixbench.solver.expected.simulated import Objective, Question, carrying
 from helixbench.solver.flow.marginal import objective_value, one_more_in_words, one_more_of_each
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.placement.feasibility import why_infeasible
 from helixbench.solver.placement.progress import OnProgress, Progress
 from helixbench.solver.placement.search import require_pins, solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.checker import require_sound
 from helixbench.solver.problem.plan import Expected, Infeasible, LayerRange, OneMore, Plan
+from helixbench.solver.problem.question import Objective, Question
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.questions.assemble import assemble, interrupted
 from helixbench.solver.questions.targets import fewest_nodes, most_within_latency
@@ -200,7 +201,7 @@ def _moving_least(request: PlanRequest, before: Plan, after: Plan) -> Plan:
     placement = with_fewest_bytes_moved(capacities, before.placement, after.placement)
     question = Question(capacities, request.objective, request.partial)
     least_flow = _max_flow(after) * (1 - ROUNDING)
-    if placement == after.placement or carrying(question, placement).tokens_per_s < least_flow:
+    if placement == after.placement or largest_flow(question, placement).tokens_per_s < least_flow:
         return after
     swapped = assemble(
         question,

@@ -13,8 +13,7 @@ import msgspec
 
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.solver.bounds.latency import least_nodes, least_round_s, least_ttft_s
-from helixbench.solver.expected.analytic import admitted_requests
-from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import Expected, Infeasible, LayerRange, Plan
 from helixbench.solver.questions.what_if import without_nodes
 

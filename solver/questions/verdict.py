@@ -7,9 +7,11 @@ from collections.abc import Callable
 import msgspec
 
 from helixbench.profiler.cluster import ClusterProfile
-from helixbench.solver.expected.simulated import NO_LIMITS, REPORTED, Question, best_limits, carrying, expected_of
+from helixbench.solver.expected.simulated import NO_LIMITS, REPORTED, best_limits, expected_of
 from helixbench.solver.flow.marginal import objective_value
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.problem.plan import Infeasible, LayerRange, Plan
+from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.what_if import without_nodes
 
 WORTH = 0.95
@@ -42,7 +44,7 @@ def _one_does_as_well(question: Question, plan: Plan) -> str | None:
         if capacities.kind(name) in seen or not capacities.can_hold(name, whole):
             continue
         seen.add(capacities.kind(name))
-        flow = carrying(question, {name: whole})
+        flow = largest_flow(question, {name: whole})
         if flow.tokens_per_s < WORTH * together:
             continue  # what is expected never exceeds the max-flow
         limits = best_limits(question, {name: whole}, flow, thorough=False)
@@ -53,7 +55,7 @@ def _one_does_as_well(question: Question, plan: Plan) -> str | None:
     if best < WORTH * together:
         return None
     # As long as the plan's own requests were followed, for the two figures stand side by side.
-    flow = carrying(question, {best_name: whole})
+    flow = largest_flow(question, {best_name: whole})
     alone = expected_of(
         question, {best_name: whole}, flow, question.concurrency, batching=batching, effort=REPORTED
     ).total_tokens_per_s

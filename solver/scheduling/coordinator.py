@@ -13,8 +13,9 @@ from typing import Literal
 
 import msgspec
 
-from helixbench.solver.scheduling.router import Chooser, Pipeline
-from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.problem.plan import Hop, Pipeline
+from helixbench.solver.scheduling.router import Chooser
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 
 FinishReason = Literal["", "stop", "length", "abort"]
 

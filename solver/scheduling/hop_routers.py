@@ -11,9 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
-from helixbench.solver.problem.plan import LayerRange
-from helixbench.solver.scheduling.router import Pipeline
-from helixbench.solver.scheduling.work import Hop
+from helixbench.solver.problem.plan import Hop, LayerRange, Pipeline
 
 OBSERVED_WEIGHT = 0.1  # of the newest observation in a node's moving average
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from helixbench.solver.scheduling.work import Hop, Routing
-
-Pipeline: TypeAlias = tuple[Hop, ...]
+from helixbench.solver.problem.plan import Pipeline
+from helixbench.solver.scheduling.work import Routing
 
 
 class Chooser(Protocol):

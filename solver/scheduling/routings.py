@@ -10,7 +10,7 @@ from helixbench.solver.flow.pipelines import pipelines
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.scheduling.hop_routers import HopGraph, RandomRouter, ShortestQueueRouter, SwarmRouter
 from helixbench.solver.scheduling.router import Chooser, Router, weighted_pipelines
-from helixbench.solver.scheduling.work import Hop, Routing
+from helixbench.solver.scheduling.work import Routing
 
 
 def make_router(
@@ -29,8 +29,7 @@ def make_router(
         is_connected: whether work can go from one node to another; ``None`` for the coordinator.
     """
     if routing in ("iwrr", "fixed"):
-        planned = [(tuple(Hop(*hop) for hop in pipeline), weight) for pipeline, weight in pipelines(plan)]
-        return Router(weighted_pipelines(planned, routing=routing))
+        return Router(weighted_pipelines(pipelines(plan), routing=routing))
     graph = HopGraph(
         plan.placement,
         num_layers=plan.num_layers,

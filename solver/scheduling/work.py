@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from helixbench.solver.problem.plan import Hop
+
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
 Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
@@ -25,14 +27,6 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ar
             raise ValueError(f"top_p: need more than 0 and at most 1, got {self.top_p:g}")
         if self.seed is not None and not MIN_SEED <= self.seed <= MAX_SEED:
             raise ValueError(f"seed: need a whole number of 64 bits, got {self.seed}")
-
-
-class Hop(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """One step of a pipeline: a node runs layers ``[start, end)`` of a request's tokens."""
-
-    node: str
-    start: int
-    end: int
 
 
 class OpenRequest(msgspec.Struct, frozen=True, array_like=True):

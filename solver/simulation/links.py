@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
-from helixbench.solver.flow.network import LinkTable
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.simulation.event_loop import ARRIVAL, WIRE, Kernel
 
 Deliver: TypeAlias = Callable[[Any], None]

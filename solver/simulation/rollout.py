@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import msgspec
 
 from helixbench.profiler.cluster import COORDINATOR as COORDINATOR_NAME
-from helixbench.solver.expected.analytic import TABLE_KV_SHARE
 from helixbench.solver.flow.pipelines import pipelines_of
-from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.capacity import TABLE_KV_SHARE, Capacities
 from helixbench.solver.problem.plan import Expected, LayerRange, LinkFlow
 from helixbench.solver.problem.workload import draw_lengths
 from helixbench.solver.simulation.event_loop import COORDINATOR, Kernel
@@ -49,7 +48,7 @@ def can_roll_out(capacities: Capacities, placement: Mapping[str, LayerRange], fl
     """Whether some pipeline admits the workload's longest request: those behind it would wait for ever."""
     need = capacities.mix.max_kv_tokens - 1
     return any(
-        all(_kv_slots(capacities, name, placement[name]) >= need for name, _, _ in hops)
+        all(_kv_slots(capacities, hop.node, placement[hop.node]) >= need for hop in hops)
         for hops, _ in pipelines_of(placement, flows)
     )
 
@@ -258,7 +257,7 @@ class _Rollout:
             fitting = [
                 index
                 for index, hops in enumerate(self._pipelines)
-                if not full or not any(name in full for name, _, _ in hops)
+                if not full or not any(hop.node in full for hop in hops)
             ]
             if not fitting:
                 self._has_room = False
@@ -268,11 +267,11 @@ class _Rollout:
             chosen = max(fitting, key=lambda index: (self._credits[index], -index))
             self._credits[chosen] -= 1.0
             request.pipeline = chosen
-            for name, _, _ in self._pipelines[chosen]:
-                self._kv_free[name] -= need
+            for hop in self._pipelines[chosen]:
+                self._kv_free[hop.node] -= need
             self._in_flight += 1
             prompt = Prompt(request, 0, request.prompt_tokens, is_end=True)
-            starting.setdefault(self._pipelines[chosen][0][0], Parcel()).prompts.append(prompt)
+            starting.setdefault(self._pipelines[chosen][0].node, Parcel()).prompts.append(prompt)
             self._next_lengths = next(self._lengths)
 
     def _receive(self, parcel: Parcel) -> None:
@@ -293,8 +292,8 @@ class _Rollout:
             bunch = again.setdefault(request.pipeline, Bunch(request.pipeline, [], 0))
             self._next_token(request, bunch, ended)
         for request in ended:
-            for name, _, _ in self._pipelines[request.pipeline]:
-                self._kv_free[name] += request.kv_tokens
+            for hop in self._pipelines[request.pipeline]:
+                self._kv_free[hop.node] += request.kv_tokens
             self._has_room = True
         times = self._profile.coordinator
         work_s = (times.message_s or 0.0) + num_tokens * (times.token_s or 0.0)
@@ -345,10 +344,10 @@ class _Rollout:
         for request in ended:
             hops = self._pipelines[request.pipeline]
             if len(hops) == 1:
-                sends.setdefault(hops[0][0], Parcel()).closed.append(request)
+                sends.setdefault(hops[0].node, Parcel()).closed.append(request)
         for bunch in again.values():
             if bunch.requests:
-                sends.setdefault(self._pipelines[bunch.pipeline][0][0], Parcel()).bunches.append(bunch)
+                sends.setdefault(self._pipelines[bunch.pipeline][0].node, Parcel()).bunches.append(bunch)
         self._admit(sends)
         self._send_all(sends)
         self._is_busy = False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.flow.pipelines import Pipeline
+from helixbench.solver.problem.plan import Pipeline
 from helixbench.solver.simulation.event_loop import ITERATION_BEGIN, ITERATION_END, Kernel
 from helixbench.solver.simulation.stage_time import Counts, StageTimer
 
@@ -122,10 +122,10 @@ class RolloutNode:
         self._max_tokens, self._max_decodes, self._is_last = max_tokens, min(max_tokens, max_decodes), is_last
         self._way: dict[int, tuple[int, str, bool]] = {}  # pipeline -> (entry layer, next node, whether alone in it)
         for index, hops in pipelines.items():
-            places = [place for place, hop in enumerate(hops) if hop[0] == name]
+            places = [place for place, hop in enumerate(hops) if hop.node == name]
             if places:
-                onward = hops[places[0] + 1][0] if places[0] + 1 < len(hops) else COORDINATOR
-                self._way[index] = (hops[places[0]][1], onward, len(hops) == 1)
+                onward = hops[places[0] + 1].node if places[0] + 1 < len(hops) else COORDINATOR
+                self._way[index] = (hops[places[0]].start, onward, len(hops) == 1)
         self._waits_for_its_own = is_last and any(alone for _, _, alone in self._way.values())
         self._bunches: deque[Bunch] = deque()
         self._prompts: deque[Prompt] = deque()

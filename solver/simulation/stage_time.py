@@ -16,8 +16,8 @@ import numpy as np
 
 from helixbench.profiler.cluster import Node
 from helixbench.profiler.cost.model import IDLE_S, StageCost, gathered_tokens
-from helixbench.solver.expected.analytic import admitted_requests, table_round_s
-from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.expected.analytic import table_round_s
+from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import LayerRange
 
 Counts: TypeAlias = tuple[float, float, float, float, float, float]

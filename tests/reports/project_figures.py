@@ -15,10 +15,11 @@ from helixbench.reference_server.wire.messages import Sampled, Work, encode
 from helixbench.reports.gate.exact import Figure, Figures
 from helixbench.solver import Plan, problems_of, solve_placement
 from helixbench.solver.bounds.work import work_bound
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.placement import milp
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.problem.links import LinkTable
+from helixbench.solver.problem.plan import Hop
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.solver.clusters import WORKLOAD, published, random_cluster
 
 DECODE = WorkItem(request=1000, past=95, num_tokens=1, sample=True, is_decode=True)

@@ -9,9 +9,7 @@ from scipy.optimize import linprog
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
-
-Placement = dict[str, LayerRange]
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 def largest_flow(capacities: Capacities, placement: Placement, *, partial: bool) -> float:

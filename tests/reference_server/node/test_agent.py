@@ -46,7 +46,8 @@ from helixbench.reference_server.wire.messages import (
     encode,
 )
 from helixbench.reference_server.wire.transport import Transport
-from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.problem.plan import Hop
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.conftest import GreedyOf, ModelDir
 from tests.reference_server.running import MEMORY_BYTES, AgentProcess, RunningAgents
 

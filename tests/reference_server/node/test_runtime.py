@@ -12,8 +12,9 @@ from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound, tensor_bytes
 from helixbench.reference_server.wire.messages import Sampled, Work
+from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.gather import WAIT_SHARE
-from helixbench.solver.scheduling.work import Hop, OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.conftest import GreedyOf, ModelDir
 
 HIDDEN = 64

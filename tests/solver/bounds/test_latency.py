@@ -11,9 +11,11 @@ from helixbench.profiler.cluster import ClusterProfile, DefaultLink
 from helixbench.solver import Infeasible, Plan
 from helixbench.solver.bounds.latency import bound_of_expected, least_nodes, least_round_s, most_in_flight
 from helixbench.solver.expected.analytic import kv_requests, predict_means, visits_of
-from helixbench.solver.expected.simulated import Question, carrying, expected_of, used_nodes
+from helixbench.solver.expected.simulated import expected_of
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.question import Question
 from helixbench.solver.problem.workload import fixed_workload
 from helixbench.solver.questions.request import PlanRequest, answer
 from tests.solver.clusters import WORKLOAD, cost_node, demo_cluster, model, random_cluster, table_node
@@ -47,10 +49,10 @@ def test_no_placement_is_expected_to_give_more(seed: int) -> None:
     question = Question(capacities, "throughput", partial=rng.random() < 0.7)
     bound = bound_of_expected(capacities, float("inf"))
     for placement in _placements(capacities, rng, 40):
-        flow = carrying(question, placement, spread=True)
+        flow = largest_flow(question, placement, spread=True)
         if flow.tokens_per_s <= 0:
             continue
-        held = {name: placement[name] for name in used_nodes(placement, flow)}
+        held = flow.used(placement)
         means = predict_means(capacities, held, flow.links, concurrency)
         assert means.total_tokens_per_s <= bound.tokens_per_s * (1 + 1e-9)
         assert (means.tpot_s or 0) >= bound.least_tpot_s * (1 - 1e-9)
@@ -63,7 +65,7 @@ def test_followed_requests_stay_within_the_bound(concurrency: int) -> None:
     question = Question(capacities, "throughput", partial=True)
     bound = bound_of_expected(capacities, float("inf"))
     for placement in ({"big": LayerRange(0, 16)}, {"big": LayerRange(0, 10), "mid": LayerRange(10, 16)}):
-        flow = carrying(question, placement, spread=True)
+        flow = largest_flow(question, placement, spread=True)
         expected = expected_of(question, placement, flow, concurrency)
         assert (expected.tpot_s or 0) >= bound.least_tpot_s
         assert expected.total_tokens_per_s <= bound.tokens_per_s

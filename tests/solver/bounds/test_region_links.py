@@ -9,9 +9,9 @@ from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, DefaultLink
 from helixbench.solver.bounds.region_links import RegionBound
 from helixbench.solver.bounds.work import work_bound
 from helixbench.solver.flow.max_flow import max_flow
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.placement.regions import regional_placements
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.brute_force import best_flow
 from tests.solver.clusters import WORKLOAD, in_regions, model, random_cluster, table_node
@@ -76,5 +76,5 @@ def test_regions_all_but_cut_off_are_planned_to_within_the_bound() -> None:
     work = work_bound(capacities, partial=True)
     bound = RegionBound(capacities, table, partial=True).bound(high=work)
     found = regional_placements(capacities, table, bound=bound, may_go_on=lambda: True)
-    carried = max(max_flow(capacities, placement, partial=True, links=table).tokens_per_s for placement in found)
+    carried = max(max_flow(capacities, placement, partial=True).tokens_per_s for placement in found)
     assert carried <= bound < 1.05 * carried < 0.9 * work

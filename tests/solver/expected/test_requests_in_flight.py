@@ -10,10 +10,8 @@ from helixbench.solver import Plan, Workload, solve_placement, trace_workload
 from helixbench.solver.expected.analytic import predict_means
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.plan import LayerRange, Placement
 from tests.solver.clusters import data_folder, published
-
-Placement = dict[str, LayerRange]
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, Coordinator, DefaultLink, Link
 from helixbench.solver import Plan, solve_placement
-from helixbench.solver.expected.simulated import Question
 from helixbench.solver.flow.marginal import STEP, marginals, one_more_in_words, one_more_of_each
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.flow.network import build_network
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, OneMore, SolverFacts
+from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.assemble import assemble
 from helixbench.solver.questions.request import PlanRequest, answer, with_one_more
 from tests.solver.brute_force import largest_flow

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from helixbench.solver.expected.simulated import Question, carrying
 from helixbench.solver.flow import max_flow as flow
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.placement import incumbent, milp
 from helixbench.solver.placement.baselines import petals
 from helixbench.solver.placement.incumbent import WRITE_UP, Search
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.clusters import WORKLOAD, random_cluster
 
@@ -50,9 +51,9 @@ def test_the_search_ends_early_enough_to_write_up_its_plan(monkeypatch: pytest.M
         until = time.process_time() + 0.05
         while time.process_time() < until:
             pass
-        return carrying(*arguments, **options)
+        return largest_flow(*arguments, **options)
 
-    monkeypatch.setattr(incumbent, "carrying", slowly)
+    monkeypatch.setattr(incumbent, "largest_flow", slowly)
     capacities = Capacities(make_cluster(num_nodes=10, num_types=3, num_regions=1, seed=0), WORKLOAD)
     search = Search(Question(capacities, "max-flow", True), milp.Limits(time_s=100.0), lambda _: None)
     assert search.left() > 99.0

@@ -25,18 +25,18 @@ def test_pipelines_cover_the_model_and_carry_the_flow(plans: list[Plan]) -> None
         assert sum(share for _, share in found) == pytest.approx(plan.predicted.max_flow_tokens_per_s, rel=1e-4)
         for pipeline, share in found:
             assert share > 0
-            assert pipeline[0][1] == 0
-            assert pipeline[-1][2] == plan.num_layers
-            for (_, _, reached), (node, entry, end) in itertools.pairwise(pipeline):
-                assert entry == reached
-                assert plan.placement[node].start <= entry < end == plan.placement[node].end
+            assert pipeline[0].start == 0
+            assert pipeline[-1].end == plan.num_layers
+            for before, hop in itertools.pairwise(pipeline):
+                held = plan.placement[hop.node]
+                assert held.start <= hop.start == before.end < hop.end == held.end
 
 
 def test_pipelines_use_each_link_as_much_as_the_flow_does(plans: list[Plan]) -> None:
     for plan in plans:
         used: defaultdict[tuple[str, str], float] = defaultdict(float)
         for pipeline, share in pipelines(plan):
-            names = [COORDINATOR, *(node for node, _, _ in pipeline), COORDINATOR]
+            names = [COORDINATOR, *(hop.node for hop in pipeline), COORDINATOR]
             for link in itertools.pairwise(names):
                 used[link] += share
         for flow in plan.flows:

@@ -8,7 +8,7 @@ import pytest
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.solver import Infeasible, problems_of, solve_placement
 from helixbench.solver.flow.max_flow import max_flow
-from helixbench.solver.flow.network import LinkTable, build_network
+from helixbench.solver.flow.network import build_network
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
@@ -90,8 +90,7 @@ def _graph(capacities: Capacities, placement: dict[str, LayerRange]) -> nx.DiGra
     graph.add_nodes_from(["source", "sink"])
     for name, held in placement.items():
         graph.add_edge((name, "in"), (name, "out"), capacity=capacities.tokens_per_s(name, held))
-    links = LinkTable(capacities.profile)
-    for arc in build_network(capacities, placement, partial=False, links=links).arcs:
+    for arc in build_network(capacities, placement, partial=False).arcs:
         tail = "source" if arc.src == COORDINATOR else (arc.src, "out")
         head = "sink" if arc.dst == COORDINATOR else (arc.dst, "in")
         graph.add_edge(tail, head, capacity=arc.capacity_tokens_per_s)

@@ -16,7 +16,6 @@ import pytest
 
 from helixbench.records import load_record, save_record
 from helixbench.solver import Plan, problems_of, solve_placement
-from helixbench.solver.expected.simulated import Objective, Question
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.descent import _kick
 from helixbench.solver.placement.incumbent import Search
@@ -24,6 +23,7 @@ from helixbench.solver.placement.live import LiveLine, Printed
 from helixbench.solver.placement.milp import Limits
 from helixbench.solver.placement.progress import Progress
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.question import Objective, Question
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.clusters import WORKLOAD, demo_cluster
 

@@ -11,12 +11,12 @@ import pytest
 from helixbench.profiler.cluster import Link
 from helixbench.solver.bounds.work import work_bound
 from helixbench.solver.flow.max_flow import max_flow
-from helixbench.solver.flow.network import LinkTable
 from helixbench.solver.placement.blocks import open_shop
 from helixbench.solver.placement.regions import best_parting, regional_placements, widths
 from helixbench.solver.placement.segments import Segments, Yard
 from helixbench.solver.placement.well_linked import well_linked
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.clusters import WORKLOAD
 
@@ -28,7 +28,7 @@ def capacities_of(nodes: int, types: int, regions: int, seed: int) -> Capacities
 def planned(capacities: Capacities, bound: float) -> list[float]:
     links = LinkTable(capacities.profile)
     found = regional_placements(capacities, links, bound=bound, may_go_on=lambda: True)
-    return [max_flow(capacities, placement, partial=False, links=links).tokens_per_s for placement in found]
+    return [max_flow(capacities, placement, partial=False).tokens_per_s for placement in found]
 
 
 @pytest.mark.parametrize(("nodes", "types", "seed", "optimum"), [(10, 3, 0, 952.0), (20, 7, 4, 4300.0)])

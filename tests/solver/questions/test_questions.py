@@ -12,9 +12,9 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
 from helixbench.records import load_record, save_record
 from helixbench.solver import Infeasible, Plan, cli, problems_of, solve_placement
-from helixbench.solver.expected.simulated import Question
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.assemble import assemble
 from helixbench.solver.questions.request import PlanRequest, answer, with_fewer_nodes
 from helixbench.solver.questions.what_if import parse_pin, with_nodes, without_nodes

@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
-from helixbench.solver.expected.simulated import Question, best_limits, carrying, expected_of
+from helixbench.solver.expected.simulated import best_limits, expected_of
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Plan, SolverFacts
+from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.assemble import assemble
 from helixbench.solver.questions.verdict import WORTH, with_verdicts
 from tests.solver.clusters import WORKLOAD, cost_node, model
@@ -34,8 +36,8 @@ def noted(question: Question, plan: Plan) -> list[str]:
 def test_a_chain_that_limits_make_worth_its_nodes_is_not_called_a_waste() -> None:
     question, chain = chain_beside_one(speed=0.7)
     plan = assemble(question, chain, bound=0.0, facts=FACTS)
-    without = expected_of(question, chain, carrying(question, chain, spread=True), 16).total_tokens_per_s
-    alone = expected_of(question, WHOLE, carrying(question, WHOLE), 16).total_tokens_per_s
+    without = expected_of(question, chain, largest_flow(question, chain, spread=True), 16).total_tokens_per_s
+    alone = expected_of(question, WHOLE, largest_flow(question, WHOLE), 16).total_tokens_per_s
     assert alone > without, "without limits on iterations the one node does better"
     assert plan.predicted.expected[-1].total_tokens_per_s > 1.1 * alone
     assert not noted(question, plan)
@@ -51,7 +53,7 @@ def test_a_chain_no_better_than_one_node_is_called_a_waste() -> None:
 def test_the_node_alone_has_its_own_best_limits(share: float, is_noted: bool) -> None:
     """``share``: where what the plan is worth lies between the one node without limits and with its best ones."""
     question, chain = chain_beside_one(speed=0.4, concurrency=64)
-    flow = carrying(question, WHOLE)
+    flow = largest_flow(question, WHOLE)
     without = expected_of(question, WHOLE, flow, 64).total_tokens_per_s
     limits = best_limits(question, WHOLE, flow, thorough=False)
     assert limits is not None

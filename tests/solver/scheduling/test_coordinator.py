@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helixbench.solver.problem.plan import Pipeline
 from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
-from helixbench.solver.scheduling.router import Pipeline, Router
+from helixbench.solver.scheduling.router import Router
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.solver.scheduling.test_router import pipeline
 

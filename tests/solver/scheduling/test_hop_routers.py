@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.plan import Hop, LayerRange, Pipeline
 from helixbench.solver.scheduling.hop_routers import HopGraph, HopRouter, RandomRouter, ShortestQueueRouter, SwarmRouter
-from helixbench.solver.scheduling.router import Pipeline, Router
-from helixbench.solver.scheduling.work import Hop
+from helixbench.solver.scheduling.router import Router
 
 LAYERS = 6
 PLACEMENT = {

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.solver.scheduling.router import Pipeline, Router, weighted_pipelines
-from helixbench.solver.scheduling.work import Hop
+from helixbench.solver.problem.plan import Hop, Pipeline
+from helixbench.solver.scheduling.router import Router, weighted_pipelines
 
 ROUNDING = 1e-6
 
