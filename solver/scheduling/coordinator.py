@@ -7,7 +7,7 @@ ever runs out, and a request that was let in is never thrown out.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -88,9 +88,8 @@ class Coordinator:
         self._max_concurrency = max_concurrency
         self._largest: int | None = None  # KV slots that some pipeline holds; worked out when first asked for
         self._is_full = False  # the first that waits found no room, and no slot was freed since
-        self._waiting: deque[Request] = deque()
+        self._waiting: OrderedDict[int, Request] = OrderedDict()  # number -> request, the first to be admitted first
         self._in_flight: dict[int, _InFlight] = {}  # request -> where it is
-        self._numbers: set[int] = set()  # of the requests that wait or are in flight
 
     @property
     def num_waiting(self) -> int:
@@ -122,8 +121,8 @@ class Coordinator:
         """
         requests = list(requests)
         largest = self.largest_request_tokens()
-        numbers = {request.number for request in requests}
-        if len(numbers) < len(requests) or not self._numbers.isdisjoint(numbers):
+        new = {request.number: request for request in requests}
+        if len(new) < len(requests) or any(number in self._waiting or number in self._in_flight for number in new):
             raise ValueError("two requests that have not ended have one number; numbers must differ")
         for request in requests:
             if not request.prompt or request.max_tokens < 1:
@@ -133,8 +132,7 @@ class Coordinator:
                     f"{len(request.prompt)} prompt and {request.max_tokens} output tokens need {request.kv_tokens} KV "
                     f"slots; the largest that a pipeline holds is {largest}"
                 )
-        self._waiting.extend(requests)
-        self._numbers |= numbers
+        self._waiting.update(new)
         actions = Actions({}, []) if onto is None else onto
         self._admit(actions)
         return actions
@@ -157,10 +155,8 @@ class Coordinator:
         state = self._in_flight.get(number)
         if state is not None:
             state.is_aborted = True
-        elif any(request.number == number for request in self._waiting):
+        elif self._waiting.pop(number, None) is not None:
             self._is_full = False
-            self._waiting = deque(request for request in self._waiting if request.number != number)
-            self._numbers.discard(number)
             actions.events.append(TokenEvent(request=number, token=None, pipeline=None, reason="abort"))
         return actions
 
@@ -185,7 +181,6 @@ class Coordinator:
         hops = self._router.pipelines[state.pipeline]
         if reason:
             del self._in_flight[request.number]
-            self._numbers.discard(request.number)
             self._router.ended(state.pipeline)
             self._is_full = False
             for hop in hops:
@@ -200,8 +195,7 @@ class Coordinator:
     def _admit(self, actions: Actions) -> None:
         most = math.inf if self._max_concurrency is None else self._max_concurrency
         while self._waiting and not self._is_full and len(self._in_flight) < most:
-            request = self._waiting[0]
-
+            request = next(iter(self._waiting.values()))
             need = request.kv_tokens
             full = {node for node, free in self._free.items() if free < need}
 
@@ -212,7 +206,7 @@ class Coordinator:
             if index is None:
                 self._is_full = True
                 return
-            self._waiting.popleft()
+            self._waiting.popitem(last=False)
             self._start(request, index, actions)
 
     def _start(self, request: Request, index: int, actions: Actions) -> None:

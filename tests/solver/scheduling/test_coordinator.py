@@ -225,6 +225,18 @@ def test_an_aborted_request_that_waits_is_dropped_at_once() -> None:
     assert nodes.admitted == [0, 2]
 
 
+def test_aborts_of_many_that_wait_take_no_walk_over_the_others() -> None:
+    """With one walk each this does not end: 100 000 aborts beside 100 000 that wait."""
+    count = 100_000
+    nodes = make_nodes(max_concurrency=1)
+    nodes.coordinator.submit([request(number, prompt=1, output=1) for number in range(count)])
+
+    ended = [nodes.coordinator.abort(number).events[0].request for number in reversed(range(1, count))]
+
+    assert ended == [*reversed(range(1, count))]
+    assert (nodes.coordinator.num_waiting, nodes.coordinator.num_in_flight) == (0, 1)
+
+
 def test_an_aborted_request_in_flight_holds_its_slots_until_its_token_is_back() -> None:
     nodes = make_nodes()
     nodes.take(nodes.coordinator.submit([request(0)]))
