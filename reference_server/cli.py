@@ -295,7 +295,7 @@ def _workload(
 
 
 def _demo_testbed() -> Path:
-    return Path(str(resources.files("reference_server") / "launch" / "demo.toml"))
+    return Path(str(resources.files("helixbench.reference_server.testbed") / "demo.toml"))
 
 
 def _logs_beside(output: Path) -> Path:

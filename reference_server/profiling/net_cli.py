@@ -92,7 +92,7 @@ def _spec(testbed: Path | None, agents: list[str], key: Path | None) -> TestbedS
     if not agents:
         if key is not None:
             raise InputError("--key: belongs to --agent NAME=HOST:PORT; a testbed file names its key itself")
-        return load_testbed(testbed or Path(str(resources.files("reference_server") / "launch" / "demo.toml")))
+        return load_testbed(testbed or Path(str(resources.files("helixbench.reference_server.testbed") / "demo.toml")))
     if testbed is not None or key is None:
         raise InputError("--agent: give --key FILE with it, and no --testbed")
     nodes = [{"name": name, "address": address} for name, address in parse_agents(agents).items()]

@@ -50,7 +50,7 @@ def test_the_example_workflow_calls_commands_and_options_that_exist() -> None:
 
 
 def test_every_picture_and_file_that_the_docs_name_is_there() -> None:
-    text = (DOCS / "helixbench.reports.md").read_text()
+    text = (DOCS / "reports.md").read_text()
 
     targets = re.findall(r"\]\(([^)#]+)\)", text)
     assert targets
@@ -59,7 +59,7 @@ def test_every_picture_and_file_that_the_docs_name_is_there() -> None:
 
 
 def test_the_commands_of_the_docs_exist() -> None:
-    text = (DOCS / "helixbench.reports.md").read_text()
+    text = (DOCS / "reports.md").read_text()
 
     named = set(re.findall(r"^helixbench (\w+)", text, re.MULTILINE))
     assert named == {"report", "gate", "compare"}

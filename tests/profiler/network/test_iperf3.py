@@ -157,7 +157,7 @@ def test_a_closed_server_is_gone() -> None:
 def test_a_server_ends_with_the_process_that_started_it() -> None:
     code = f"""
 import sys
-from profiler.network import Iperf3Server
+from helixbench.profiler.network.iperf3 import Iperf3Server
 server = Iperf3Server({free_port()}, host="127.0.0.1")
 print(server._process.pid, flush=True)
 sys.exit(3)

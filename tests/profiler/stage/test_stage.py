@@ -373,9 +373,9 @@ def test_weight_bytes_are_those_of_the_tensors_held(model_dir: ModelDir) -> None
 RESIDENT = """
 import gc, json, os, sys
 import torch
-from profiler.memory import resident_bytes
-from profiler.model_files import ModelFiles
-from profiler.stage import Stage
+from helixbench.profiler.measure.memory import resident_bytes
+from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.stage.stage import Stage
 
 def peak_bytes():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024

@@ -11,7 +11,7 @@ import pytest
 FAULTS = """
 import os, resource, sys
 import torch
-from reference_server.heap import keep_heap
+from helixbench.reference_server.testbed.heap import keep_heap
 if os.fork() == 0:  # two processes that differ in nothing else
     assert keep_heap()
 else:

@@ -18,7 +18,7 @@ if sys.platform != "linux":
 SCRIPT = """
 import json, os, sys, threading, time
 import zmq
-from reference_server.wakeups import Wakeups, _transport_threads
+from helixbench.reference_server.testbed.wakeups import Wakeups, _transport_threads
 
 def policy(thread=0):
     return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK

@@ -294,7 +294,7 @@ def test_a_second_suite_is_refused_and_nothing_is_run(
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from tests.reports.suite_examples import make_record
+from tests.reports.suite.suite_examples import make_record
 arguments = sys.argv[1:]
 if arguments[0] == "bench" and "full" in arguments[1]:
     Path("waiting").touch()

@@ -156,14 +156,14 @@ def test_ctrl_c_while_the_plan_is_written_up_still_gives_it(monkeypatch: pytest.
         raise KeyboardInterrupt
 
     profile = demo_cluster()
-    for what in ("assemble.best_limits", "search.with_verdicts"):
+    for what in ("questions.assemble.best_limits", "placement.search.with_verdicts"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"solver.{what}", interrupt)
+            patch.setattr(f"helixbench.solver.{what}", interrupt)
             plan = solve_placement(profile, WORKLOAD, concurrency=4, time_limit_s=1)
         assert isinstance(plan, Plan)
         assert plan.solver.status == "interrupted"
         assert not list(problems_of(profile, plan))
-        assert any("by means alone" in note for note in plan.assumptions.notes) == what.startswith("assemble")
+        assert any("by means alone" in note for note in plan.assumptions.notes) == what.startswith("questions")
 
 
 def test_time_is_kept_for_following_the_requests_of_the_plan() -> None:
