@@ -8,19 +8,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test types install system clean
+.PHONY: help demo test lint types install system browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-demo: system $(VENV)/.installed-serve ## profile, solve, serve and verify on four nodes of this machine; ARGS="..." adds options
+demo: system $(VENV)/.installed-serve ## profile, solve, serve and verify on this machine; ARGS="..." adds options
 	$(BIN)/helixbench demo $(ARGS)
 
-test: system $(VENV)/.installed-dev ## ruff, mypy and pytest
+test: system browser $(VENV)/.installed-dev lint types ## ruff, mypy and pytest
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev ## ruff: lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --no-print-directory types
-	$(BIN)/pytest
 
 # mypy looks for packages in folders of their own name, so it is shown the layout that an installation has.
 types: $(VENV)/.installed-dev ## mypy
@@ -31,20 +32,31 @@ types: $(VENV)/.installed-dev ## mypy
 
 install: $(VENV)/.installed-serve ## make .venv with what profiling and serving need
 
-system: ## install iperf3 and iproute2 where that is possible; say what is missing where it is not
+# $(call apt,PACKAGES,CONSEQUENCE): install them as root on a Debian-like system; elsewhere print what is missing.
+define apt
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing:$(1)"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $(1) >/dev/null && exit 0; \
+	fi; \
+	echo "not installed:$(1). Install as root. $(2)"
+endef
+
+system: ## install iperf3 and iproute2 where that is possible; print what is missing where it is not
 	@missing=; PATH="$$PATH:/usr/sbin:/sbin"; \
 	command -v iperf3 >/dev/null || missing="$$missing iperf3"; \
 	{ command -v ip && command -v tc; } >/dev/null || missing="$$missing iproute2"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  missing="$$missing $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])' 2>/dev/null)"; \
 	test -n "$$missing" || exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing:$$missing"; \
-	  export DEBIAN_FRONTEND=noninteractive; \
-	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $$missing >/dev/null && exit 0; \
-	fi; \
-	echo "not installed:$$missing. Install them as root. Without iproute2 (or root) nodes are plain processes" \
-	  "with emulated CPU and unshaped links; without iperf3 links are measured by the server's own transport only."
+	$(call apt,$$missing,Without iproute2 or root$(comma) links are not shaped; without iperf3 they are measured by the \
+	  server's own transport only.)
+
+browser: ## install Chromium, for the tests of the HTML reports, where that is possible
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	$(call apt, chromium,Without it the tests of the HTML reports are skipped.)
+
+comma := ,
 
 clean: ## remove .venv, build outputs and caches; results stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

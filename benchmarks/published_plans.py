@@ -1,15 +1,13 @@
 """Plans of published24 under the published simulator's rules, beside the figures that it gave itself.
 
 Run: ``python -m benchmarks.published_plans [--settled] [PLAN.json ...]``. Without a plan: those whose figures are
-known, and one made by hand for these rules. 600 s after 60 s; settled: 600 s after 1800 s. ``HELIXBENCH_DATA`` is the
-folder of published measurements.
+known, and one made by hand for these rules. 600 s after 60 s; settled: 600 s after 1800 s.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import load_record
 from helixbench.solver import Plan, fixed_workload, solve_placement
 
+DATA = Path(__file__).parents[1] / "examples" / "data"
 WARMUP_S, SETTLED_S, WINDOW_S = 60.0, 1800.0, 600.0
 
 
@@ -83,9 +82,8 @@ def known_plans(profile: ClusterProfile) -> dict[str, tuple[dict[str, tuple[int,
 
 def main(arguments: Sequence[str]) -> None:
     """Print a row a plan."""
-    data = Path(os.environ.get("HELIXBENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    profile = load_record(data / "clusters" / "published24-llama70b.json", ClusterProfile)
-    lengths = conversation_lengths(data / "azure_llm_2023_conv.csv")
+    profile = load_record(DATA / "clusters" / "published24-llama70b.json", ClusterProfile)
+    lengths = conversation_lengths(DATA / "azure_llm_2023_conv.csv")
     files = [Path(argument) for argument in arguments if not argument.startswith("--")]
     plans: dict[str, tuple[Placement, tuple[float, ...]]] = {}
     for file in files:
@@ -99,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
     for name, (placement, known) in plans.items():
         began = time.process_time()
         partial = name != "published MILP"  # it was published for whole ranges only, with links for those
-        simulation = Simulation(profile, data / "gpu_profiles", lengths, placement, partial=partial)
+        simulation = Simulation(profile, DATA / "gpu_profiles", lengths, placement, partial=partial)
         served = simulation.run(warmup_s=warmup_s, window_s=WINDOW_S)
         print(
             f"| {name} | {served.total_tokens_per_s:.0f}, {served.decode_tokens_per_s:.0f} | {served.decode_s:.2f} "

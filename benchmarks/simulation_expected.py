@@ -4,12 +4,10 @@ Run: ``python -m benchmarks.simulation_expected [cluster,...]`` (numbers from 0;
 All requests are there from the start and the KV caches say how many are in flight. Simulated are ``WARMUP_ROUNDS``
 times as many requests, then ``WINDOW_ROUNDS`` times as many that count. One row a plan, then
 the median and the worst difference.
-``HELIXBENCH_DATA`` is the folder of published measurements; without it published24 is left out.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ from helixbench.reference_server.simulation import Arrivals, SimulationConfig, s
 from helixbench.solver import Infeasible, Plan, fixed_workload, solve_placement
 from helixbench.solver.questions.generate import make_cluster
 
+DATA = Path(__file__).parents[1] / "examples" / "data"
 WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
 GENERATED = tuple((nodes, 3, regions, seed) for seed, nodes in enumerate((10, 12, 16, 20, 24)) for regions in (1, 3))
 PLANS = ({"method": "auto"}, {"method": "auto", "objective": "max-flow"}, {"method": "petals"})
@@ -32,10 +31,8 @@ WARMUP_ROUNDS, WINDOW_ROUNDS = 6, 4
 
 def clusters() -> Iterator[tuple[str, ClusterProfile]]:
     """Name and profile of each."""
-    data = Path(os.environ.get("HELIXBENCH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    if data.is_dir():
-        published = load_record(data / "clusters" / "published24-llama70b.json", ClusterProfile)
-        yield "published24, imported", with_imported_costs(published, data / "gpu_profiles")
+    published = load_record(DATA / "clusters" / "published24-llama70b.json", ClusterProfile)
+    yield "published24, imported", with_imported_costs(published, DATA / "gpu_profiles")
     for nodes, types, regions, seed in GENERATED:
         profile = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, seed=seed)
         yield f"{nodes} nodes, {regions} regions, seed {seed}", profile

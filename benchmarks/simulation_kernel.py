@@ -1,6 +1,6 @@
 """The kernel beside SimPy: the same ring of nodes that hand messages on, so many events of each, interleaved.
 
-Run: ``python -m benchmarks.simulation_kernel [events]`` with SimPy installed (no dependency of helixbench).
+Run: ``python -m benchmarks.simulation_kernel [events]``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Generator
 from typing import Any
+
+import simpy
 
 from helixbench.solver.simulation.event_loop import ARRIVAL, Kernel
 
@@ -32,8 +34,6 @@ def own(events: int) -> float:
 
 def with_simpy(events: int) -> float:
     """Seconds of CPU for so many events of SimPy: a process a message, a timeout a hop."""
-    import simpy  # type: ignore[import-not-found]
-
     env = simpy.Environment()
 
     def message(number: int) -> Generator[Any, Any, None]:

@@ -1,7 +1,6 @@
-"""Gates inside a project's own tests: ``pytest -p reports.pytest_plugin``.
+"""Gates inside a project's own tests: a pytest plugin, loaded by its entry point wherever helixbench is installed.
 
-Named on the command line and never loaded by itself: a top-level package of such a plain name must not enter other
-people's test runs. Fixtures ``cluster_profile``, ``plan``, ``pipeline`` and ``stage_benchmark``; markers
+Fixtures ``cluster_profile``, ``plan``, ``pipeline`` and ``stage_benchmark``; markers
 ``max_flow(min_ratio, max_ratio)`` and ``gate(max_median_s)``. A gate whose test measured nothing fails.
 """
 

@@ -13,7 +13,6 @@ ORDER = ("profiler", "solver", "reference_server", "reports")  # each may use th
 SHARED = "helixbench"
 
 HEAVY = {
-    "aiohttp",
     "fastapi",
     "highspy",
     "jinja2",

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 from helixbench.records import load_record
 from helixbench.solver import Plan, problems_of
 from helixbench.solver.questions.generate import make_cluster
-
-ROOT = Path(__file__).parents[1]
-MODULE_OF = {"nvidia-ml-py": "pynvml", "prometheus-client": "prometheus_client", "pyzmq": "zmq"}
-"""Where a distribution's module has another name."""
+from tests.distributions import modules
 
 BLOCK = """
 import sys
@@ -28,25 +23,14 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def distributions(requirements: list[str]) -> set[str]:
-    return {re.split(r"[<>=!~\[ ]", requirement)[0] for requirement in requirements}
-
-
-def serve_extra() -> set[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return distributions(project["optional-dependencies"]["serve"])
-
-
 def without_the_extra(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    blocked = {MODULE_OF.get(name, name) for name in serve_extra()}
-    command = [sys.executable, "-c", BLOCK.format(blocked=blocked) + code, *arguments]
+    command = [sys.executable, "-c", BLOCK.format(blocked=modules("serve")) + code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def test_torch_and_what_serves_are_an_extra() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"torch", "transformers"} <= serve_extra()
-    assert not serve_extra() & distributions(project["dependencies"])
+    assert {"torch", "transformers"} <= modules("serve")
+    assert not modules("serve") & modules("dependencies")
 
 
 def test_the_block_blocks(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Gates of a cluster, a plan, a served plan and a stage, to copy into your own tests.
 
-Run it with the plugin and the files that it is to hold (what a test has no file for is skipped with a reason)::
+With helixbench installed, name the files; a test whose file is missing is skipped with a reason::
 
-    pytest -p reports.pytest_plugin --cluster-profile cluster.json --plan plan.json --helixbench-model MODEL
+    pytest --cluster-profile cluster.json --plan plan.json --helixbench-model MODEL
 """
 
 import pytest

@@ -12,14 +12,14 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile, Device, MeasuredCost, ModelFacts, Node
 from helixbench.profiler.cost.fit import relative_errors
 from helixbench.profiler.import_tables import import_cost, with_imported_costs
-from tests.solver.clusters import data_folder
+from tests.solver.clusters import DATA
 
 DEVICES = ("a100", "l4", "t4", "v100")
 
 
 @functools.cache
 def cost_of(device: str) -> MeasuredCost:
-    return import_cost(data_folder() / "gpu_profiles", device, max_batch_tokens=1 << 14, held_out_every=2)
+    return import_cost(DATA / "gpu_profiles", device, max_batch_tokens=1 << 14, held_out_every=2)
 
 
 @pytest.mark.parametrize("phase", ["prompt", "decode"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import helixbench
 
 
 def write_stand_in(folder: Path, program: str) -> None:
     """With ``folder`` first in PYTHONPATH, ``python -m helixbench`` runs ``program``."""
     package = folder / "helixbench"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text(f"__path__ += {[str(ROOT / 'helixbench'), str(ROOT)]!r}\n")
+    (package / "__init__.py").write_text(f"__path__ += {list(helixbench.__path__)!r}\n")
     (package / "__main__.py").write_text(program)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from helixbench.profiler.cluster import (
     COORDINATOR,
@@ -24,20 +22,13 @@ from helixbench.profiler.cost.model import StageCost
 from helixbench.records import load_record
 from helixbench.solver.problem.workload import Workload, fixed_workload
 
+DATA = Path(__file__).parents[2] / "examples" / "data"
 WORKLOAD = fixed_workload(prompt_tokens=100, output_tokens=50)
 
 
-def data_folder() -> Path:
-    """Folder of published measurements; skips the test where it is absent."""
-    root = Path(os.environ.get("HELIXBENCH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    if not root.is_dir():
-        pytest.skip(f"no published measurements at {root}; set HELIXBENCH_DATA to their folder")
-    return root
-
-
 def published(name: str) -> ClusterProfile:
-    """A published cluster by file name; ``data/README.md`` says where it comes from."""
-    return load_record(Path(__file__).parents[2] / "examples" / "data" / "clusters" / f"{name}.json", ClusterProfile)
+    """A published cluster by file name; examples/data/README.md names its source."""
+    return load_record(DATA / "clusters" / f"{name}.json", ClusterProfile)
 
 
 def model(num_layers: int, **fields: float) -> ModelFacts:

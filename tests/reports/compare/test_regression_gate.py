@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_benchmark.utils import PercentageRegressionCheck
 
 from helixbench.errors import InputError, MeasurementError
 from helixbench.reports.compare.regression import Pair, Question, Regression, Side, exit_code_of, judge, run_gate
@@ -254,8 +255,7 @@ def test_an_interrupted_calibration_counts_the_trials_that_were_whole() -> None:
 
 
 def test_the_threshold_on_the_first_pair_is_pytest_benchmarks_own() -> None:
-    utils = pytest.importorskip("pytest_benchmark.utils")
-    rule = utils.PercentageRegressionCheck("median", 5.0)
+    rule = PercentageRegressionCheck("median", 5.0)
     question = Question(metric="median_s", is_higher_better=False)
 
     for new in (0.9, 1.0, 1.04, 1.0499, 1.0501, 1.2):

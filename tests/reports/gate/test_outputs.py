@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pytest_benchmark.stats import Stats
 
 from helixbench.reports.compare.regression import Pair, Question, judge
 from helixbench.reports.gate.annotations import MAX_OF_A_KIND, annotation_lines
@@ -96,9 +97,8 @@ def test_markdown_lists_what_did_not_pass_first() -> None:
 
 
 def test_statistics_are_pytest_benchmarks_own() -> None:
-    stats_module = pytest.importorskip("pytest_benchmark.stats")
     values = [0.5, 0.1, 0.9, 0.4, 0.45, 0.6, 3.0]
-    reference = stats_module.Stats()
+    reference = Stats()
     for value in values:
         reference.update(value)
 

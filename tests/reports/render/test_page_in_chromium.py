@@ -1,14 +1,14 @@
-"""The pages in a real browser. Needs playwright and Chromium (``apt-get install chromium``); skipped without them."""
+"""The pages in a real browser. Needs Chromium, which ``make test`` installs on Debian as root; skipped without it."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import NodePoint, RunLog
@@ -18,9 +18,6 @@ from helixbench.reports.render.html import html_page
 from helixbench.reports.verdict.validate import validate
 from helixbench.solver.problem.plan import LayerRange, Plan
 from tests.reports.report_examples import example_plan, example_profile, example_run
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
@@ -46,8 +43,7 @@ PAIRS: dict[str, tuple[Record, Record]] = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()

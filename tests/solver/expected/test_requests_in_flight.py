@@ -11,7 +11,7 @@ from helixbench.solver.expected.analytic import predict_means
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
-from tests.solver.clusters import data_folder, published
+from tests.solver.clusters import DATA, published
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def cluster() -> ClusterProfile:
 @pytest.fixture(scope="module")
 def conversations() -> Workload:
     """Lengths as the published study took them: prompts up to 2048 tokens, outputs up to 1024."""
-    whole = trace_workload(data_folder() / "azure_llm_2023_conv.csv")
+    whole = trace_workload(DATA / "azure_llm_2023_conv.csv")
     return Workload(source=whole.source, lengths=tuple(x for x in whole.lengths if x[0] <= 2048 and x[1] <= 1024))
 
 
@@ -77,7 +77,7 @@ def test_the_search_finds_a_plan_at_least_as_good_as_the_one_made_by_hand(
 
 
 def test_imported_timings_fit_within_a_tenth(cluster: ClusterProfile) -> None:
-    imported = with_imported_costs(cluster, data_folder() / "gpu_profiles")
+    imported = with_imported_costs(cluster, DATA / "gpu_profiles")
     for node in imported.nodes:
         assert node.cost is not None
         assert node.cost.held_out_error_median < 0.1

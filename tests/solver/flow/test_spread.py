@@ -12,7 +12,7 @@ from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.flow.spread import cache_shares
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
-from tests.solver.clusters import cost_node, data_folder, model, published
+from tests.solver.clusters import DATA, cost_node, model, published
 
 WORKLOAD = fixed_workload(prompt_tokens=64, output_tokens=32)
 
@@ -48,7 +48,7 @@ def test_late_entry_does_not_wind_through_two_branches() -> None:
     """Of the published plan of published24 a flow that was only even in time took half the requests in flight."""
     from benchmarks.published_plans import PUBLISHED_MILP
 
-    profile = with_imported_costs(published("published24-llama70b"), data_folder() / "gpu_profiles")
+    profile = with_imported_costs(published("published24-llama70b"), DATA / "gpu_profiles")
     capacities = Capacities(profile, fixed_workload(prompt_tokens=763, output_tokens=232))
     ranges = [LayerRange(*map(int, text.split("-"))) for text in PUBLISHED_MILP.split()]
     placement = {node.name: held for node, held in zip(profile.nodes, ranges, strict=True)}
