@@ -155,7 +155,7 @@ def main() -> None:
             with Agents({"only": address}, load_key_file(key)) as agents:
                 engine = load_plan(agents, one_node_plan(files, lengths), files)
                 runs: dict[str, Callable[[int], float]] = {
-                    "helixbench": lambda seed: serve_round(engine, lengths, int(files.config.vocab_size), seed)
+                    "helixbench": lambda seed: serve_round(engine, lengths, files.vocab_size, seed)
                 }
                 runs |= {kind: (lambda seed, w=worker: _ask(w, seed)) for kind, worker in workers.items()}
                 for worker in workers.values():

@@ -91,7 +91,7 @@ def profile(
     testbed_file = testbed or _demo_testbed()
     spec = load_testbed(testbed_file)
     files = ModelFiles(model)
-    named_dtype = resolve_dtype(dtype, files.config)
+    named_dtype = resolve_dtype(dtype, files.saved_dtype)
     paces = {} if pace_of is None else paces_of(pace_of, [node.name for node in spec.local_nodes if node.cpu])
     limited = [node.name for node in spec.local_nodes if node.bandwidth_bytes_per_s is not None]
     if spec.coordinator_bandwidth_bytes_per_s is not None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from helixbench.profiler.quality import LayerKind, StackTimes
-from helixbench.profiler.stage.stage import Stage, StageItem
+from helixbench.profiler.stage.batch import StageItem
+from helixbench.profiler.stage.stage import Stage
 
 ROUNDS = 5
 SEQUENCES = 4

@@ -9,28 +9,37 @@ from helixbench.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # dtypes that a stage runs in -> bytes of an element
+
+
+def dtype_bytes(name: str) -> int:
+    """Bytes of an element.
+
+    Raises:
+        InputError: no stage runs in that dtype.
+    """
+    if name not in DTYPE_BYTES:
+        raise InputError(f"--dtype {name}: need auto or one of {', '.join(DTYPE_BYTES)}")
+    return DTYPE_BYTES[name]
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of that name.
+    """Torch's dtype of that name.
 
     Raises:
-        InputError: not one that a stage runs in.
+        InputError: no stage runs in that dtype.
     """
     import torch
 
-    if name not in DTYPES:
-        raise InputError(f"--dtype {name}: need auto or one of {', '.join(DTYPES)}")
+    dtype_bytes(name)
     dtype: Any = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
-def resolve_dtype(asked: str, config: Any) -> str:
-    """``auto`` is the dtype that the model was saved in, float32 where its config does not say."""
-    if asked != "auto":
-        torch_dtype(asked)
-        return asked
-    saved = getattr(config, "dtype", None)
-    return "float32" if saved is None else str(saved).removeprefix("torch.")
+def resolve_dtype(asked: str, saved: str) -> str:
+    """``auto`` is the dtype that the model was saved in."""
+    if asked == "auto":
+        return saved
+    dtype_bytes(asked)
+    return asked

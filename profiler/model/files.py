@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ModelFacts
+from helixbench.profiler.model.dtypes import dtype_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +36,7 @@ class ModelFiles:
 
         self.directory = resolve_model(model)
         path = self.directory / "config.json"
-        try:
-            declared = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file; need a Hugging Face model directory") from error
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: not a readable JSON object ({error})") from error
+        declared = declared_model_type(self.directory)
         if not isinstance(declared, str) or declared not in FAMILIES:
             raise InputError(f"{path}: model_type {declared!r} is not supported; supported: {', '.join(FAMILIES)}")
         self.family: str = declared
@@ -60,6 +56,23 @@ class ModelFiles:
     def num_layers(self) -> int:
         """Decoder layers."""
         return int(self.config.num_hidden_layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return int(self.config.vocab_size)
+
+    @property
+    def max_sequence_tokens(self) -> int | None:
+        """Tokens of a sequence at most; ``None`` where its config names no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    @property
+    def saved_dtype(self) -> str:
+        """Dtype that the model was saved in; float32 where its config does not say."""
+        saved = getattr(self.config, "dtype", None)
+        return "float32" if saved is None else str(saved).removeprefix("torch.")
 
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end an output: those of the generation config, which may list several, or else of the config."""
@@ -132,7 +145,7 @@ class ModelFiles:
         if not 0 <= start < end <= self.num_layers:
             raise InputError(f"layer range [{start},{end}): the model has layers [0,{self.num_layers})")
 
-    def range_bytes(self, start: int, end: int, *, dtype: torch.dtype) -> int:
+    def range_bytes(self, start: int, end: int, *, dtype: str) -> int:
         """Weights of a stage of layers ``[start, end)`` in that dtype, embedding and head included where it has them.
 
         Raises:
@@ -144,7 +157,7 @@ class ModelFiles:
             names.add("model.embed_tokens.weight")
         if end == self.num_layers:
             names |= {self.head_tensor, "model.norm.weight"}
-        return self.num_elements(sorted(names)) * dtype.itemsize
+        return self.num_elements(sorted(names)) * dtype_bytes(dtype)
 
     def digest(self) -> str:
         """Digest of the config and of every tensor file's name, size and header: tells models apart in milliseconds."""
@@ -157,9 +170,9 @@ class ModelFiles:
                 state.update(opened.read(1 << 16))
         return "sha256:" + state.hexdigest()
 
-    def facts(self, *, dtype: torch.dtype) -> ModelFacts:
+    def facts(self, *, dtype: str) -> ModelFacts:
         """Sizes of the model in that dtype, from its files."""
-        element = dtype.itemsize
+        element = dtype_bytes(dtype)
         config = self.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers = [self.num_elements(self.names(f"model.layers.{i}.")) for i in range(self.num_layers)]
@@ -172,7 +185,7 @@ class ModelFiles:
             kv_bytes_per_token_per_layer=2 * config.num_key_value_heads * head_dim * element,
             embedding_bytes=self.num_elements(["model.embed_tokens.weight"]) * element,
             head_bytes=self.num_elements([self.head_tensor, "model.norm.weight"]) * element,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=dtype,
             digest=self.digest(),
         )
 
@@ -201,6 +214,21 @@ def _tensor_names(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"{path}: no such file; need the model's weights as safetensors") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
+
+
+def declared_model_type(directory: Path) -> object:
+    """``model_type`` of a model directory's ``config.json``; ``None`` where it has none.
+
+    Raises:
+        InputError: there is no such file, or it is not a JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; need a Hugging Face model directory") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable JSON object ({error})") from error
 
 
 def resolve_model(model: str) -> Path:

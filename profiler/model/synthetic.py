@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from helixbench.errors import InputError
-from helixbench.records import load_record, save_record
+from helixbench.profiler.model.directory import write_model_directory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Float32Array = NDArray[np.float32]
 
-MARKER_NAME = "helixbench-model.json"
 NUM_BYTES = 256
 BOS_ID, EOS_ID, PAD_ID = 256, 257, 258
 VOCAB_SIZE = 320  # bytes and specials, padded to a multiple of 64
@@ -41,15 +38,6 @@ HEAD_STD = 2.0
 REFERENCE_LAYERS = 6
 HEAD_EMBEDDING_SHARE = 0.7  # of an untied head's rows: the token's own embedding, which the last norm turns against it
 RARE_TOKEN_SCALE = 0.05  # head rows of tokens that are not printable ASCII: never the largest logit, eos among them
-
-
-class MadeModel(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="schema", tag="helixbench.model/1"
-):
-    """Marks a directory as made here, and from what: such a directory may be made again in its place."""
-
-    preset: str
-    seed: int
 
 
 def make_model(directory: Path, *, preset: str = "tiny", seed: int = 0) -> None:
@@ -67,36 +55,8 @@ def make_model(directory: Path, *, preset: str = "tiny", seed: int = 0) -> None:
         raise InputError(f"--preset {preset!r}: no such preset; there are {', '.join(PRESETS)}")
     if seed < 0:
         raise InputError(f"--seed {seed}: need a whole number >= 0")
-    directory = directory.resolve()
-    _require_ours_or_empty(directory)
-    temporary: Path | None = None
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        whole = temporary / "new"
-        whole.mkdir()
-        _write_model(whole, PRESETS[preset](), seed)
-        save_record(whole / MARKER_NAME, MadeModel(preset=preset, seed=seed))
-        if directory.exists():
-            directory.rename(temporary / "old")
-        whole.rename(directory)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror or error}); choose another place") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _require_ours_or_empty(directory: Path) -> None:
-    if not directory.exists():
-        return
-    remedy = "choose a new or empty directory"
-    if not directory.is_dir():
-        raise InputError(f"{directory}: is a file, not a directory; {remedy}")
-    if (directory / MARKER_NAME).exists():
-        load_record(directory / MARKER_NAME, MadeModel)
-    elif any(directory.iterdir()):
-        raise InputError(f"{directory}: holds files that `helixbench model make` did not make; {remedy}")
+    config = PRESETS[preset]()
+    write_model_directory(directory, lambda folder: _write_model(folder, config, seed), preset=preset, seed=seed)
 
 
 def _write_model(directory: Path, config: PretrainedConfig, seed: int) -> None:

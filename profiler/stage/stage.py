@@ -18,27 +18,8 @@ from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.cost.padding import RowSizes, rows_of
 from helixbench.profiler.model.files import FAMILIES, ModelFiles, state_for
 from helixbench.profiler.stage import attention
+from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.kv_cache import KvCache
-
-
-class StageItem(msgspec.Struct, frozen=True):
-    """One sequence's part of a batch.
-
-    Attributes:
-        request: whose KV slots are used.
-        past: tokens of the sequence that are cached already.
-        num_tokens: new tokens, at positions ``past ...``.
-        entry_layer: model layer at which they enter (partial inference when later than the stage's first).
-        sample: whether the last of them is to give logits; only where the stage ends the model.
-        inputs: token ids where they enter at layer 0, else hidden states. # [N] or [N, E]
-    """
-
-    request: int
-    past: int
-    num_tokens: int
-    entry_layer: int
-    sample: bool
-    inputs: torch.Tensor
 
 
 class StageOutput(msgspec.Struct, frozen=True):

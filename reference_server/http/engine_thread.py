@@ -205,8 +205,8 @@ def serve_http(engine: Engine, files: ModelFiles, *, socket_fd: int) -> None:
         running,
         tokenizer=tokenizer,
         model_name=files.directory.name,
-        max_model_len=min(largest + 1, int(getattr(files.config, "max_position_embeddings", largest + 1))),
-        vocab_size=int(files.config.vocab_size),
+        max_model_len=min(largest + 1, files.max_sequence_tokens or largest + 1),
+        vocab_size=files.vocab_size,
         eos_token_ids=files.eos_token_ids(),
     )
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_GRACE_S)

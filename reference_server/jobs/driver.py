@@ -116,7 +116,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             workload=job.workload,
             concurrency=job.concurrency,
             seed=job.seed,
-            vocab_size=int(files.config.vocab_size),
+            vocab_size=files.vocab_size,
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )

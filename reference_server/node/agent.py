@@ -221,9 +221,10 @@ class Agent:
         if any(size is not None and size < 1 for size in sizes):
             got = ", ".join(str(size) for size in sizes)
             raise InputError(f"kv_capacity_tokens, max_batch_tokens, max_decode_batch: need >= 1, got {got}")
-        dtype = torch_dtype(command.dtype)
-        weight_bytes = files.range_bytes(command.start, command.end, dtype=dtype)
-        kv_bytes_per_token = files.facts(dtype=dtype).kv_bytes_per_token_per_layer * (command.end - command.start)
+        weight_bytes = files.range_bytes(command.start, command.end, dtype=command.dtype)
+        kv_bytes_per_token = files.facts(dtype=command.dtype).kv_bytes_per_token_per_layer * (
+            command.end - command.start
+        )
         capacity = int((self.device.memory_bytes - weight_bytes) // kv_bytes_per_token)
         if capacity < command.kv_capacity_tokens:
             raise InputError(

@@ -14,7 +14,8 @@ import torch
 from helixbench.errors import MeasurementError
 from helixbench.profiler.measure.memory import out_of_memory_is
 from helixbench.profiler.measure.pace import FEW_TOKENS
-from helixbench.profiler.stage.stage import Stage, StageItem
+from helixbench.profiler.stage.batch import StageItem
+from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.token_sampling import sample
 from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.scheduling.batcher import Batcher, Chunk

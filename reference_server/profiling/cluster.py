@@ -11,7 +11,6 @@ from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure.pace import Pace
-from helixbench.profiler.model.dtypes import torch_dtype
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.network.nics import Card, Direction
 from helixbench.progress import Reporter
@@ -35,7 +34,6 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
         MeasurementError: a number could not be measured.
     """
     files = ModelFiles(config.model)
-    dtype = torch_dtype(config.dtype)
     with Agents(config.addresses, key) as agents:
         agents.require_present()
         described = agents.ask({node: Describe() for node in config.addresses}, Description, timeout_s=10.0)
@@ -60,7 +58,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     times = measure_coordinator(key)
     nodes = [_node(node, described[node], measured[node], network.cards, config) for node in config.addresses]
     profile = ClusterProfile(
-        model=files.facts(dtype=dtype),
+        model=files.facts(dtype=config.dtype),
         nodes=tuple(nodes),
         links=tuple(link.link() for link in network.links),
         coordinator=Coordinator(

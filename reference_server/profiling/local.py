@@ -18,7 +18,6 @@ from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.cost.padding import RowSizes
 from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, Block, least_seconds
-from helixbench.profiler.model.dtypes import torch_dtype
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import preload
 from helixbench.profiler.staleness import identity_of
@@ -139,7 +138,7 @@ def profile_node(
     )
     partial.unlink(missing_ok=True)
     return ClusterProfile(
-        model=files.facts(dtype=torch_dtype(config.dtype)),
+        model=files.facts(dtype=config.dtype),
         nodes=(node,),
         provenance=provenance_now(inputs={"model": files.digest()}, command=config.command),
     )

@@ -29,7 +29,6 @@ from helixbench.profiler.measure.row_timing import measure_row_sizes
 from helixbench.profiler.measure.sampler import Block, Sampler
 from helixbench.profiler.measure.sensitivity import at_sensitivity, measure_sensitivity
 from helixbench.profiler.measure.stack import time_stack
-from helixbench.profiler.model.dtypes import torch_dtype
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.quality import MemoryUse, Quality
 from helixbench.reference_server.profiling.loopback import RING, SELF, Ring
@@ -215,7 +214,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
     """
     files = agent.open_model(command.model, command.model_digest)
     device_type, memory = agent.torch_device.type, agent.device.memory_bytes
-    facts = files.facts(dtype=torch_dtype(command.dtype))
+    facts = files.facts(dtype=command.dtype)
     held, kv_tokens, layer_bytes = what_fits(facts, memory_bytes=memory, device_type=device_type)
 
     def points(row_sizes: RowSizes, max_kv_tokens: int) -> tuple[GridPoint, ...]:

@@ -58,7 +58,7 @@ def profile_node_command(
         raise InputError(f"--memory {memory}: {error}") from error
     config = NodeProfileConfig(
         model=str(files.directory),
-        dtype=resolve_dtype(dtype, files.config),
+        dtype=resolve_dtype(dtype, files.saved_dtype),
         name=name,
         device=device,
         memory_bytes=memory_bytes,

@@ -8,7 +8,8 @@ import torch
 from helixbench.profiler.measure.memory import LoadedMemory
 from helixbench.profiler.measure.stack import time_stack
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import Stage, StageItem, StageOutput
+from helixbench.profiler.stage.batch import StageItem
+from helixbench.profiler.stage.stage import Stage, StageOutput
 from tests.conftest import ModelDir
 
 CPU = torch.device("cpu")

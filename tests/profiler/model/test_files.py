@@ -56,7 +56,7 @@ def test_facts_are_those_of_the_whole_model(model_dir: ModelDir, preset: str) ->
     whole = load_whole(directory)
     config = whole.config
 
-    facts = ModelFiles(str(directory)).facts(dtype=torch.bfloat16)
+    facts = ModelFiles(str(directory)).facts(dtype="bfloat16")
 
     assert facts.name == preset
     assert facts.num_layers == 6
@@ -75,14 +75,14 @@ def test_bytes_of_a_range_are_what_its_stage_holds(model_dir: ModelDir, preset: 
     files = ModelFiles(str(model_dir(preset)))
     stage = Stage(files, start=start, end=end, kv_capacity_tokens=1, dtype=torch.float32, device=CPU)
 
-    assert files.range_bytes(start, end, dtype=torch.float32) == stage.weight_bytes
-    assert files.range_bytes(start, end, dtype=torch.float16) == stage.weight_bytes / 2
+    assert files.range_bytes(start, end, dtype="float32") == stage.weight_bytes
+    assert files.range_bytes(start, end, dtype="float16") == stage.weight_bytes / 2
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 7), (3, 3), (-1, 2)])
 def test_a_range_that_is_not_there_has_no_bytes(model_dir: ModelDir, start: int, end: int) -> None:
     with pytest.raises(InputError, match=r"the model has layers \[0,6\)"):
-        ModelFiles(str(model_dir("test-llama"))).range_bytes(start, end, dtype=torch.float32)
+        ModelFiles(str(model_dir("test-llama"))).range_bytes(start, end, dtype="float32")
 
 
 def test_a_model_in_several_files_is_the_same_model(model_dir: ModelDir, copy: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_model_in_several_files_is_the_same_model(model_dir: ModelDir, copy: P
     expected = one.load(names, dtype=torch.float32, device=CPU)
 
     assert all(torch.equal(loaded[name], expected[name]) for name in names)
-    assert several.range_bytes(0, 6, dtype=torch.float32) == one.range_bytes(0, 6, dtype=torch.float32)
+    assert several.range_bytes(0, 6, dtype="float32") == one.range_bytes(0, 6, dtype="float32")
 
 
 def test_loaded_tensors_own_their_memory_and_have_the_dtype_asked_for(model_dir: ModelDir) -> None:
@@ -207,7 +207,7 @@ def test_a_half_written_shard_is_named(copy: Path) -> None:
     with pytest.raises(InputError, match=f"{name}: cannot be read"):
         files.load(["lm_head.weight"], dtype=torch.float32, device=CPU)
     with pytest.raises(InputError, match=f"{name}: cannot be read"):
-        files.range_bytes(0, 6, dtype=torch.float32)
+        files.range_bytes(0, 6, dtype="float32")
 
 
 def test_a_missing_shard_is_named(copy: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_broken_index_is_one_message(copy: Path, content: str) -> None:
 def test_layers_that_are_missing_are_named(copy: Path) -> None:
     change_config(copy, num_hidden_layers=9)
     with pytest.raises(InputError, match=r"no tensor named model\.layers\.6\.\*; the model files are not complete"):
-        ModelFiles(str(copy)).facts(dtype=torch.float32)
+        ModelFiles(str(copy)).facts(dtype="float32")
 
 
 def test_a_missing_head_is_named_where_it_is_not_tied(copy: Path) -> None:

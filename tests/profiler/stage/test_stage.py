@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from helixbench.errors import InputError
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import Stage, StageItem
+from helixbench.profiler.stage.batch import StageItem
+from helixbench.profiler.stage.stage import Stage
 from tests.conftest import ModelDir
 from tests.greedy import load_whole
 

@@ -19,7 +19,8 @@ from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS, StageCost
 from helixbench.profiler.measure.grid import peak_points
 from helixbench.profiler.measure.memory import LoadedMemory, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import Stage, StageItem, preload
+from helixbench.profiler.stage.batch import StageItem
+from helixbench.profiler.stage.stage import Stage, preload
 from helixbench.reference_server.testbed.heap import keep_heap
 from helixbench.solver.problem.capacity import kv_capacity_tokens
 from helixbench.solver.problem.plan import LayerRange
@@ -91,7 +92,7 @@ def planned_kv_tokens(files: ModelFiles, memory_bytes: float, workspace: float) 
     node = Node(
         name="n", device=Device(kind="cpu", name="cpu", memory_bytes=memory_bytes), max_layers=END - START, cost=cost
     )
-    return kv_capacity_tokens(files.facts(dtype=torch.float32), node, LayerRange(START, END))
+    return kv_capacity_tokens(files.facts(dtype="float32"), node, LayerRange(START, END))
 
 
 def data_bytes() -> int:

@@ -21,7 +21,8 @@ from helixbench.profiler.measure.grid import grid, peak_points
 from helixbench.profiler.measure.pace import Pace, Sensitivity
 from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import Stage, StageItem, StageOutput
+from helixbench.profiler.stage.batch import StageItem
+from helixbench.profiler.stage.stage import Stage, StageOutput
 from helixbench.progress import Reporter
 from helixbench.records import load_record
 from helixbench.reference_server.node.agent import Agent, AgentConfig
@@ -103,7 +104,7 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
     profiled = self_profile.profile(agent, profile_command(model_dir("test-llama")))
 
     kv_bytes = 2 * 2 * 16 * 4 * 4  # of one token in the 4 layers held
-    layer_bytes = ModelFiles(str(model_dir("test-llama"))).facts(dtype=torch.float32).layer_weight_bytes
+    layer_bytes = ModelFiles(str(model_dir("test-llama"))).facts(dtype="float32").layer_weight_bytes
     sizes = {
         "max_batch_tokens": MAX_BATCH_TOKENS,
         "max_context_tokens": MAX_CONTEXT_TOKENS,
