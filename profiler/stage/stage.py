@@ -23,13 +23,14 @@ from helixbench.profiler.stage.kv_cache import KvCache
 
 
 class StageOutput(msgspec.Struct, frozen=True):
-    """What leaves the stage, in the order of ``items``: hidden states [T, E], or logits of those that sample [S, V].
+    """What leaves the stage, in the order of ``items``.
 
+    ``hidden`` [T, E] are states after the last layer, ``logits`` [S, V] of the items that sample where the model ends.
     ``layer_rows`` is the number of rows that layers ran with, padding included, summed over the layers.
     """
 
     items: tuple[StageItem, ...]
-    hidden: torch.Tensor | None
+    hidden: torch.Tensor
     logits: torch.Tensor | None
     layer_rows: int
 
@@ -173,10 +174,8 @@ class Stage:
             hidden = self._run_layers(ordered[:entered], hidden, layer, until)
             layer_rows += (until - layer) * rows_of(hidden.shape[1], self.row_sizes)
         assert hidden is not None, "an empty batch"
-        if not self.is_last:
-            return StageOutput(items=ordered, hidden=hidden[0], logits=None, layer_rows=layer_rows)
-        logits = self._logits(ordered, hidden[0])
-        return StageOutput(items=ordered, hidden=None, logits=logits, layer_rows=layer_rows)
+        logits = self._logits(ordered, hidden[0]) if self.is_last else None
+        return StageOutput(items=ordered, hidden=hidden[0], logits=logits, layer_rows=layer_rows)
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:

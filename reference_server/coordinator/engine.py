@@ -78,7 +78,7 @@ class Engine:
 
     def _sampled(self, node: str, sampled: Sampled, on_events: Callable[[list[TokenEvent]], list[Request]]) -> None:
         try:
-            actions = self.coordinator.sampled(sampled.tokens)
+            actions = self.coordinator.sampled(sampled.tokens, sampled.scores)
         except KeyError as error:
             raise MeasurementError(f"node {node}: sent a token for request {error}, which is not in flight") from error
         new = on_events(actions.events)

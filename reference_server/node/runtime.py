@@ -15,12 +15,14 @@ from helixbench.errors import MeasurementError
 from helixbench.profiler.measure.memory import out_of_memory_is
 from helixbench.profiler.measure.pace import FEW_TOKENS
 from helixbench.profiler.stage.batch import StageItem
-from helixbench.profiler.stage.stage import Stage
-from helixbench.reference_server.node.token_sampling import sample
+from helixbench.profiler.stage.stage import Stage, StageOutput
+from helixbench.reference_server.node.token_sampling import sample, score
 from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.gather import Gather
-from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.scheduling.work import OpenRequest, Scores, TokenScore, WorkItem
+
+SCORED_ROWS = 16  # rows of logits at a time: the memory of more was not measured
 
 
 class Outbound(msgspec.Struct, frozen=True):
@@ -36,9 +38,7 @@ class _Route(msgspec.Struct, frozen=True):
     entry_layer: int
     next_peer: str | None
     is_alone: bool  # the whole pipeline is this node
-    kv_tokens: int
-    sampling: SamplingParams
-    generator: Any
+    opened: OpenRequest
 
 
 class NodeRuntime:
@@ -68,6 +68,9 @@ class NodeRuntime:
         self._layer_parameters = stage.layer_parameters
         self.arithmetic_flops = 0.0
         self.device_timer: AbstractContextManager[None] = nullcontext()
+        self._prompt_scores: dict[
+            int, list[TokenScore]
+        ] = {}  # open request that wants them -> those of its prompt so far
         self._early: dict[int, list[tuple[WorkItem, torch.Tensor]]] = {}  # not yet open -> work that came before
 
     @property
@@ -92,6 +95,7 @@ class NodeRuntime:
             self._gather.is_back(request)
             if self._routes.pop(request, None) is None:
                 raise MeasurementError(f"asked to close request {request}, which is not open")
+            self._prompt_scores.pop(request, None)
             self.stage.kv.release(request)
         for opened in work.opens:
             self._open(opened)
@@ -125,11 +129,11 @@ class NodeRuntime:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
         if output.logits is not None:
+            self._score_prompts(output)
             outbound = self._sample(output.items, output.logits)
             alone = (item.request for item in output.items if item.sample and self._routes[item.request].is_alone)
             self._ending = set(alone)
             return outbound
-        assert output.hidden is not None
         return self._forward_on(output.items, output.hidden, is_decode)
 
     def ended(self) -> None:
@@ -151,20 +155,15 @@ class NodeRuntime:
             held = f"[{self.stage.start},{self.stage.end})"
             raise MeasurementError(f"this node holds {held} and cannot run [{hop.start},{hop.end})")
         following = opened.hops[places[0] + 1 : places[0] + 2]
-        sampling = opened.sampling
-        generator = None
-        if self.stage.is_last and sampling.temperature > 0:
-            generator = torch.Generator()
-            generator.manual_seed(opened.request if sampling.seed is None else sampling.seed)
         try:
             with out_of_memory_is(MeasurementError, f"packing the KV cache for request {opened.request}"):
                 self.stage.kv.reserve(opened.request, opened.kv_tokens)
         except ValueError as error:
             raise MeasurementError(f"{error}") from error
         next_peer = following[0].node if following else None
-        self._routes[opened.request] = _Route(
-            hop.start, next_peer, len(opened.hops) == 1, opened.kv_tokens, sampling, generator
-        )
+        self._routes[opened.request] = _Route(hop.start, next_peer, len(opened.hops) == 1, opened)
+        if opened.scored and self.stage.is_last:
+            self._prompt_scores[opened.request] = []
         for item, inputs in self._early.pop(opened.request, []):
             self._queue(item, inputs)
 
@@ -173,10 +172,10 @@ class NodeRuntime:
         if route is None:
             self._early.setdefault(item.request, []).append((item, inputs))
             return
-        if item.past + item.num_tokens > route.kv_tokens:
+        if item.past + item.num_tokens > route.opened.kv_tokens:
             raise MeasurementError(
                 f"request {item.request} sends tokens {item.past}+{item.num_tokens}, "
-                f"beyond its {route.kv_tokens} KV slots"
+                f"beyond its {route.opened.kv_tokens} KV slots"
             )
         if (inputs.dim() == 1) != (route.entry_layer == 0):
             got = "token ids" if inputs.dim() == 1 else "hidden states"
@@ -220,14 +219,34 @@ class NodeRuntime:
         if not sampling_items:
             return []
         greedy = logits.argmax(dim=-1).tolist()
-        tokens = []
+        tokens, scores = [], []
         for row, item in enumerate(sampling_items):
-            route = self._routes[item.request]
-            token = greedy[row]
-            if route.sampling.temperature > 0:
-                token = sample(logits[row], route.sampling, route.generator)
+            opened = self._routes[item.request].opened
+            sampling, token, position = opened.sampling, greedy[row], item.past + item.num_tokens
+            barred = opened.stop_token_ids if position < opened.stop_from else ()
+            if barred or sampling.temperature > 0:
+                seed = opened.request if sampling.seed is None else sampling.seed
+                token = sample(logits[row], sampling, seed=seed, position=position, barred=barred)
             tokens.append((item.request, token))
-        return [Outbound(None, Sampled(tuple(tokens)), None, len(tokens))]
+            if sampling.num_logprobs is not None:
+                (output,) = score(logits[row : row + 1], [token], sampling.num_logprobs)
+                scores.append(Scores(item.request, output, tuple(self._prompt_scores.pop(item.request, ()))))
+        return [Outbound(None, Sampled(tuple(tokens), tuple(scores)), None, len(tokens))]
+
+    def _score_prompts(self, output: StageOutput) -> None:
+        """Score the prompt tokens that follow those just run, where wanted; a few rows of logits at a time."""
+        end = 0
+        for item in output.items if self._prompt_scores else ():
+            end += item.num_tokens
+            if item.request not in self._prompt_scores:
+                continue
+            opened = self._routes[item.request].opened
+            following = opened.scored[item.past + 1 : item.past + 1 + item.num_tokens]
+            rows = output.hidden[end - item.num_tokens :]
+            for start in range(0, len(following), SCORED_ROWS):
+                tokens = following[start : start + SCORED_ROWS]
+                logits = self.stage.head(rows[start : start + len(tokens)])
+                self._prompt_scores[item.request] += score(logits, tokens, opened.sampling.num_logprobs or 0)
 
     def _forward_on(
         self, items: tuple[StageItem, ...], hidden: torch.Tensor, is_decode: Mapping[tuple[int, int], bool]

@@ -26,7 +26,7 @@ from helixbench.reference_server.wire.link_messages import (
     MeasureLink,
 )
 from helixbench.solver.scheduling.history import History
-from helixbench.solver.scheduling.work import OpenRequest, WorkItem
+from helixbench.solver.scheduling.work import OpenRequest, Scores, WorkItem
 
 MAX_FRAME_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 24
@@ -44,10 +44,11 @@ class Work(msgspec.Struct, frozen=True, tag="work"):
     dtype: str = "int32"
 
 
-class Sampled(msgspec.Struct, frozen=True, tag="sampled"):
-    """New tokens from a last stage, as (request, token)."""
+class Sampled(msgspec.Struct, frozen=True, tag="sampled", omit_defaults=True):
+    """New tokens from a last stage, as (request, token), and the scores of those requests that want them."""
 
     tokens: tuple[tuple[int, int], ...]
+    scores: tuple[Scores, ...] = ()
 
 
 class Describe(msgspec.Struct, frozen=True, tag="describe"):

@@ -15,19 +15,26 @@ import msgspec
 
 from helixbench.solver.problem.plan import Hop, Pipeline
 from helixbench.solver.scheduling.router import Chooser
-from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, Scores, WorkItem
 
 FinishReason = Literal["", "stop", "length", "abort"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for. ``stop_token_ids`` end the output (and are its last token)."""
+    """What a client asks for.
+
+    Attributes:
+        stop_token_ids: end the output, and are its last token; none of them comes before ``min_tokens`` others.
+        is_prompt_scored: the first token's event brings the log probabilities of the prompt's tokens.
+    """
 
     number: int
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParams = SamplingParams()
     stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    is_prompt_scored: bool = False
 
     @property
     def kv_tokens(self) -> int:
@@ -38,13 +45,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A request got a token (``None`` when it was aborted instead); ``reason`` is set with its last one.
 
-    ``pipeline`` is ``None`` where it was aborted before it had one.
+    ``pipeline`` is ``None`` where it was aborted before it had one; ``scores`` where none were asked for.
     """
 
     request: int
     token: int | None
     pipeline: int | None
     reason: FinishReason
+    scores: Scores | None = None
 
 
 class Outgoing(msgspec.Struct):
@@ -137,15 +145,16 @@ class Coordinator:
         self._admit(actions)
         return actions
 
-    def sampled(self, tokens: Iterable[tuple[int, int]]) -> Actions:
-        """A last stage sampled tokens, as (request, token).
+    def sampled(self, tokens: Iterable[tuple[int, int]], scores: Iterable[Scores] = ()) -> Actions:
+        """A last stage sampled tokens, as (request, token), some of them with ``scores``.
 
         Raises:
             KeyError: a token for a request that is not in flight: a node answered twice or for another run.
         """
         actions = Actions({}, [])
+        scores_of = {one.request: one for one in scores}
         for number, token in tokens:
-            self._advance(self._in_flight[number], token, actions)
+            self._advance(self._in_flight[number], token, scores_of.get(number), actions)
         self._admit(actions)
         return actions
 
@@ -160,13 +169,13 @@ class Coordinator:
             actions.events.append(TokenEvent(request=number, token=None, pipeline=None, reason="abort"))
         return actions
 
-    def _advance(self, state: _InFlight, token: int, actions: Actions) -> None:
+    def _advance(self, state: _InFlight, token: int, scores: Scores | None, actions: Actions) -> None:
         request = state.request
         state.num_output += 1
         reason: FinishReason = ""
         if state.is_aborted:
             reason = "abort"
-        elif token in request.stop_token_ids:
+        elif token in request.stop_token_ids and state.num_output > request.min_tokens:
             reason = "stop"
         elif state.num_output == request.max_tokens:
             reason = "length"
@@ -176,6 +185,7 @@ class Coordinator:
                 token=None if reason == "abort" else token,
                 pipeline=state.pipeline,
                 reason=reason,
+                scores=scores,
             )
         )
         hops = self._router.pipelines[state.pipeline]
@@ -212,7 +222,15 @@ class Coordinator:
     def _start(self, request: Request, index: int, actions: Actions) -> None:
         hops = self._router.pipelines[index]
         self._in_flight[request.number] = _InFlight(request, index)
-        opened = OpenRequest(request.number, hops, request.kv_tokens, request.sampling)
+        opened = OpenRequest(
+            request.number,
+            hops,
+            request.kv_tokens,
+            request.sampling,
+            stop_from=len(request.prompt) + request.min_tokens,
+            stop_token_ids=tuple(sorted(request.stop_token_ids)) if request.min_tokens else (),
+            scored=request.prompt if request.is_prompt_scored else (),
+        )
         for hop in hops:
             self._free[hop.node] -= request.kv_tokens
             _to(actions, hop).opens.append(opened)

@@ -9,16 +9,29 @@ import msgspec
 from helixbench.solver.problem.plan import Hop
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+MAX_LOGPROBS = 20
 
 Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """``temperature`` 0 is greedy: the rest has no effect then. ``top_p`` keeps the likeliest tokens that hold it."""
+    """How tokens are chosen, and how many log probabilities come with each.
+
+    Attributes:
+        temperature: 0 is greedy; ``top_p``, ``seed``, ``top_k`` and ``min_p`` have no effect then.
+        top_p: keep the likeliest tokens that together hold this probability.
+        seed: a token depends on the logits, the seed and its position alone; the request's number by default.
+        top_k: keep this many of the likeliest tokens; 0 for all.
+        min_p: keep tokens at least this times as likely as the likeliest.
+        num_logprobs: report a token's log probability and those of this many of the likeliest; ``None`` for none.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    num_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 2:
@@ -27,15 +40,43 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ar
             raise ValueError(f"top_p: need more than 0 and at most 1, got {self.top_p:g}")
         if self.seed is not None and not MIN_SEED <= self.seed <= MAX_SEED:
             raise ValueError(f"seed: need a whole number of 64 bits, got {self.seed}")
+        if not 0 <= self.top_k < 2**31:
+            raise ValueError(f"top_k: need a number of tokens, 0 for all, got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p: need 0 to 1, got {self.min_p:g}")
+        if self.num_logprobs is not None and not 0 <= self.num_logprobs <= MAX_LOGPROBS:
+            raise ValueError(f"logprobs: need 0 to {MAX_LOGPROBS}, got {self.num_logprobs}")
+
+
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """A token's log probability, and the likeliest tokens in its place: (token id, log probability), best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Scores(msgspec.Struct, frozen=True, array_like=True):
+    """Scores of a request's new token; with its first one also those of its prompt, from the second token on."""
+
+    request: int
+    output: TokenScore
+    prompt: tuple[TokenScore, ...] = ()
 
 
 class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
-    """Reserve ``kv_tokens`` slots for a request and remember its pipeline. Always from the coordinator, so in order."""
+    """Reserve ``kv_tokens`` slots for a request and remember its pipeline. Always from the coordinator, so in order.
+
+    The rest concerns the last node: ``stop_token_ids`` are not sampled for positions before ``stop_from``, and
+    ``scored`` are the prompt's tokens where their log probabilities are wanted.
+    """
 
     request: int
     hops: tuple[Hop, ...]
     kv_tokens: int
     sampling: SamplingParams
+    stop_from: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    scored: tuple[int, ...] = ()
 
 
 class WorkItem(msgspec.Struct, frozen=True, array_like=True):

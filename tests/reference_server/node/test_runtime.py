@@ -16,6 +16,7 @@ from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.gather import WAIT_SHARE
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.conftest import GreedyOf, ModelDir
+from tests.greedy import load_whole
 
 HIDDEN = 64
 
@@ -246,8 +247,49 @@ def test_sampling_repeats_with_its_seed_and_differs_without(whole: NodeRuntime) 
         return tokens
 
     assert len(set(first_tokens(11))) == 1
-    assert len(set(first_tokens(None))) > 1, "each request draws from its own generator"
+    assert len(set(first_tokens(None))) > 1, "each request draws with a seed of its own"
     assert first_tokens(None) == first_tokens(None)
+
+
+def test_stop_tokens_are_not_sampled_before_their_position(whole: NodeRuntime, greedy_of: GreedyOf) -> None:
+    reference = next(one for one in greedy_of("test-llama") if len(one.prompt) < 12 and len(one.output) > 3)
+    length = len(reference.prompt)
+
+    def first_token(stop_from: int) -> int:
+        asked = OpenRequest(1, (Hop("here", 0, 6),), 20, SamplingParams(), stop_from, reference.output[:1])
+        whole.accept(work(prompt_item(1, length), opens=(asked,)), ids(*reference.prompt))
+        *_, out = run_all(whole)
+        assert isinstance(out.message, Sampled)
+        whole.accept(Work(closes=(1,)), None)
+        return out.message.tokens[0][1]
+
+    assert first_token(length) == reference.output[0]
+    assert first_token(length + 1) != reference.output[0]
+
+
+def test_prompt_and_output_are_scored_as_the_whole_model_scores_them(whole: NodeRuntime, model_dir: ModelDir) -> None:
+    """A prompt of three chunks beside one that wants no scores."""
+    prompt = tuple(range(40, 59))
+    sampling = SamplingParams(num_logprobs=2)
+    asked = OpenRequest(1, (Hop("here", 0, 6),), 20, sampling, scored=prompt)
+    whole.accept(
+        work(prompt_item(2, 5), prompt_item(1, len(prompt)), opens=(opened(2), asked)), ids(*range(60, 65), *prompt)
+    )
+
+    sampled = [out.message for out in run_all(whole) if isinstance(out.message, Sampled)]
+
+    assert [message.scores for message in sampled[:-1]] == [()] * (len(sampled) - 1)
+    (scores,) = sampled[-1].scores
+    (token,) = [token for request, token in sampled[-1].tokens if request == 1]
+    with torch.inference_mode():
+        expected = load_whole(model_dir("test-llama"))(torch.tensor([prompt])).logits[0].log_softmax(-1)  # [T, V]
+    assert [one.logprob for one in (*scores.prompt, scores.output)] == pytest.approx(
+        expected[torch.arange(len(prompt)), torch.tensor([*prompt[1:], token])].tolist(), abs=1e-4
+    )
+    best = expected.topk(2, dim=-1)
+    assert [[token for token, _ in one.top] for one in (*scores.prompt, scores.output)] == best.indices.tolist()
+    whole.accept(Work(closes=(1, 2)), None)
+    assert whole._prompt_scores == {}
 
 
 def test_tokens_are_counted_as_prompt_and_decode(whole: NodeRuntime) -> None:

@@ -26,7 +26,7 @@ from helixbench.reference_server.wire.messages import (
     decode_command,
     encode,
 )
-from helixbench.solver.scheduling.work import MAX_SEED, MIN_SEED, SamplingParams
+from helixbench.solver.scheduling.work import MAX_LOGPROBS, MAX_SEED, MIN_SEED, SamplingParams
 
 COMMANDS: tuple[type[Any], ...] = typing.get_args(Command)
 ANSWERS: tuple[type[Any], ...] = typing.get_args(Answer)
@@ -46,6 +46,9 @@ CHECKED: dict[type[Any], st.SearchStrategy[Any]] = {  # types that take only som
         temperature=st.floats(0, 2),
         top_p=st.floats(0.01, 1),
         seed=st.one_of(st.none(), st.integers(MIN_SEED, MAX_SEED)),
+        top_k=st.integers(0, 100),
+        min_p=st.floats(0, 1),
+        num_logprobs=st.one_of(st.none(), st.integers(0, MAX_LOGPROBS)),
     ),
     ProcessorSpeed: st.builds(ProcessorSpeed, weights_s=st.floats(1e-9, 1e3), matmul_s=st.floats(1e-9, 1e3)),
     Sensitivity: st.builds(Sensitivity, **dict.fromkeys(Sensitivity.__struct_fields__, st.floats(0, MOST_POWER))),

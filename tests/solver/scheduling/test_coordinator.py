@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helixbench.solver.problem.plan import Pipeline
 from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
 from helixbench.solver.scheduling.router import Router
-from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, Scores, TokenScore, WorkItem
 from tests.solver.scheduling.test_router import pipeline
 
 CAPACITY = {"a": 60, "b": 40, "c": 30, "d": 50}
@@ -158,7 +158,7 @@ def test_a_request_reserves_what_it_can_become_on_all_nodes_of_its_pipeline() ->
     nodes.take(nodes.coordinator.submit([request(0, prompt=5, output=4)]))
 
     assert nodes.used == {"a": 8, "b": 8, "c": 0, "d": 0}, "the last token is never fed back"
-    assert nodes.open["a"][0] == OpenRequest(0, PIPELINES[0], 8, SamplingParams())
+    assert nodes.open["a"][0] == OpenRequest(0, PIPELINES[0], 8, SamplingParams(), stop_from=5)
     assert nodes.open["b"][0] == nodes.open["a"][0]
 
 
@@ -248,6 +248,32 @@ def test_an_aborted_request_in_flight_holds_its_slots_until_its_token_is_back() 
     assert nodes.used["a"] == 0
     assert nodes.ended() == {0: "abort"}
     assert nodes.tokens(0) == []
+
+
+def test_stop_tokens_end_a_request_only_after_its_least_output() -> None:
+    nodes = make_nodes()
+    asked = Request(number=0, prompt=(1, 2, 3), max_tokens=5, stop_token_ids=frozenset({STOP, 3}), min_tokens=2)
+    nodes.take(nodes.coordinator.submit([asked]))
+    opened = next(opened[0] for opened in nodes.open.values() if opened)
+    for _ in range(3):
+        nodes.sample([(0, STOP)])
+
+    assert (opened.stop_from, opened.stop_token_ids, opened.scored) == (5, (3, STOP), ())
+    assert nodes.tokens(0) == [STOP] * 3
+    assert nodes.ended() == {0: "stop"}
+
+
+def test_scores_travel_with_the_event_of_their_token() -> None:
+    nodes = make_nodes()
+    asked = [Request(number=n, prompt=(1, 2), max_tokens=1, is_prompt_scored=n == 1) for n in range(2)]
+    actions = nodes.coordinator.submit(asked)
+    scores = Scores(1, TokenScore(-0.5, ()), (TokenScore(-1.0, ()),))
+
+    events = nodes.coordinator.sampled([(0, 9), (1, 9)], [scores]).events
+
+    opened = {o.request: o.scored for outgoing in actions.sends.values() for o in outgoing.opens}
+    assert opened == {0: (), 1: (1, 2)}
+    assert [event.scores for event in events] == [None, scores]
 
 
 def test_aborting_what_has_ended_or_never_was_changes_nothing() -> None:
