@@ -227,7 +227,7 @@ class Coordinator:
             hops,
             request.kv_tokens,
             request.sampling,
-            stop_from=len(request.prompt) + request.min_tokens,
+            stop_from=len(request.prompt) + request.min_tokens if request.min_tokens else 0,
             stop_token_ids=tuple(sorted(request.stop_token_ids)) if request.min_tokens else (),
             scored=request.prompt if request.is_prompt_scored else (),
         )

@@ -14,7 +14,7 @@ MAX_LOGPROBS = 20
 Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
 
 
-class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How tokens are chosen, and how many log probabilities come with each.
 
     Attributes:

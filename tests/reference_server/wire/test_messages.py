@@ -140,7 +140,7 @@ ENCODE = msgspec.msgpack.encode
         ENCODE({"type": "unheard-of"}),
         ENCODE({"type": "load"}),
         ENCODE({"type": "work", "items": [[1, "past", 1, True, False]]}),
-        ENCODE({"type": "work", "opens": [[1, [["n", 0, 1]], 5, [9.0, 1.0, None]]]}),
+        ENCODE({"type": "work", "opens": [[1, [["n", 0, 1]], 5, {"temperature": 9.0}]]}),
         encode(Describe()) + b"\x00",
         encode(Describe())[:-1],
         b"\x82\xa4type\xa4load\xa5model\xa2\xff\xfe",

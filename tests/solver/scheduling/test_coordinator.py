@@ -158,7 +158,7 @@ def test_a_request_reserves_what_it_can_become_on_all_nodes_of_its_pipeline() ->
     nodes.take(nodes.coordinator.submit([request(0, prompt=5, output=4)]))
 
     assert nodes.used == {"a": 8, "b": 8, "c": 0, "d": 0}, "the last token is never fed back"
-    assert nodes.open["a"][0] == OpenRequest(0, PIPELINES[0], 8, SamplingParams(), stop_from=5)
+    assert nodes.open["a"][0] == OpenRequest(0, PIPELINES[0], 8, SamplingParams())
     assert nodes.open["b"][0] == nodes.open["a"][0]
 
 
