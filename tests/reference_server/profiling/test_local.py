@@ -182,8 +182,7 @@ def test_a_plan_says_how_much_and_how_long(config: NodeProfileConfig) -> None:
     assert times.num_points > 30
     assert 0 < times.num_held_out < times.num_points
     assert (times.num_rounds, times.num_layers) == (MIN_ROUNDS, 4)
-    assert 0 < times.least_s < 600
-    assert 0 < times.prepare_s < 600
+    assert min(times.least_s, times.prepare_s) > 0
 
 
 def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,9 +245,8 @@ def test_another_nodes_model_is_refused(agent: Agent, model_dir: ModelDir) -> No
 def test_the_coordinators_times_are_measured(key: ClusterKey) -> None:
     times = measure_coordinator(key)
 
-    assert 0 < times.message_s < 1
-    assert 0 <= times.token_s < 1
-    assert 0 <= times.request_s < 1
+    assert times.message_s > 0
+    assert min(times.token_s, times.request_s) >= 0
 
 
 def quick_config(model: Path, addresses: dict[str, str], key_file: Path, output: Path, **changes: Any) -> ProfileConfig:

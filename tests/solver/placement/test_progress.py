@@ -9,13 +9,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helixbench.records import load_record, save_record
 from helixbench.solver import Plan, problems_of, solve_placement
+from helixbench.solver.flow.max_flow import Flow, largest_flow
+from helixbench.solver.placement import incumbent
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.descent import _kick
 from helixbench.solver.placement.incumbent import Search
@@ -130,25 +132,26 @@ def test_ctrl_c_ends_the_search_and_writes_the_best_plan_so_far(tmp_path: Path, 
     assert "Traceback" not in said
     plan = load_record(tmp_path / "plan.json", Plan)
     assert plan.solver.status == "interrupted"
-    assert plan.solver.seconds < 100
     assert not list(problems_of(profile, plan))
 
 
-def test_a_first_plan_for_50_nodes_takes_less_than_two_seconds_of_cpu() -> None:
-    """Of CPU, which other work on the machine does not draw out; it takes a few tenths."""
+def test_the_first_plan_for_50_nodes_takes_one_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = make_cluster(num_nodes=50, num_types=6, num_regions=3, seed=4)
-    first: list[float] = []
+    flows: list[Flow] = []
+
+    def counted(*arguments: Any, **options: Any) -> Flow:
+        flows.append(largest_flow(*arguments, **options))
+        return flows[-1]
 
     def stop_at_the_first_plan(moment: Progress) -> None:
         if moment.incumbent_tokens_per_s is not None:
-            first.append(time.process_time() - began)
             raise KeyboardInterrupt
 
-    began = time.process_time()
+    monkeypatch.setattr(incumbent, "largest_flow", counted)
     plan = solve_placement(profile, WORKLOAD, on_progress=stop_at_the_first_plan)
     assert isinstance(plan, Plan)
     assert plan.solver.status == "interrupted"
-    assert first[0] < 2
+    assert len(flows) == 1
 
 
 def test_ctrl_c_while_the_plan_is_written_up_still_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
