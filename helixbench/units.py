@@ -1,9 +1,11 @@
-"""Sizes and rates as people write them in a testbed file."""
+"""Units of sizes and rates, and how people write them in files and options."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+
+GB = 10**9
 
 _BYTES: Mapping[str, float] = {
     "B": 1.0,
@@ -20,7 +22,7 @@ _BYTES_PER_S: Mapping[str, float] = {"bit": 1 / 8, "Kbit": 1e3 / 8, "Mbit": 1e6 
 
 
 def parse_bytes(text: str) -> float:
-    """Bytes that ``"1500MB"`` (10**6), ``"20GB"`` or ``"512MiB"`` (2**20) stand for.
+    """Bytes from text like ``"1500MB"`` (10**6), ``"20GB"`` or ``"512MiB"`` (2**20).
 
     Raises:
         ValueError: not a number > 0 with one of the units.
@@ -29,7 +31,7 @@ def parse_bytes(text: str) -> float:
 
 
 def parse_bytes_per_s(text: str) -> float:
-    """Bytes per second that ``"400Mbit"``, ``"1Gbit"`` or ``"80Kbit"`` (bits per second) stand for.
+    """Bytes per second from bits per second like ``"400Mbit"``, ``"1Gbit"`` or ``"80Kbit"``.
 
     Raises:
         ValueError: not a number > 0 with one of the units.

@@ -194,8 +194,8 @@ class MessageTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A directed link. ``latency_s`` is one way.
 
-    ``message_times`` are for people and for checking ``latency_s + bytes / bandwidth_bytes_per_s``. ``suspect`` says
-    why the numbers are doubtful, where they are.
+    ``message_times`` are for people and for checking ``latency_s + bytes / bandwidth_bytes_per_s``. ``source`` says
+    what measured the bandwidth.
     """
 
     src: str
@@ -204,7 +204,6 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     latency_s: float = 0.0
     source: str = ""
     message_times: tuple[MessageTime, ...] = ()
-    suspect: str = ""
 
     def __post_init__(self) -> None:
         _require_positive(f"bandwidth_bytes_per_s of {self.src} -> {self.dst}", self.bandwidth_bytes_per_s)

@@ -1,4 +1,4 @@
-"""Commands that need running nodes: profile, bench, serve, agent; and ``model make``."""
+"""Commands that need nodes: profile, bench, serve, agent, doctor; and ``model make``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import typer
 
 from helixbench.errors import InputError
 from helixbench.profiler.cli import DEFAULT_COMMAND, profile_commands
-from helixbench.reference_server.doctor.cli import doctor
-from helixbench.reference_server.profiling.net_cli import profile_net
 from helixbench.reference_server.profiling.node_cli import profile_node_command
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from helixbench.reference_server.doctor import Diagnosis
     from helixbench.reference_server.jobs.job import Job
     from helixbench.reference_server.testbed.testbed import Testbed
     from helixbench.solver.problem.workload import Workload
@@ -45,7 +46,6 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(model, name="model")
     profiling = profile_commands()
     profiling.command(DEFAULT_COMMAND)(profile)
-    profiling.command("net")(profile_net)
     profiling.command("node")(profile_node_command)
     app.add_typer(profiling, name="profile")
     app.command("bench")(bench)
@@ -74,6 +74,16 @@ def profile(
     max_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens of one iteration at most.")] = 128,
     max_context_tokens: Annotated[int, typer.Option(min=32, help="Longest context to measure.")] = 512,
     budget_s: Annotated[float, typer.Option("--budget-s", min=1, help="Seconds to measure each node.")] = 100.0,
+    only: Annotated[
+        Literal["network"] | None, typer.Option(help="network: measure links and NICs, but no compute.")
+    ] = None,
+    compute_of: Annotated[
+        Path | None, typer.Option(help="With --only network: the cluster profile whose compute is kept.")
+    ] = None,
+    link_seconds: Annotated[float, typer.Option(min=1, help="Seconds of bandwidth per attempt at a link.")] = 1.0,
+    one_pair_at_a_time: Annotated[
+        bool, typer.Option("--one-pair-at-a-time", help="For networks in which pairs share more than NICs.")
+    ] = False,
     pace_of: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="A profile of this testbed: hold nodes with a CPU share to the pace that they had in it."),
@@ -85,7 +95,7 @@ def profile(
     from helixbench.profiler.model.files import ModelFiles
     from helixbench.records import command_line
     from helixbench.reference_server.jobs.job import ProfileJob
-    from helixbench.reference_server.profiling.config import ProfileConfig, paces_of
+    from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig, paces_of
     from helixbench.reference_server.testbed.spec import load_testbed
 
     testbed_file = testbed or _demo_testbed()
@@ -113,6 +123,9 @@ def profile(
                 max_batch_tokens=max_batch_tokens,
                 max_context_tokens=max_context_tokens,
                 budget_s=budget_s,
+                network=NetworkConfig(seconds=link_seconds, one_pair_at_a_time=one_pair_at_a_time),
+                is_network_only=only == "network",
+                compute_of=None if compute_of is None else compute_of.resolve(),
             )
         )
 
@@ -237,8 +250,8 @@ def agent(
     ] = None,
 ) -> None:
     """Run the agent of one node, to be profiled and to serve."""
-    from helixbench.reference_server.wire.address import require_listen
     from helixbench.reference_server.wire.keys import make_key_file
+    from helixbench.reference_server.wire.transport import require_listen
     from helixbench.units import parse_bytes
 
     if make_key is not None:
@@ -255,6 +268,80 @@ def agent(
     from helixbench.reference_server.node.agent import AgentConfig, run_agent
 
     run_agent(AgentConfig(listen=listen, key=key, device=device, memory_bytes=memory_bytes, cpu_share=cpu_share))
+
+
+def doctor(
+    agent: Annotated[
+        list[str] | None,
+        typer.Option("--agent", help="NAME=HOST:PORT of an agent to check instead; repeat for each, with --key."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="The key that those agents were started with.")] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT for an agent on this machine: is it free?")] = "",
+    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+) -> None:
+    """Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem."""
+    import msgspec
+
+    from helixbench.records import encode_record, provenance_now
+    from helixbench.reference_server.doctor import diagnose_agents, diagnose_here
+    from helixbench.reference_server.wire.transport import require_listen
+
+    if agent and listen:
+        raise InputError("--listen is for this machine, --agent for others: give one of them")
+    if agent:
+        if key is None:
+            raise InputError("--agent: give --key FILE with it")
+        found = diagnose_agents(parse_agents(agent), key)
+    else:
+        if listen:
+            require_listen(listen)
+        found = diagnose_here(listen)
+    if json_:
+        sys.stdout.write(encode_record(msgspec.structs.replace(found, provenance=provenance_now())).decode())
+    else:
+        from rich.console import Console
+
+        _show_diagnosis(found, Console())
+    if found.count("problem"):
+        raise typer.Exit(1)
+
+
+def parse_agents(texts: list[str]) -> dict[str, str]:
+    """Node -> address, from ``NAME=HOST:PORT`` texts.
+
+    Raises:
+        InputError: another form, or a duplicate name.
+    """
+    from helixbench.reference_server.wire.transport import require_address
+
+    addresses: dict[str, str] = {}
+    for text in texts:
+        name, _, address = text.partition("=")
+        try:
+            require_address(address)
+        except ValueError as error:
+            raise InputError(f"--agent {text}: need NAME=HOST:PORT ({error})") from error
+        if not name or name in addresses:
+            raise InputError(f"--agent {text}: {'duplicate name ' + repr(name) if name else 'need NAME=HOST:PORT'}")
+        addresses[name] = address
+    return addresses
+
+
+def _show_diagnosis(found: Diagnosis, console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]PROBLEM[/]"}
+    for node, findings in found.findings.items():
+        host = f" ({found.facts[node].machine.get('host', '')})" if node in found.facts else ""
+        table = Table(title=f"{node}{host}", title_justify="left", box=None, padding=(0, 1, 0, 0), show_header=False)
+        for can_wrap in (False, False, True):
+            table.add_column(no_wrap=not can_wrap)
+        for finding in findings:
+            remedy = f"\n[dim]-> {escape(finding.remedy)}[/]" if finding.remedy else ""
+            table.add_row(marks[finding.state], finding.check, escape(finding.says) + remedy)
+        console.print(table, highlight=False)
+    console.print(f"{found.count('problem')} problems, {found.count('warning')} warnings")
 
 
 def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_fds: tuple[int, ...] = ()) -> None:

@@ -1,13 +1,14 @@
-"""Bandwidth of a link by iperf3: both ends of one measurement.
+"""Both ends of one bandwidth measurement by iperf3.
 
-An agent at one end starts an ``Iperf3Server``, an agent at the other calls ``measure_bandwidth``. Where iperf3 is not
-installed both raise ``Iperf3MissingError``, and the caller may measure with its own transport, saying so in ``source``.
+An agent at one end starts an ``Iperf3Server``, an agent at the other calls ``measure_bandwidth``. Both raise
+``Iperf3MissingError`` where iperf3 is not installed, so that the caller can measure over its own transport instead.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import json
 import math
 import os
 import re
@@ -16,7 +17,6 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,62 +25,30 @@ import msgspec
 from helixbench.errors import MeasurementError
 
 OMIT_S = 1  # of each measurement's start: TCP is still finding the link's rate
-INTERVAL_S = 0.2  # over which rates are compared with each other
+INTERVAL_S = 0.2  # for which rates are reported
 MIN_INTERVALS = 4
-MIN_BLOCKS = 16  # in an interval: below that the spread is of whole blocks, not of the link
 DEFAULT_BLOCK_BYTES = 128 * 1024
+MAX_BITS_PER_S = 1e15  # beyond any link: a counter that overflowed
 CONNECT_TIMEOUT_S = 5.0
 GRACE_S = 15.0  # for connecting, exchanging results and a slow machine, on top of the time measured
 SERVER_READY_TIMEOUT_S = 10.0
 SERVER_IDLE_TIMEOUT_S = 120
+_NAN = re.compile(r"(?<=[:\s,\[])-?nan(?=[\s,}\]])", re.IGNORECASE)  # printed for a rate over no time; not JSON
 
 
 class Iperf3MissingError(MeasurementError):
-    """There is no iperf3 on this machine."""
+    """iperf3 is not installed on this machine."""
 
 
 class TcpRate(msgspec.Struct, frozen=True):
-    """What one TCP connection carried.
+    """Payload rate of one TCP connection.
 
-    ``bytes_per_s`` is the receiver's count of payload, ``middle_bytes_per_s`` the client's over the middle half of the
-    intervals: where several tests run at once, all of them run then. ``spread`` is half the interquartile range over
-    the median of the rate in the intervals, ``retransmitted`` the part of the segments that was sent again. ``None``
-    where iperf3 gives too little to tell.
+    ``bytes_per_s`` is counted by the receiver. ``middle_bytes_per_s`` is the client's rate over the middle half of the
+    intervals, in which all of several concurrent tests run; ``None`` for too few intervals.
     """
 
     bytes_per_s: float
-    spread: float | None = None
-    retransmitted: float | None = None
     middle_bytes_per_s: float | None = None
-
-
-class _Sum(msgspec.Struct, frozen=True):
-    bits_per_second: float
-    bytes: int = 0
-    retransmits: int | None = None
-    omitted: bool = False
-
-
-class _Interval(msgspec.Struct, frozen=True):
-    sum: _Sum | None = None
-
-
-class _Start(msgspec.Struct, frozen=True):
-    tcp_mss_default: int = 0
-
-
-class _End(msgspec.Struct, frozen=True):
-    sum_sent: _Sum | None = None
-    sum_received: _Sum | None = None
-
-
-class _Report(msgspec.Struct, frozen=True):
-    """The part of iperf3's JSON that is read here; the rest of it is iperf3's own business."""
-
-    start: _Start = _Start()
-    intervals: tuple[_Interval, ...] = ()
-    end: _End = _End()
-    error: str | None = None
 
 
 def iperf3_program() -> str:
@@ -107,16 +75,31 @@ def iperf3_source() -> str:
 
 @functools.cache
 def _says(program: str, option: str) -> str:
-    """What the program prints for that option; asked once, for on a small share of a core that takes a while."""
-    done = subprocess.run([program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    """Output of the program for that option. Cached: on a fraction of a core starting it takes a while."""
+    try:
+        done = _run([program, option], timeout_s=GRACE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MeasurementError(f"{program} {option}: {error}") from error
     return done.stdout + done.stderr
 
 
-class Iperf3Server:
-    """An iperf3 server that takes one measurement, listening from construction until it is closed or has served.
+def _run(command: list[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",  # error messages come in the user's locale
+        check=False,
+        timeout=timeout_s,
+    )
 
-    Closed at the latest when this process exits. Where iperf3 can, it also gives up by itself after
-    ``SERVER_IDLE_TIMEOUT_S`` without a client, so that none is left behind by a process that was killed.
+
+class Iperf3Server:
+    """An iperf3 server for one measurement, listening from construction until it is closed or has served.
+
+    It is closed at exit of this process at the latest. Where iperf3 supports it, it also ends after
+    ``SERVER_IDLE_TIMEOUT_S`` without a client, so a killed process leaves none behind.
 
     Args:
         port: TCP port; choose a free one.
@@ -124,7 +107,7 @@ class Iperf3Server:
 
     Raises:
         Iperf3MissingError: iperf3 is not on the ``PATH``.
-        MeasurementError: it did not begin to listen, e.g. because the port is taken.
+        MeasurementError: it does not listen, e.g. because the port is taken.
     """
 
     def __init__(self, port: int, *, host: str | None = None) -> None:
@@ -146,7 +129,7 @@ class Iperf3Server:
             raise
 
     def close(self) -> None:
-        """Stop it, if it still runs."""
+        """Stop the server if it still runs."""
         atexit.unregister(self.close)
         if self._process.poll() is None:
             self._process.kill()
@@ -163,7 +146,7 @@ class Iperf3Server:
         self.close()
 
     def _await_listening(self) -> None:
-        # A connection to try it would use up the one measurement that it takes, so its own word is waited for.
+        # A trial connection would use up its one measurement, so its own output is read instead.
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         deadline = time.perf_counter() + SERVER_READY_TIMEOUT_S
@@ -186,20 +169,19 @@ def measure_bandwidth(
     omit_s: float = OMIT_S,
     block_bytes: int | None = None,
 ) -> TcpRate:
-    """TCP payload that arrived over ``seconds`` after the first ``omit_s``, which are not counted.
+    """Rate of the TCP payload received during ``seconds``, after ``omit_s`` that are not counted.
 
     Args:
         server: host name or address of an ``Iperf3Server``.
         port: its port.
-        seconds: how long to count; rounded up, for iperf3 takes whole seconds only.
-        reverse: measure from the server to here instead of from here to the server.
-        omit_s: how long TCP is left alone to find the link's rate.
-        block_bytes: how much is written and read at once; iperf3's own size by default. Rates of intervals are counted
-            in whole blocks.
+        seconds: rounded up; iperf3 takes whole seconds only.
+        reverse: measure from the server to this process instead.
+        omit_s: time for TCP to find the link's rate.
+        block_bytes: size of one write; iperf3's own by default. iperf3 counts whole blocks.
 
     Raises:
         Iperf3MissingError: iperf3 is not on the ``PATH``.
-        MeasurementError: no connection, or no number out of it.
+        MeasurementError: no connection, no result in time, or a result without a rate.
     """
     counted_s = max(1, math.ceil(seconds))
     command = [iperf3_program(), "--client", server, "--port", str(port), "--json"]
@@ -210,58 +192,52 @@ def measure_bandwidth(
     limit_s = counted_s + omit_s + CONNECT_TIMEOUT_S + GRACE_S
     origin = f"iperf3 {'from' if reverse else 'to'} {server}:{port}"
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=limit_s
-        )
+        done = _run(command, timeout_s=limit_s)
     except subprocess.TimeoutExpired as error:
         raise MeasurementError(f"{origin}: no result within {limit_s:g} s") from error
     if not done.stdout.strip():
         raise MeasurementError(f"{origin}: exit code {done.returncode}, {_one_line(done.stderr) or 'nothing said'}")
-    return read_rate(done.stdout, origin=origin, block_bytes=block_bytes or DEFAULT_BLOCK_BYTES)
+    return read_rate(done.stdout, origin=origin)
 
 
-def read_rate(output: str, *, origin: str, block_bytes: int = DEFAULT_BLOCK_BYTES) -> TcpRate:
-    """The receiver's rate out of ``iperf3 --json``.
+def read_rate(output: str, *, origin: str) -> TcpRate:
+    """Receiver's rate from ``iperf3 --json``; the sender's rate would count what still lies in its own buffers.
 
-    The sender's rate counts what lies in its own buffers; and iperf3 may report a failure and exit with code 0.
+    Only these few numbers are read, each by itself: an odd one elsewhere in the report does not spoil the rate. The
+    first document counts where there are several (iperf3 3.16 and 3.17 may print theirs twice).
 
     Raises:
-        MeasurementError: an error is reported, or no rate above 0.
+        MeasurementError: iperf3 reports an error (it may still exit with code 0), or there is no rate above 0.
     """
     try:
-        report = msgspec.json.decode(output, type=_Report)
-    except msgspec.DecodeError as error:
-        raise MeasurementError(f"{origin}: its output cannot be read ({error})") from error
-    if report.error is not None:
-        raise MeasurementError(f"{origin}: {report.error}")
-    if report.end.sum_received is None or report.end.sum_received.bits_per_second <= 0:
-        raise MeasurementError(f"{origin}: nothing arrived; measure for longer or look at the route between the two")
-    counted = [part.sum for part in report.intervals if part.sum is not None and not part.sum.omitted]
-    outer = len(counted) // 4
-    middle = counted[outer : len(counted) - outer] if len(counted) >= MIN_INTERVALS else []
-    return TcpRate(
-        report.end.sum_received.bits_per_second / 8,
-        spread=_interval_spread(counted, block_bytes),
-        retransmitted=_retransmitted(report),
-        middle_bytes_per_s=statistics.fmean(part.bits_per_second for part in middle) / 8 if middle else None,
-    )
+        report, _ = json.JSONDecoder().raw_decode(_NAN.sub("null", output.lstrip()))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise MeasurementError(f"{origin}: its output is not JSON ({error})") from error
+    if (reason := _at(report, "error")) is not None:
+        raise MeasurementError(f"{origin}: {_one_line(str(reason))}")
+    bits_per_s = _rate(_at(report, "end", "sum_received"))
+    if not bits_per_s:
+        raise MeasurementError(f"{origin}: nothing arrived; measure for longer or check the route between the two")
+    intervals = _at(report, "intervals")
+    sums = [_at(interval, "sum") for interval in intervals] if isinstance(intervals, list) else []
+    rates = [rate for one in sums if not _at(one, "omitted") and (rate := _rate(one)) is not None]
+    outer = len(rates) // 4
+    middle = rates[outer : len(rates) - outer] if len(rates) >= MIN_INTERVALS else []
+    return TcpRate(bits_per_s / 8, statistics.fmean(middle) / 8 if middle else None)
 
 
-def _interval_spread(counted: Sequence[_Sum], block_bytes: int) -> float | None:
-    """``None`` for too few intervals, or where so few blocks fit in one that whole blocks make the spread."""
-    if len(counted) < MIN_INTERVALS:
+def _at(tree: object, *path: str) -> object:
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _rate(tree: object) -> float | None:
+    """Bits/s of one of the report's sums; ``None`` where it is missing or impossible."""
+    value = _at(tree, "bits_per_second")
+    if not isinstance(value, int | float) or not 0 <= value < MAX_BITS_PER_S:
         return None
-    if statistics.median(part.bytes for part in counted) < MIN_BLOCKS * block_bytes:
-        return None
-    low, middle, high = statistics.quantiles((part.bits_per_second for part in counted), n=4, method="inclusive")
-    return (high - low) / 2 / middle
-
-
-def _retransmitted(report: _Report) -> float | None:
-    sent, segment_bytes = report.end.sum_sent, report.start.tcp_mss_default
-    if sent is None or sent.retransmits is None or sent.bytes <= 0 or segment_bytes <= 0:
-        return None
-    return sent.retransmits * segment_bytes / sent.bytes
+    return float(value)
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which pairs of nodes are measured at the same time: never two at one network card."""
+"""Which pairs of nodes are measured at the same time: never two that share a node. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ Pair = tuple[str, str]  # (src, dst), directed
 def rounds(names: Sequence[str]) -> list[list[Pair]]:
     """Every ordered pair ``(src, dst)`` once, in rounds in which no node takes part twice.
 
-    The circle method: one name stays, the others move round it by one place a round. Each round is followed by the same
-    pairs the other way round. ``2 * (n - 1)`` rounds for an even number of names, ``2 * n`` for an odd one.
+    The circle method: one name keeps its seat, the others move by one seat per round; the names facing each other are
+    the pairs. Each round is followed by the same pairs reversed. ``2 * (n - 1)`` rounds for an even number of names,
+    ``2 * n`` for an odd one.
     """
-    seats: list[str | None] = [*names, *([None] if len(names) % 2 else [])]  # None: whoever meets it sits out
+    seats: list[str | None] = [*names, *([None] if len(names) % 2 else [])]  # None: the name facing it sits out
     schedule: list[list[Pair]] = []
     for _ in range(len(seats) - 1):
         half = len(seats) // 2
@@ -25,10 +26,10 @@ def rounds(names: Sequence[str]) -> list[list[Pair]]:
 
 
 def pack(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """The given pairs in rounds in which no node takes part twice, each in the first round that has room for it.
+    """These pairs in rounds in which no node takes part twice, each in the first round with room for it.
 
-    At most ``2 d - 1`` rounds, where no node is in more than ``d`` of the pairs: what a pair does not find free are
-    rounds of the ``d - 1`` others at each of its ends.
+    At most ``2 d - 1`` rounds where no node is in more than ``d`` pairs: a pair is kept out of a round only by one of
+    the ``d - 1`` others at either of its ends.
     """
     packed: list[list[Pair]] = []
     for pair in pairs:

@@ -20,13 +20,13 @@ from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResu
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, decode_job
 from helixbench.reference_server.jobs.process import Interrupted, do_job
-from helixbench.reference_server.profiling.cluster import profile_cluster
+from helixbench.reference_server.profiling.cluster import profile_cluster, profile_network
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.testbed.testbed import say_ready
 from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
-from helixbench.reference_server.wire.messages import Describe, Description
+from helixbench.reference_server.wire.messages import Description
 from helixbench.solver.problem.plan import Plan
 
 
@@ -87,8 +87,9 @@ def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | S
 
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:
-    """Profile the cluster into the job's output file."""
-    profile_cluster(job.config, load_key_file(job.config.key_file), reporter)
+    """Profile the cluster, or its network alone, into the job's output file."""
+    profile = profile_network if job.config.is_network_only else profile_cluster
+    profile(job.config, load_key_file(job.config.key_file), reporter)
 
 
 def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
@@ -102,8 +103,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
     plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
     with Agents(used, load_key_file(job.key_file)) as agents:
-        agents.require_present()
-        described = _describe(agents)
+        described = agents.describe()
         stale = stale_parts_of(plan, files, described, allow_stale=job.allow_stale)
         engine = _serve_plan(agents, plan, files, job)
         largest = engine.coordinator.largest_request_tokens()
@@ -136,10 +136,6 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
     _say_stale(stale, reporter)
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
-
-
-def _describe(agents: Agents) -> dict[str, Description]:
-    return agents.ask({node: Describe() for node in agents.addresses}, Description, timeout_s=10.0)
 
 
 def _say_stale(stale: tuple[str, ...], reporter: Reporter) -> None:
@@ -183,8 +179,7 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
     plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
     with Agents(used, load_key_file(job.key_file)) as agents:
-        agents.require_present()
-        _say_stale(stale_parts_of(plan, files, _describe(agents), allow_stale=job.allow_stale), reporter)
+        _say_stale(stale_parts_of(plan, files, agents.describe(), allow_stale=job.allow_stale), reporter)
         engine = _serve_plan(agents, plan, files, job)
         reporter.say(f"{job.testbed}")
         reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")

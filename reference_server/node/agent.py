@@ -19,21 +19,18 @@ import zmq
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
 from helixbench.profiler.cost.padding import require_row_sizes
 from helixbench.profiler.device import describe_device
+from helixbench.profiler.machine import library_versions, machine_facts
 from helixbench.profiler.measure.memory import out_of_memory_is
 from helixbench.profiler.model.dtypes import torch_dtype
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage, preload
-from helixbench.reference_server.doctor.gather import gather_facts
-from helixbench.reference_server.doctor.messages import ClockRead, Examine, Examined, ReadClock
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
-from helixbench.reference_server.node.versions import library_versions
 from helixbench.reference_server.profiling import links as link_probe
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.testbed.heap import keep_heap
 from helixbench.reference_server.testbed.pacing import Pacer, take_short_turns
 from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.reference_server.wire.keys import load_key_file
-from helixbench.reference_server.wire.link_messages import IperfServe, MeasureFlows, MeasureLink
 from helixbench.reference_server.wire.messages import (
     Answer,
     Command,
@@ -44,9 +41,12 @@ from helixbench.reference_server.wire.messages import (
     Echo,
     Echoed,
     Failed,
+    IperfServe,
     LinkCounters,
     Load,
     Loaded,
+    MeasureFlows,
+    MeasureLink,
     Profile,
     ReadCounters,
     Sampled,
@@ -105,7 +105,7 @@ class Agent:
         self._history = HistoryKeeper()
         self.pacer = None if config.cpu_share is None else Pacer(config.cpu_share, self._wakeups)
         self._stopped = False
-        self._iperf = link_probe.IperfEnd()
+        self._iperf = link_probe.IperfServers()
         self._handlers: dict[type[Command], Callable[..., Answer]] = {
             Describe: self._describe,
             Load: self.load,
@@ -114,8 +114,6 @@ class Agent:
             IperfServe: lambda command: self._iperf.serve(command.count),
             MeasureLink: lambda command: link_probe.measure_link(self.transport, command),
             MeasureFlows: link_probe.measure_flows,
-            Examine: lambda _: Examined(gather_facts()),
-            ReadClock: lambda _: ClockRead(time.time()),
             Shutdown: self._shutdown,
         }
 
@@ -337,7 +335,12 @@ class Agent:
         )
 
     def _describe(self, _: Describe) -> Description:
-        return Description(device=self.device, versions=library_versions(), cpu_share=self._config.cpu_share)
+        return Description(
+            device=self.device,
+            versions=library_versions(),
+            machine=machine_facts(),
+            cpu_share=self._config.cpu_share,
+        )
 
     def _profile(self, command: Profile) -> Answer:
         return self_profile.profile(self, command)

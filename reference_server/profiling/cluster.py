@@ -6,22 +6,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from helixbench.errors import MeasurementError
+from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator, Node
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure.pace import Pace
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.network.nics import Card, Direction
+from helixbench.profiler.network.nics import Direction, Nic
 from helixbench.progress import Reporter
-from helixbench.records import provenance_now, save_record
+from helixbench.records import load_record, provenance_now, save_record
 from helixbench.reference_server.profiling.config import ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
-from helixbench.reference_server.profiling.net_config import in_a_profile
-from helixbench.reference_server.profiling.network import NetworkMeasured, NetworkMeasurement
+from helixbench.reference_server.profiling.network import measure_network
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey
-from helixbench.reference_server.wire.messages import Describe, Description, Profile, Profiled
+from helixbench.reference_server.wire.messages import Description, Profile, Profiled
 
 _PROFILE_SILENCE_S = 120.0  # an agent says how far it is every second, but loading can take long
 
@@ -35,9 +34,8 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     """
     files = ModelFiles(config.model)
     with Agents(config.addresses, key) as agents:
-        agents.require_present()
-        described = agents.ask({node: Describe() for node in config.addresses}, Description, timeout_s=10.0)
-        network = _measure_network(agents, key, config, reporter)
+        described = agents.describe()
+        network = measure_network(agents, key, config.network, on_progress=reporter.update)
         request = Profile(
             model=str(files.directory),
             model_digest=files.digest(),
@@ -56,15 +54,15 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             on_progress=lambda node, progress: reporter.update(f"compute {node}", progress.done, progress.total),
         )
     times = measure_coordinator(key)
-    nodes = [_node(node, described[node], measured[node], network.cards, config) for node in config.addresses]
+    nodes = [_node(node, described[node], measured[node], network.nics, config) for node in config.addresses]
     profile = ClusterProfile(
         model=files.facts(dtype=config.dtype),
         nodes=tuple(nodes),
-        links=tuple(link.link() for link in network.links),
+        links=network.links,
         coordinator=Coordinator(
-            nic_out_bytes_per_s=_nic(COORDINATOR, network.cards, config, direction="out"),
-            nic_in_bytes_per_s=_nic(COORDINATOR, network.cards, config, direction="in"),
-            nic_source=_nic_source(COORDINATOR, network.cards, config),
+            nic_out_bytes_per_s=_nic(COORDINATOR, network.nics, config, direction="out"),
+            nic_in_bytes_per_s=_nic(COORDINATOR, network.nics, config, direction="in"),
+            nic_source=_nic_source(COORDINATOR, network.nics, config),
             message_s=times.message_s,
             token_s=times.token_s,
             request_s=times.request_s,
@@ -84,7 +82,7 @@ def _node(
     name: str,
     described: Description,
     measured: Profiled,
-    cards: Sequence[Card],
+    nics: Sequence[Nic],
     config: ProfileConfig,
 ) -> Node:
     cost = fit_cost(
@@ -102,37 +100,77 @@ def _node(
         device=described.device,
         max_layers=measured.max_layers,
         versions=described.versions,
-        nic_out_bytes_per_s=_nic(name, cards, config, direction="out"),
-        nic_in_bytes_per_s=_nic(name, cards, config, direction="in"),
-        nic_source=_nic_source(name, cards, config),
+        nic_out_bytes_per_s=_nic(name, nics, config, direction="out"),
+        nic_in_bytes_per_s=_nic(name, nics, config, direction="in"),
+        nic_source=_nic_source(name, nics, config),
         cost=cost,
         region=config.regions.get(name, ""),
     )
 
 
-def _nic(name: str, cards: Sequence[Card], config: ProfileConfig, *, direction: Direction) -> float | None:
-    """What the card carries; ``None`` where the node's links bind before it does."""
+def _nic(name: str, nics: Sequence[Nic], config: ProfileConfig, *, direction: Direction) -> float | None:
+    """Bytes/s that the NIC carries; ``None`` where the node's links bind before it does."""
     is_limited = name in config.limited_nics
-    own = [card for card in cards if (card.node, card.direction) == (name, direction)]
+    own = [nic for nic in nics if (nic.node, nic.direction) == (name, direction)]
     return own[0].limit_bytes_per_s(is_limited=is_limited) if own else None
 
 
-def _nic_source(name: str, cards: Sequence[Card], config: ProfileConfig) -> str:
-    is_limited = name in config.limited_nics
-    said = [card.source(is_limited=is_limited) for card in cards if card.node == name]
-    return "; ".join(source for source in said if source)
+def _nic_source(name: str, nics: Sequence[Nic], config: ProfileConfig) -> str:
+    sources = [nic.source(is_limited=name in config.limited_nics) for nic in nics if nic.node == name]
+    return "; ".join(source for source in sources if source)
 
 
-def _measure_network(agents: Agents, key: ClusterKey, config: ProfileConfig, reporter: Reporter) -> NetworkMeasured:
-    """Links and cards, in little time.
+def profile_network(config: ProfileConfig, key: ClusterKey, reporter: Reporter) -> ClusterProfile:
+    """Measure links and NICs alone and write them to ``config.output``.
+
+    The nodes' compute is that of the profile ``config.compute_of``; without one they hold no layers.
 
     Raises:
-        MeasurementError: not all links could be measured.
+        InputError: an agent is not there, or that profile has other nodes or another model.
+        MeasurementError: a link could not be measured.
     """
-    measured = NetworkMeasurement(agents, key, in_a_profile(config.link_seconds), on_progress=reporter.update).run()
-    if measured.cut_short:
-        raise MeasurementError(f"the links were not measured: {measured.cut_short}")
-    for link in measured.links:
-        if link.suspect:
-            reporter.say(f"link {link.src} -> {link.dst} is doubtful: {link.suspect}")
-    return measured
+    files = ModelFiles(config.model)
+    kept = None if config.compute_of is None else load_record(config.compute_of, ClusterProfile)
+    if kept is not None and (kept.model.digest, {n.name for n in kept.nodes}) != (
+        files.digest(),
+        set(config.addresses),
+    ):
+        raise InputError(
+            f"--compute-of {config.compute_of}: its model {kept.model.name} and nodes "
+            f"{', '.join(node.name for node in kept.nodes)} are not those to be profiled"
+        )
+    with Agents(config.addresses, key) as agents:
+        described = agents.describe()
+        network = measure_network(agents, key, config.network, on_progress=reporter.update)
+    nodes = []
+    for name, description in described.items():
+        nics = {
+            "nic_out_bytes_per_s": _nic(name, network.nics, config, direction="out"),
+            "nic_in_bytes_per_s": _nic(name, network.nics, config, direction="in"),
+            "nic_source": _nic_source(name, network.nics, config),
+        }
+        node = Node(
+            name=name,
+            device=description.device,
+            max_layers=0,
+            capacity_tokens_per_s=(),
+            versions=description.versions,
+            region=config.regions.get(name, ""),
+        )
+        nodes.append(msgspec.structs.replace(node if kept is None else kept.node(name), **nics))
+    coordinator = Coordinator() if kept is None else kept.coordinator
+    profile = ClusterProfile(
+        model=files.facts(dtype=config.dtype) if kept is None else kept.model,
+        nodes=tuple(nodes),
+        links=network.links,
+        coordinator=msgspec.structs.replace(
+            coordinator,
+            nic_out_bytes_per_s=_nic(COORDINATOR, network.nics, config, direction="out"),
+            nic_in_bytes_per_s=_nic(COORDINATOR, network.nics, config, direction="in"),
+            nic_source=_nic_source(COORDINATOR, network.nics, config),
+        ),
+        testbed=config.testbed,
+        provenance=provenance_now(inputs={"model": files.digest()}, command=config.command),
+    )
+    save_record(config.output, profile)
+    return profile

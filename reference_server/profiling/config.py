@@ -1,4 +1,4 @@
-"""What a profile measures, how long, and at which pace."""
+"""Configuration of a profile: what is measured, and for how long."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.measure.pace import Pace
 from helixbench.records import load_record
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How thoroughly links and NICs are measured.
+
+    ``seconds`` of bandwidth per attempt at a link, ``nic_seconds`` with all links of a node busy; whole seconds,
+    because iperf3 takes no others. Messages of ``message_bytes`` are timed unless one takes over ``message_limit_s``.
+    ``one_pair_at_a_time`` is for networks in which pairs of different nodes share more than NICs.
+    """
+
+    seconds: float = 1.0
+    nic_seconds: float = 2.0
+    message_bytes: tuple[int, ...] = (1 << 10, 1 << 14, 1 << 18)
+    message_limit_s: float = 0.3
+    max_attempts: int = 4
+    one_pair_at_a_time: bool = False
 
 
 class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +51,9 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 100.0
-    link_seconds: float = 1.0
+    network: NetworkConfig = NetworkConfig()
+    is_network_only: bool = False
+    compute_of: Path | None = None
 
 
 def paces_of(path: Path, nodes: Sequence[str]) -> dict[str, Pace]:

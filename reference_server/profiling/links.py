@@ -1,4 +1,4 @@
-"""Both ends of a link's measurement, over iperf3 for bandwidth and over the server's own transport for latency."""
+"""Both ends of a link measurement: bandwidth by iperf3, latency and message times over the server's own transport."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from helixbench.profiler.cluster import MessageTime
 from helixbench.profiler.network.iperf3 import (
     DEFAULT_BLOCK_BYTES,
     INTERVAL_S,
-    MIN_BLOCKS,
     Iperf3MissingError,
     Iperf3Server,
-    TcpRate,
     iperf3_source,
     measure_bandwidth,
 )
-from helixbench.profiler.network.message_times import bytes_per_s
-from helixbench.reference_server.wire.link_messages import (
+from helixbench.profiler.network.links import rough_bytes_per_s
+from helixbench.reference_server.wire.messages import (
+    Echo,
+    Echoed,
     Flow,
     FlowsMeasured,
     IperfServing,
     LinkMeasured,
     MeasureFlows,
     MeasureLink,
+    decode_answer,
 )
-from helixbench.reference_server.wire.messages import Echo, Echoed, decode_answer
-from helixbench.reference_server.wire.transport import Transport, send
+from helixbench.reference_server.wire.transport import Transport, host_of, send
 
 NUM_ROUND_TRIPS = 30
-TRANSPORT_SOURCE = "helixbench transport (iperf3 missing)"
 _FRAME_BYTES = 1 << 20  # of the transport's own bandwidth measurement
 _ANSWER_S = 30.0
 _MIN_MESSAGES = 3
-_MESSAGES_S = 0.05  # for each size, where so many take longer than the fewest do
+_MESSAGES_S = 0.05  # spent on each message size, where the fewest messages take less
+_BLOCKS = 32  # in an iperf3 interval
 _MIN_BLOCK_BYTES = 4096
-_MORE_PORTS = 2  # tried in all, where an iperf3 server does not come to listen
+_SPARE_PORTS = 2  # tried where an iperf3 server does not come to listen
 
 
-class IperfEnd:
+class IperfServers:
     """The iperf3 servers of one agent, each for one test."""
 
     def __init__(self) -> None:
         self._servers: list[Iperf3Server] = []
 
-    def serve(self, count: int = 1) -> IperfServing:
-        """Listen for ``count`` tests on free ports; none where iperf3 is not installed, or fails on several of them."""
+    def serve(self, count: int) -> IperfServing:
+        """Listen for ``count`` tests on free ports; earlier servers are stopped."""
         self.close()
-        ports, spare = _free_ports(count), _MORE_PORTS
+        ports, spare = _free_ports(count), _SPARE_PORTS
         while ports:
             try:
                 self._servers.append(Iperf3Server(ports.pop()))
@@ -65,7 +65,7 @@ class IperfEnd:
                     self.close()
                     return IperfServing((), str(error))
                 spare -= 1
-                ports += _free_ports(1)  # somebody else may have taken that one since it was found free
+                ports += _free_ports(1)  # another process may have taken that one since it was found free
         return IperfServing(tuple(server.port for server in self._servers))
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ def _free_ports(count: int) -> list[int]:
 def measure_link(transport: Transport, command: MeasureLink) -> LinkMeasured:
     """Measure to the agent at ``command.address``, or from it where ``command.reverse``.
 
-    What cannot be measured is said in the answer's ``error``: it is the link's, and the others go on.
+    A failure is the link's: it goes into the answer's ``error``, and other links are measured all the same.
     """
     latency_s: float | None = None
     times: tuple[MessageTime, ...] = ()
@@ -95,22 +95,15 @@ def measure_link(transport: Transport, command: MeasureLink) -> LinkMeasured:
             round_trip_s = probe.round_trip_s()
             latency_s = round_trip_s / 2
             times = probe.message_times(command, latency_s)
-            rough = command.rough_bytes_per_s or bytes_per_s(times)
-            rate, source = _bandwidth(probe, command, round_trip_s, rough_bytes_per_s=rough)
+            rough = command.rough_bytes_per_s or rough_bytes_per_s(times)
+            rate, iperf3 = _bandwidth(probe, command, round_trip_s, rough)
     except MeasurementError as error:
-        return LinkMeasured(bandwidth_bytes_per_s=None, latency_s=latency_s, message_times=times, error=str(error))
-    return LinkMeasured(
-        bandwidth_bytes_per_s=rate.bytes_per_s,
-        latency_s=latency_s,
-        source=source,
-        spread=rate.spread,
-        retransmitted=rate.retransmitted,
-        message_times=times,
-    )
+        return LinkMeasured(None, latency_s, message_times=times, error=str(error))
+    return LinkMeasured(rate, latency_s, message_times=times, iperf3=iperf3)
 
 
 def measure_flows(command: MeasureFlows) -> FlowsMeasured:
-    """Several iperf3 tests at the same time; what fails is said in the answer's ``error``."""
+    """Run several iperf3 tests at the same time; a failure goes into the answer's ``error``."""
     if not command.flows:
         return FlowsMeasured(())
     try:
@@ -127,39 +120,32 @@ def _flow_bytes_per_s(flow: Flow, seconds: float) -> float:
         flow.port,
         seconds=seconds,
         reverse=flow.reverse,
-        omit_s=0,  # the middle is taken
+        omit_s=0,  # the middle of the intervals is taken
         block_bytes=_block_bytes(flow.rough_bytes_per_s),
     )
     return rate.bytes_per_s if rate.middle_bytes_per_s is None else rate.middle_bytes_per_s
 
 
-def _bandwidth(
-    probe: _Probe, command: MeasureLink, round_trip_s: float, *, rough_bytes_per_s: float | None
-) -> tuple[TcpRate, str]:
-    """The rate, and what measured it."""
-    host = command.address.rpartition(":")[0]
-    try:
-        if command.iperf_problem:
-            raise MeasurementError(command.iperf_problem)
-        if command.iperf_port is None:
-            raise Iperf3MissingError("the other end has no iperf3")
-        rate = measure_bandwidth(
-            host,
-            command.iperf_port,
-            seconds=command.seconds,
-            reverse=command.reverse,
-            block_bytes=_block_bytes(rough_bytes_per_s),
-        )
-        return rate, iperf3_source()
-    except Iperf3MissingError:
-        return TcpRate(probe.bytes_per_s(command.seconds, round_trip_s, reverse=command.reverse)), TRANSPORT_SOURCE
+def _bandwidth(probe: _Probe, command: MeasureLink, round_trip_s: float, rough: float | None) -> tuple[float, str]:
+    """Bytes/s, and the iperf3 that measured it; empty where the transport did."""
+    if command.iperf_port is not None:
+        with contextlib.suppress(Iperf3MissingError):
+            rate = measure_bandwidth(
+                host_of(command.address),
+                command.iperf_port,
+                seconds=command.seconds,
+                reverse=command.reverse,
+                block_bytes=_block_bytes(rough),
+            )
+            return rate.bytes_per_s, iperf3_source()
+    return probe.bytes_per_s(command.seconds, round_trip_s, reverse=command.reverse), ""
 
 
-def _block_bytes(rough_bytes_per_s: float | None) -> int | None:
-    """Blocks of which an interval holds enough on a slow link, where the last one's part would be a large part."""
-    if rough_bytes_per_s is None:
+def _block_bytes(rough: float | None) -> int | None:
+    """Block size for iperf3, which counts whole blocks: small enough that an interval on a slow link holds many."""
+    if rough is None:
         return None
-    fits = rough_bytes_per_s * INTERVAL_S / (2 * MIN_BLOCKS)
+    fits = rough * INTERVAL_S / _BLOCKS
     return max(_MIN_BLOCK_BYTES, min(DEFAULT_BLOCK_BYTES, 1 << int(math.log2(max(fits, 1.0)))))
 
 
@@ -184,14 +170,14 @@ class _Probe:
         return statistics.median(self._echo() for _ in range(NUM_ROUND_TRIPS))
 
     def message_times(self, command: MeasureLink, latency_s: float) -> tuple[MessageTime, ...]:
-        """One-way time over the message's size, smallest first, until the next would take too long.
+        """One-way time by message size, smallest first, until the next size would exceed the command's limit.
 
-        A message goes one way and an empty one the other, whose time is taken off: the latency.
+        The message goes one way and an empty one the other; the latter's time, the latency, is subtracted.
         """
         times: list[MessageTime] = []
         for size in sorted(command.message_bytes):
             if times and times[-1].one_way_s * size / times[-1].message_bytes > command.message_limit_s:
-                break  # in proportion, which overstates where latency is a part of it
+                break  # extrapolated in proportion, which overestimates where latency dominates
             median_s = self._median_echo_s(size, reverse=command.reverse)
             times.append(MessageTime(size, max(median_s - latency_s, median_s / 2)))
         return tuple(times)
@@ -204,9 +190,9 @@ class _Probe:
         return statistics.median(taken)
 
     def bytes_per_s(self, seconds: float, round_trip_s: float, *, reverse: bool) -> float:
-        """Frames of 1 MiB one way, each answered with a few bytes; the round trip is taken off.
+        """Bandwidth from frames of 1 MiB, each answered with a few bytes, less the round trip.
 
-        At most half of the time is taken off: on a busy machine a round trip may take as long as a frame.
+        At most half of the time is subtracted: on a busy machine a round trip may take as long as a frame.
         """
         frame = bytes(_FRAME_BYTES)
         times: list[float] = []

@@ -16,6 +16,7 @@ from helixbench.profiler.cluster import ClusterProfile, Node
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.cost.padding import RowSizes
+from helixbench.profiler.machine import library_versions
 from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, Block, least_seconds
 from helixbench.profiler.model.files import ModelFiles
@@ -23,7 +24,6 @@ from helixbench.profiler.stage.stage import preload
 from helixbench.profiler.staleness import identity_of
 from helixbench.records import load_record, provenance_now, save_record
 from helixbench.reference_server.node.agent import Agent, AgentConfig
-from helixbench.reference_server.node.versions import library_versions
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.testbed.heap import keep_heap
 from helixbench.reference_server.testbed.pacing import NOMINAL_S

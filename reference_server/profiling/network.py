@@ -1,34 +1,26 @@
-"""Measure a cluster's links and network cards: rounds of pairs, doubtful ones again, then each node's links at once."""
+"""Measure all links and NICs of a cluster: links in rounds until two attempts agree, then each node's links at once."""
 
 from __future__ import annotations
 
-import threading
-import time
+import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
 
 import msgspec
 
-from helixbench.errors import HelixbenchError, MeasurementError
-from helixbench.profiler.cluster import COORDINATOR
-from helixbench.profiler.network.nics import Card, Direction, make_card
-from helixbench.profiler.network.records import MeasuredLink
+from helixbench.errors import MeasurementError
+from helixbench.profiler.cluster import COORDINATOR, Link
+from helixbench.profiler.network.links import agreed_bytes_per_s, disagreement
+from helixbench.profiler.network.nics import Direction, Nic, make_nic
 from helixbench.profiler.network.schedule import Pair, pack, rounds
-from helixbench.profiler.network.suspects import Attempt, Doubt, bandwidth_of, find_doubts
-from helixbench.reference_server.profiling.links import TRANSPORT_SOURCE, measure_flows, measure_link
-from helixbench.reference_server.profiling.net_config import NetConfig
-from helixbench.reference_server.profiling.net_pairs import (
-    attempt_of,
-    card_turns,
-    client_end,
-    far_end,
-    merge,
-    server_end,
-)
+from helixbench.reference_server.profiling.config import NetworkConfig
+from helixbench.reference_server.profiling.links import measure_flows, measure_link
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey
-from helixbench.reference_server.wire.link_messages import (
+from helixbench.reference_server.wire.messages import (
     Flow,
     FlowsMeasured,
     IperfServe,
@@ -37,235 +29,229 @@ from helixbench.reference_server.wire.link_messages import (
     MeasureFlows,
     MeasureLink,
 )
-from helixbench.reference_server.wire.transport import Transport
+from helixbench.reference_server.wire.transport import Transport, host_of
 
-ANSWER_TIMEOUT_S = 60.0  # for all that is not the time of bandwidth that was asked for
-_SERVE_TIMEOUT_S = 60.0
-ResultT = TypeVar("ResultT")
-
-
-class NetworkMeasured(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured; ``cut_short`` says why not all of it was."""
-
-    links: tuple[MeasuredLink, ...]
-    cards: tuple[Card, ...]
-    seconds: float
-    cut_short: str = ""
+ANSWER_TIMEOUT_S = 60.0  # on top of the seconds of bandwidth that were asked for
+TRANSPORT = "helixbench transport"
+NicEnd = tuple[str, Direction]
+CommandT = TypeVar("CommandT", MeasureLink, MeasureFlows)
+AnswerT = TypeVar("AnswerT")
 
 
-class NetworkMeasurement:
-    """One measurement of a cluster's network; keeps what it has when it is interrupted or a node fails.
+class NetworkMeasured(msgspec.Struct, frozen=True):
+    """Links in the order of their nodes, and each node's NIC in both directions."""
+
+    links: tuple[Link, ...]
+    nics: tuple[Nic, ...]
+
+
+def measure_network(
+    agents: Agents, key: ClusterKey, config: NetworkConfig, *, on_progress: Callable[[str, float, float], None]
+) -> NetworkMeasured:
+    """Measure every directed pair of coordinator and nodes, then all NICs.
 
     Args:
-        agents: connected, one for each node.
+        agents: connected, one per node.
         key: the cluster's, for the coordinator's own ends.
-        config: how thoroughly.
+        config: how long and how often.
         on_progress: (what, done, total).
-        is_interrupted: asked between rounds.
-    """
 
+    Raises:
+        MeasurementError: a link could not be measured, or an agent failed.
+    """
+    with closing(Transport(key)) as transport:
+        measurement = _Measurement(agents, transport, config, on_progress)
+        measurement.measure_links()
+        nics = measurement.measure_nics()
+    names = measurement.names
+    pairs = [(src, dst) for src in names for dst in names if src != dst]
+    return NetworkMeasured(tuple(measurement.link(pair) for pair in pairs), nics)
+
+
+class _Measurement:
     def __init__(
         self,
         agents: Agents,
-        key: ClusterKey,
-        config: NetConfig,
-        *,
+        transport: Transport,
+        config: NetworkConfig,
         on_progress: Callable[[str, float, float], None],
-        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.names = (COORDINATOR, *agents.addresses)
         self._agents = agents
-        self._key = key
+        self._transport = transport
         self._config = config
         self._on_progress = on_progress
-        self._is_interrupted = is_interrupted
-        self._names = (COORDINATOR, *agents.addresses)
-        self._measured: dict[Pair, list[LinkMeasured]] = {}  # pair -> its measurements, in order
-        self._cards: list[Card] = []
+        self._attempts: dict[Pair, list[LinkMeasured]] = {}  # pair -> what was measured, in order
 
-    def run(self) -> NetworkMeasured:
-        """Measure; what was measured by then is the answer where something breaks or an interrupt comes."""
-        begin = time.perf_counter()
-        cut_short = ""
-        try:
-            self._measure_links()
-            if self._config.measures_cards:
-                self._measure_cards()
-        except _InterruptedError as error:
-            cut_short = str(error)
-        except HelixbenchError as error:
-            cut_short = f"ended by an error: {error}"
-        cards = sorted(self._cards, key=lambda card: (self._names.index(card.node), card.direction == "in"))
-        return NetworkMeasured(
-            links=self._links(), cards=tuple(cards), seconds=time.perf_counter() - begin, cut_short=cut_short
+    def measure_links(self) -> None:
+        """Attempts by iperf3 until two of each pair agree; where they never do, the transport measures."""
+        self._measure_in_rounds("links", rounds(self.names))
+        for _ in range(1, self._config.max_attempts):
+            self._measure_in_rounds("links again", pack(self._open_pairs()))
+        self._measure_in_rounds("links by transport", pack(self._open_pairs()), by_iperf=False)
+
+    def _open_pairs(self) -> list[Pair]:
+        return [pair for pair in self._attempts if self._bandwidth(pair) is None]
+
+    def _bandwidth(self, pair: Pair) -> float | None:
+        """The agreed rate; the transport's counts at once, because it repeats its frames by itself."""
+        by_transport = self._rates(pair, by_iperf=False)
+        return by_transport[-1] if by_transport else agreed_bytes_per_s(self._rates(pair, by_iperf=True))
+
+    def _rates(self, pair: Pair, *, by_iperf: bool) -> list[float]:
+        rates = [(one.bandwidth_bytes_per_s, bool(one.iperf3)) for one in self._attempts[pair]]
+        return [rate for rate, is_iperf in rates if rate is not None and is_iperf == by_iperf]
+
+    def link(self, pair: Pair) -> Link:
+        """The link that all attempts of a pair make.
+
+        Raises:
+            MeasurementError: none of them gave a bandwidth.
+        """
+        tried = self._attempts[pair]
+        errors = [one.error for one in tried if one.error]
+        bandwidth = self._bandwidth(pair)
+        latencies = [one.latency_s for one in tried if one.latency_s is not None]
+        if bandwidth is None or not latencies:
+            raise MeasurementError(f"link {pair[0]} -> {pair[1]} could not be measured: {errors[-1]}")
+        source = tried[-1].iperf3
+        if not source:
+            why = disagreement(self._rates(pair, by_iperf=True), errors)
+            source = f"{TRANSPORT} (iperf3 {why or 'is missing'})"
+        return Link(
+            src=pair[0],
+            dst=pair[1],
+            bandwidth_bytes_per_s=bandwidth,
+            latency_s=statistics.median(latencies),
+            source=source,
+            message_times=next((one.message_times for one in tried if one.message_times), ()),
         )
 
-    def _measure_links(self) -> None:
-        schedule = rounds(self._names)
+    def _measure_in_rounds(self, what: str, schedule: list[list[Pair]], *, by_iperf: bool = True) -> None:
         if self._config.one_pair_at_a_time:
             schedule = [[pair] for pairs in schedule for pair in pairs]
         for number, pairs in enumerate(schedule):
-            self._stop_if_interrupted(f"{number} of {len(schedule)} rounds")
-            self._measure_round(pairs)
-            self._on_progress("links", number + 1, len(schedule))
-        self._measure_doubtful_again()
+            self._measure_round(pairs, by_iperf=by_iperf)
+            self._on_progress(what, number + 1, len(schedule))
 
-    def _measure_doubtful_again(self) -> None:
-        left = self._config.max_retry_rounds
-        while left > 0:
-            again = [pair for pair in self._doubts() if len(self._measured[pair]) < self._config.max_attempts]
-            schedule = [[pair] for pair in again] if self._config.one_pair_at_a_time else pack(again)
-            if not schedule:
-                return
-            for number, pairs in enumerate(schedule[:left]):
-                self._stop_if_interrupted("all links, before doubtful ones were measured again")
-                self._measure_round(pairs)
-                self._on_progress("doubtful links again", number + 1, min(left, len(schedule)))
-            left -= len(schedule)
-
-    def _measure_round(self, pairs: Sequence[Pair]) -> None:
-        """iperf3 servers at the far ends, then all pairs at once; the coordinator measures its own."""
-        serving = self._serve({far_end(pair): 1 for pair in pairs})
-        commands = {pair: self._link_command(pair, serving[far_end(pair)]) for pair in pairs}
-        own = {pair: command for pair, command in commands.items() if COORDINATOR in pair}
-        asked = {pair[0]: (pair, command) for pair, command in commands.items() if COORDINATOR not in pair}
-        timeout_s = self._config.seconds + ANSWER_TIMEOUT_S
-        worker = _Background(lambda: self._measure_own(own))
-        answers = self._agents.ask(
-            {node: command for node, (_, command) in asked.items()}, LinkMeasured, timeout_s=timeout_s
-        )
-        results = {asked[node][0]: answer for node, answer in answers.items()} | worker.join(timeout_s)
+    def _measure_round(self, pairs: Sequence[Pair], *, by_iperf: bool) -> None:
+        """Start an iperf3 server at one end of each pair, then measure all pairs at the same time from the other."""
+        serving = self._serve(Counter(_server_end(pair) for pair in pairs)) if by_iperf else {}
+        clients: dict[str, Pair] = {}  # no node is twice in a round
         for pair in pairs:
-            self._measured.setdefault(pair, []).append(results[pair])
-
-    def _link_command(self, pair: Pair, serving: IperfServing) -> MeasureLink:
-        far = far_end(pair)
-        before = self._measured.get(pair, [])
-        return MeasureLink(
-            address=self._agents.addresses[far],
-            iperf_port=next(iter(serving.ports), None),
-            iperf_problem=f"{far}: {serving.error}" if serving.error else "",
+            served = serving.get(_server_end(pair))
+            if served is not None and served.error:
+                failed = LinkMeasured(None, None, error=f"{_server_end(pair)}: {served.error}")
+                self._attempts.setdefault(pair, []).append(failed)
+            else:
+                clients[_client_end(pair)] = pair
+        measured = self._ask(
+            {client: self._link_command(pair, serving.get(_server_end(pair))) for client, pair in clients.items()},
+            LinkMeasured,
             seconds=self._config.seconds,
-            reverse=far == pair[0],
+            own=lambda command: measure_link(self._transport, command),
+        )
+        for client, answer in measured.items():
+            self._attempts.setdefault(clients[client], []).append(answer)
+
+    def _link_command(self, pair: Pair, serving: IperfServing | None) -> MeasureLink:
+        server, before = _server_end(pair), self._attempts.get(pair, [])
+        rates = [one.bandwidth_bytes_per_s for one in before if one.bandwidth_bytes_per_s is not None]
+        return MeasureLink(
+            address=self._agents.addresses[server],
+            iperf_port=next(iter(serving.ports), None) if serving is not None else None,
+            seconds=self._config.seconds,
+            reverse=server == pair[0],
             message_bytes=() if any(one.message_times for one in before) else self._config.message_bytes,
             message_limit_s=self._config.message_limit_s,
-            rough_bytes_per_s=bandwidth_of([attempt_of(one) for one in before]),
+            rough_bytes_per_s=rates[-1] if rates else None,
         )
 
-    def _measure_own(self, commands: Mapping[Pair, MeasureLink]) -> dict[Pair, LinkMeasured]:
-        transport = Transport(self._key)
-        try:
-            return {pair: measure_link(transport, command) for pair, command in commands.items()}
-        finally:
-            transport.close()
+    def measure_nics(self) -> tuple[Nic, ...]:
+        """All that one node sends at once together with all that another receives, until each did both.
 
-    def _measure_cards(self) -> None:
-        """Each node in turn: all that it sends at once, and all that it receives."""
-        alone = {
-            pair: rate
-            for pair, tried in self._measured.items()
-            if (rate := bandwidth_of([attempt_of(one) for one in tried])) is not None
-        }
-        turns = card_turns(self._names, two_at_once=self._config.two_cards_at_once)
+        Never both directions of one NIC: acknowledgements of what it receives would queue behind what it sends.
+        """
+        alone = {pair: rate for pair in self._attempts if (rate := self._bandwidth(pair)) is not None}
+        following = [*self.names[1:], *self.names[:1]]
+        turns: list[tuple[NicEnd, NicEnd]] = [
+            ((name, "out"), (other, "in")) for name, other in zip(self.names, following, strict=True)
+        ]
+        nics: list[Nic | None] = []
         for number, ends in enumerate(turns):
-            self._stop_if_interrupted(f"all links, and {number} of {len(turns)} turns at network cards")
             at_once, problem = self._measure_at_once(ends, alone)
-            made = [make_card(name, direction, alone, at_once, problem=problem) for name, direction in ends]
-            self._cards += [card for card in made if card is not None]
-            self._on_progress("network cards", number + 1, len(turns))
+            nics += [make_nic(name, direction, alone, at_once, problem=problem) for name, direction in ends]
+            self._on_progress("NICs", number + 1, len(turns))
+        found = [nic for nic in nics if nic is not None]
+        return tuple(sorted(found, key=lambda nic: (self.names.index(nic.node), nic.direction == "in")))
 
-    def _measure_at_once(
-        self, ends: Sequence[tuple[str, Direction]], alone: Mapping[Pair, float]
-    ) -> tuple[dict[Pair, float], str]:
+    def _measure_at_once(self, ends: Iterable[NicEnd], alone: Mapping[Pair, float]) -> tuple[dict[Pair, float], str]:
         """Bytes/s of all pairs at these ends while all are busy; none, and why, where that cannot be measured."""
         pairs = [pair for pair in alone if (pair[0], "out") in ends or (pair[1], "in") in ends]
-        if len(self._names) < 3:
+        if len(self.names) < 3:
             return {}, "it has one link"
-        if any(one.source == TRANSPORT_SOURCE for pair in pairs for one in self._measured[pair]):
-            return {}, "iperf3 is missing"
-        counts = Counter(server_end(pair) for pair in pairs)
-        serving = self._serve(counts)
+        if not all(self._attempts[pair][-1].iperf3 for pair in pairs):
+            return {}, "iperf3 did not measure all of its links"
+        serving = self._serve(Counter(_server_end(pair) for pair in pairs))
         problem = "; ".join(f"{name}: {answer.error}" for name, answer in serving.items() if answer.error)
-        if problem:
-            return {}, problem
+        if problem or not all(answer.ports for answer in serving.values()):
+            return {}, problem or "iperf3 did not start"
         ports = {name: list(answer.ports) for name, answer in serving.items()}
-        if not all(ports.values()):
-            return {}, "iperf3 is missing"
         flows: dict[str, dict[Pair, Flow]] = {}  # client -> its flows
         for pair in pairs:
-            rough_bytes_per_s = alone[pair] / (len(self._names) - 1)
-            port = ports[server_end(pair)].pop()
-            flows.setdefault(client_end(pair), {})[pair] = self._flow(pair, port, rough_bytes_per_s)
-        own = flows.pop(COORDINATOR, {})
-        timeout_s = self._config.card_seconds + ANSWER_TIMEOUT_S
-        worker = _Background(lambda: measure_flows(self._flows_command(own)))
-        answers = self._agents.ask(
-            {client: self._flows_command(asked) for client, asked in flows.items()},
+            server = _server_end(pair)
+            flows.setdefault(_client_end(pair), {})[pair] = Flow(
+                host_of(self._agents.addresses[server]),
+                ports[server].pop(),
+                reverse=server == pair[0],
+                rough_bytes_per_s=alone[pair] / (len(self.names) - 1),
+            )
+        measured = self._ask(
+            {client: MeasureFlows(tuple(own.values()), self._config.nic_seconds) for client, own in flows.items()},
             FlowsMeasured,
-            timeout_s=timeout_s,
+            seconds=self._config.nic_seconds,
+            own=measure_flows,
         )
-        answers[COORDINATOR] = worker.join(timeout_s)
         rates: dict[Pair, float] = {}
-        for client, answer in answers.items():
+        for client, answer in measured.items():
             if answer.error:
                 return {}, answer.error
-            rates |= dict(zip(own if client == COORDINATOR else flows[client], answer.bytes_per_s, strict=True))
+            rates |= dict(zip(flows[client], answer.bytes_per_s, strict=True))
         return rates, ""
 
-    def _flow(self, pair: Pair, port: int, rough_bytes_per_s: float) -> Flow:
-        server = server_end(pair)
-        host = self._agents.addresses[server].rpartition(":")[0]
-        return Flow(host, port, reverse=server == pair[0], rough_bytes_per_s=rough_bytes_per_s)
-
-    def _flows_command(self, flows: Mapping[Pair, Flow]) -> MeasureFlows:
-        return MeasureFlows(tuple(flows.values()), self._config.card_seconds)
+    def _ask(
+        self,
+        commands: Mapping[str, CommandT],
+        expected: type[AnswerT],
+        *,
+        seconds: float,
+        own: Callable[[CommandT], AnswerT],
+    ) -> dict[str, AnswerT]:
+        """Ask all clients at the same time; the coordinator, which has no agent, does ``own`` in a thread."""
+        timeout_s = seconds + ANSWER_TIMEOUT_S
+        to_agents = {client: command for client, command in commands.items() if client != COORDINATOR}
+        with ThreadPoolExecutor(1) as thread:
+            if COORDINATOR in commands:
+                mine = thread.submit(own, commands[COORDINATOR])
+            answers = self._agents.ask(to_agents, expected, timeout_s=timeout_s)
+            if COORDINATOR in commands:
+                answers[COORDINATOR] = mine.result()
+        return answers
 
     def _serve(self, counts: Mapping[str, int]) -> dict[str, IperfServing]:
-        """Start iperf3 servers, so many on each node."""
+        """Start that many iperf3 servers on each node."""
         return self._agents.ask(
-            {node: IperfServe(count) for node, count in counts.items()}, IperfServing, timeout_s=_SERVE_TIMEOUT_S
+            {node: IperfServe(count) for node, count in counts.items()}, IperfServing, timeout_s=ANSWER_TIMEOUT_S
         )
 
-    def _doubts(self) -> dict[Pair, Doubt]:
-        return find_doubts(self._attempts())
 
-    def _attempts(self) -> dict[Pair, list[Attempt]]:
-        return {pair: [attempt_of(one) for one in tried] for pair, tried in self._measured.items()}
+def _client_end(pair: Pair) -> str:
+    """The end that runs the iperf3 client: the receiver, whose rates are of what arrived; else the coordinator.
 
-    def _links(self) -> tuple[MeasuredLink, ...]:
-        attempts, doubts = self._attempts(), self._doubts()
-        order = {name: index for index, name in enumerate(self._names)}
-        pairs = sorted(self._measured, key=lambda pair: (order[pair[0]], order[pair[1]]))
-        return tuple(merge(pair, self._measured[pair], attempts, doubts.get(pair)) for pair in pairs)
-
-    def _stop_if_interrupted(self, done: str) -> None:
-        if self._is_interrupted():
-            raise _InterruptedError(f"interrupted after {done}")
+    The coordinator has no agent to start a server, so it is always the client.
+    """
+    return COORDINATOR if COORDINATOR in pair else pair[1]
 
 
-class _InterruptedError(Exception):
-    """The user has had enough."""
-
-
-class _Background(Generic[ResultT]):
-    """A function in a thread of its own; ``join`` gives what it returned, or raises what it raised."""
-
-    def __init__(self, function: Callable[[], ResultT]) -> None:
-        self._function = function
-        self._results: list[ResultT] = []
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._results.append(self._function())
-        except Exception as error:
-            self._error = error
-
-    def join(self, timeout_s: float) -> ResultT:
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            raise MeasurementError(f"the coordinator's own links were not measured within {timeout_s:.0f} s")
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+def _server_end(pair: Pair) -> str:
+    return pair[0] if pair[1] == _client_end(pair) else pair[1]

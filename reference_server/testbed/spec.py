@@ -14,7 +14,7 @@ import msgspec
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.reference_server.testbed.cpu import available_cpus
-from helixbench.reference_server.wire.address import require_address
+from helixbench.reference_server.wire.transport import require_address
 from helixbench.units import parse_bytes, parse_bytes_per_s
 
 DEFAULT_COORDINATOR_CPU = 0.3

@@ -1,4 +1,4 @@
-"""The coordinator's end of the wire: one connection to each agent, questions and answers."""
+"""The coordinator's end of the wire: one connection per agent, commands and their answers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from zmq.utils.monitor import recv_monitor_message
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
 from helixbench.reference_server.wire.keys import ClusterKey
-from helixbench.reference_server.wire.messages import Answer, Command, Failed, Progress, decode_answer
+from helixbench.reference_server.wire.messages import (
+    Answer,
+    Command,
+    Describe,
+    Description,
+    Failed,
+    Progress,
+    decode_answer,
+)
 from helixbench.reference_server.wire.transport import Transport, send
 
-_CONNECT_S = 10.0
+_CONNECT_S = 15.0  # an agent may load NVML to describe itself, on a fraction of a core
 AnswerT = TypeVar("AnswerT")
 
 
 class AgentFailedError(HelixbenchError):
-    """An agent says that it cannot do what it was asked; carries the exit code that the agent gave."""
+    """An agent could not do what it was asked; carries the exit code that the agent gave."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -65,11 +73,11 @@ class Agents:
         return send(self._sockets[node], message, payload)
 
     def watch(self, socket: zmq.Socket[bytes] | int) -> None:
-        """Let ``receive`` return early when this socket or file descriptor becomes readable."""
+        """Make ``receive`` return early when this socket or file descriptor becomes readable."""
         self._poller.register(socket, zmq.POLLIN)
 
     def receive(self, timeout_ms: int) -> Iterator[tuple[str, Answer]]:
-        """What agents sent, as (node, answer), waiting at most ``timeout_ms`` for the first.
+        """Answers of agents as (node, answer), waiting at most ``timeout_ms`` for the first.
 
         Raises:
             MeasurementError: a connection to an agent broke, or an answer is not understood.
@@ -105,10 +113,10 @@ class Agents:
         timeout_s: float,
         on_progress: Callable[[str, Progress], None] = lambda _node, _progress: None,
     ) -> dict[str, AnswerT]:
-        """Ask several nodes at once, wait for all: node -> answer. A node that reports progress is given new time.
+        """Ask several nodes at once and wait for all: node -> answer. Each report of progress extends the deadline.
 
         Raises:
-            MeasurementError: a node answers something else, or not in time.
+            MeasurementError: a node answers with another type, or not in time.
             AgentFailedError: a node could not do it.
         """
         for node, command in commands.items():
@@ -134,15 +142,13 @@ class Agents:
         """Ask one node; see ``ask``."""
         return self.ask({node: command}, expected, timeout_s=timeout_s)[node]
 
-    def require_present(self) -> None:
-        """Check that every agent answers.
+    def describe(self) -> dict[str, Description]:
+        """Ask every agent to describe itself: node -> description.
 
         Raises:
-            InputError: one does not: nothing listens there, or it holds another cluster's key.
+            InputError: one does not answer: nothing listens there, or it holds another cluster's key.
         """
-        from helixbench.reference_server.wire.messages import Describe, Description
-
         try:
-            self.ask({node: Describe() for node in self._sockets}, Description, timeout_s=_CONNECT_S)
+            return self.ask({node: Describe() for node in self._sockets}, Description, timeout_s=_CONNECT_S)
         except MeasurementError as error:
             raise InputError(f"{error} Is each agent started, reachable, and holding the same key?") from error

@@ -11,20 +11,11 @@ from typing import TypeAlias
 import msgspec
 
 from helixbench.errors import MeasurementError
-from helixbench.profiler.cluster import CostSample, Device
+from helixbench.profiler.cluster import CostSample, Device, MessageTime
 from helixbench.profiler.cost.padding import RowSizes
 from helixbench.profiler.measure.pace import Pace, Sensitivity
 from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.quality import Quality
-from helixbench.reference_server.doctor.messages import ClockRead, Examine, Examined, ReadClock
-from helixbench.reference_server.wire.link_messages import (
-    FlowsMeasured,
-    IperfServe,
-    IperfServing,
-    LinkMeasured,
-    MeasureFlows,
-    MeasureLink,
-)
 from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import OpenRequest, Scores, WorkItem
 
@@ -52,14 +43,15 @@ class Sampled(msgspec.Struct, frozen=True, tag="sampled", omit_defaults=True):
 
 
 class Describe(msgspec.Struct, frozen=True, tag="describe"):
-    """Who are you?"""
+    """Ask an agent for its ``Description``."""
 
 
 class Description(msgspec.Struct, frozen=True, tag="description"):
-    """An agent's device and versions."""
+    """An agent's device, its library versions, and the state of its machine (see ``machine_facts``)."""
 
     device: Device
     versions: dict[str, str]
+    machine: dict[str, str | float]
     cpu_share: float | None
 
 
@@ -165,6 +157,79 @@ class Echoed(msgspec.Struct, frozen=True, tag="echoed"):
     payload_bytes: int
 
 
+class IperfServe(msgspec.Struct, frozen=True, tag="iperf-serve"):
+    """Start ``count`` iperf3 servers, each for one test; earlier ones are stopped."""
+
+    count: int
+
+
+class IperfServing(msgspec.Struct, frozen=True, tag="iperf-serving"):
+    """Ports on which the agent's iperf3 servers listen.
+
+    None where iperf3 is not installed, or where a server did not come to listen, for the reason in ``error``.
+    """
+
+    ports: tuple[int, ...]
+    error: str = ""
+
+
+class MeasureLink(msgspec.Struct, frozen=True, tag="measure-link"):
+    """Measure the link to a peer agent, or from it where ``reverse``.
+
+    Bandwidth by iperf3 with the peer's server at ``iperf_port``; where that is ``None``, over the server's own
+    transport. Messages of ``message_bytes`` are timed as long as one takes at most ``message_limit_s``.
+    ``rough_bytes_per_s`` is an estimate of the bandwidth, where there is one.
+    """
+
+    address: str
+    iperf_port: int | None
+    seconds: float
+    reverse: bool = False
+    message_bytes: tuple[int, ...] = ()
+    message_limit_s: float = 1.0
+    rough_bytes_per_s: float | None = None
+
+
+class LinkMeasured(msgspec.Struct, frozen=True, tag="link-measured"):
+    """One attempt at a link; ``latency_s`` is one way.
+
+    Numbers are ``None`` where they were not measured, for the reason in ``error``. ``iperf3`` names the version that
+    measured bandwidth; it is empty where the server's own transport did.
+    """
+
+    bandwidth_bytes_per_s: float | None
+    latency_s: float | None
+    iperf3: str = ""
+    message_times: tuple[MessageTime, ...] = ()
+    error: str = ""
+
+
+class Flow(msgspec.Struct, frozen=True, array_like=True):
+    """One of several simultaneous iperf3 tests: to the server at that host and port, or from it where ``reverse``.
+
+    ``rough_bytes_per_s`` is an estimate of its rate beside the others.
+    """
+
+    host: str
+    port: int
+    reverse: bool
+    rough_bytes_per_s: float
+
+
+class MeasureFlows(msgspec.Struct, frozen=True, tag="measure-flows"):
+    """Run these iperf3 tests, all at the same time."""
+
+    flows: tuple[Flow, ...]
+    seconds: float
+
+
+class FlowsMeasured(msgspec.Struct, frozen=True, tag="flows-measured"):
+    """Bytes/s of each flow while all of them ran; empty where one failed, for the reason in ``error``."""
+
+    bytes_per_s: tuple[float, ...]
+    error: str = ""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the agent."""
 
@@ -188,8 +253,6 @@ Command: TypeAlias = (
     | IperfServe
     | MeasureLink
     | MeasureFlows
-    | Examine
-    | ReadClock
     | Echo
     | Shutdown
     | Work  # to an agent
@@ -203,8 +266,6 @@ Answer: TypeAlias = (
     | IperfServing
     | LinkMeasured
     | FlowsMeasured
-    | Examined
-    | ClockRead
     | Echoed
     | Done
     | Failed

@@ -1,7 +1,7 @@
-"""ZeroMQ sockets between coordinator and agents: CURVE on every one, only holders of the cluster key are let in.
+"""ZeroMQ sockets between coordinator and agents, all CURVE: connections without the cluster key are rejected.
 
-An agent listens on one ROUTER; whoever has something for it connects a DEALER. Answers go back over the connection that
-the question came on, so only agents need an address.
+An agent listens on one ROUTER; peers connect a DEALER each. Answers return over the connection of the question, so only
+agents need an address.
 """
 
 from __future__ import annotations
@@ -13,16 +13,49 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from helixbench.errors import InputError
-from helixbench.reference_server.wire.address import require_address, require_listen
 from helixbench.reference_server.wire.keys import ClusterKey
 from helixbench.reference_server.wire.messages import MAX_FRAME_BYTES, Answer, Command, encode
 
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 15_000
+_LAST_PORT = 2**16 - 1
+
+
+def require_address(text: str, *, first_port: int = 1) -> str:
+    """The address if it has the form HOST:PORT with a port from ``first_port`` (0: any free one) on.
+
+    Checked here because ZeroMQ silently takes a port beyond 65535 modulo 65536.
+
+    Raises:
+        ValueError: what is needed instead.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise ValueError("need HOST:PORT, like 10.0.0.7:9000")
+    if not first_port <= int(port) <= _LAST_PORT:
+        raise ValueError(f"need HOST:PORT with a port of {first_port} to {_LAST_PORT}")
+    return text
+
+
+def require_listen(text: str) -> None:
+    """Check the value of ``--listen``; whether the port is free shows when it is bound.
+
+    Raises:
+        InputError: not an address.
+    """
+    try:
+        require_address(text, first_port=0)
+    except ValueError as error:
+        raise InputError(f"--listen {text}: {error}") from error
+
+
+def host_of(address: str) -> str:
+    """Host of a HOST:PORT address, an IPv6 one without its brackets."""
+    return address.rpartition(":")[0].strip("[]")
 
 
 class Transport:
-    """The ZeroMQ context of one process, with the gate that lets in only holders of the cluster key."""
+    """The ZeroMQ context of one process; its listening sockets reject connections without the cluster key."""
 
     def __init__(self, key: ClusterKey) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -54,7 +87,7 @@ class Transport:
         return router, router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
 
     def connect(self, address: str) -> zmq.Socket[bytes]:
-        """A DEALER to the agent at ``host:port``. Connecting goes on in the background and is retried.
+        """A DEALER to the agent at ``host:port``; the connection is made, and retried, in the background.
 
         Raises:
             InputError: not an address.
@@ -78,7 +111,7 @@ class Transport:
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
-        # Work in flight is bounded by the KV caches; a high-water mark below that would block the loop or drop work.
+        # Work in flight is bounded by the KV caches; a lower high-water mark would block the loop or drop work.
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
@@ -92,22 +125,22 @@ class _ClusterGate:
         self._public = key.public.encode()
 
     def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002 - the authenticator passes it
-        """True for the cluster's own key, given as Z85."""
+        """Whether the client's key, in Z85, is the cluster's."""
         return hmac.compare_digest(key, self._public)
 
 
 def send(socket: zmq.Socket[bytes], message: Command | Answer, payload: memoryview | bytes | None = None) -> int:
-    """Send to the other end of a DEALER; returns the bytes sent."""
+    """Send over a DEALER; returns the bytes sent."""
     return send_frames(socket, [encode(message)], payload)
 
 
 def reply(
     router: zmq.Socket[bytes], identity: bytes, message: Answer, payload: memoryview | bytes | None = None
 ) -> int:
-    """Send to one of a ROUTER's peers; returns the bytes sent, its identity not counted.
+    """Send to one of a ROUTER's peers; returns the bytes sent, without its identity.
 
     Raises:
-        zmq.ZMQError: the peer has gone (``EHOSTUNREACH``).
+        zmq.ZMQError: the peer is gone (``EHOSTUNREACH``).
     """
     return send_frames(router, [identity, encode(message)], payload) - len(identity)
 

@@ -10,7 +10,17 @@ import pytest
 from helixbench.errors import InputError
 from helixbench.profiler import device
 from helixbench.profiler.cluster import Device
-from helixbench.profiler.device import describe_device, nvml_facts, parse_cpuinfo, torch_cuda_facts
+from helixbench.profiler.device import (
+    NOT_READ,
+    Facts,
+    cpu_facts,
+    describe_device,
+    driver_facts,
+    merged,
+    nvml_facts,
+    read_facts,
+    torch_cuda_facts,
+)
 from helixbench.profiler.measure import disturbance
 
 X86 = """processor\t: 0
@@ -47,6 +57,7 @@ class FakeNvml:
     NVMLError = FakeNvmlError
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
     NVML_NVLINK_MAX_LINKS, NVML_FEATURE_ENABLED = 18, 1
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
     nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815
     nvmlClocksThrottleReasonHwThermalSlowdown = 64  # noqa: N815
     nvmlClocksThrottleReasonAll = 68  # noqa: N815
@@ -84,6 +95,7 @@ class FakeNvml:
             "nvmlDeviceGetPowerManagementDefaultLimit": 500_000,
             "nvmlDeviceGetApplicationsClock": 1755,
             "nvmlDeviceGetEccMode": (1, 1),
+            "nvmlDeviceGetTotalEccErrors": 2,
             "nvmlDeviceGetMigMode": (0, 0),
             "nvmlDeviceGetPersistenceMode": 1,
             "nvmlDeviceGetCurrPcieLinkGeneration": 4,
@@ -173,7 +185,8 @@ def test_nvml_facts_are_in_base_units(tmp_path: Path, monkeypatch: pytest.Monkey
     assert facts["cuda_driver"] == "12.8"
     assert (facts["ecc"], facts["mig"], facts["persistence"]) == ("on", "off", "on")
     assert facts["throttle_reasons"] == "SwPowerCap"
-    assert facts["nvlinks"] == 3
+    assert (facts["nvlinks"], facts["uncorrected_memory_errors"]) == (3, 2.0)
+    assert NOT_READ not in facts
     assert (facts["numa_node"], facts["pcie_generation"]) == (1.0, 4.0)
     assert nvml.open == 0, "NVML was not shut down"
 
@@ -203,6 +216,39 @@ def test_a_fact_that_the_device_does_not_support_is_left_out() -> None:
     assert facts["pcie_max_width"] == 16.0
 
 
+def test_an_odd_answer_of_the_driver_costs_that_fact_alone_and_is_named() -> None:
+    class Odd(FakeNvml):
+        def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
+            return b"\xff".decode()
+
+        def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: str) -> int:  # noqa: N802
+            return 2**32 - 1
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "nvmlDeviceGetMigMode":
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    usual, odd = (nvml_facts("aaaa", load_nvml=kind) for kind in (FakeNvml, Odd))
+
+    lost = {"nvml_name", "power_limit_default_w", "mig"}
+    assert odd.keys() == (usual.keys() - lost) | {NOT_READ}
+    assert {part.split(" ")[0] for part in str(odd[NOT_READ]).split("; ")} == lost
+    assert "UnicodeDecodeError" in str(odd[NOT_READ])
+
+
+def test_a_driver_library_that_cannot_start_costs_no_more_than_its_facts() -> None:
+    class Broken(FakeNvml):
+        def nvmlInit(self) -> None:  # noqa: N802
+            raise OSError("libnvidia-ml.so: version mismatch")
+
+    assert nvml_facts("aaaa", load_nvml=Broken) == {"nvml": "not available: libnvidia-ml.so: version mismatch"}
+
+
+def test_the_drivers_versions_are_read_without_a_device() -> None:
+    assert driver_facts(load_nvml=FakeNvml) == {"driver": "570.1", "cuda_driver": "12.8"}
+
+
 def test_a_uuid_that_nvml_does_not_know_gives_no_facts() -> None:
     nvml = FakeNvml()
     assert nvml_facts("cccc", load_nvml=lambda: nvml) == {"nvml": "knows no device with UUID cccc"}
@@ -224,16 +270,13 @@ def test_without_the_library_the_record_says_so() -> None:
 def test_the_real_library_has_every_name_that_is_asked_for() -> None:
     import pynvml
 
-    asked = [name for name in device._facts_of_handle.__code__.co_names if "nvml" in name.lower()]
-    asked += list(device._numa_node.__code__.co_names)
-    for code in device._facts_of_handle.__code__.co_consts:
-        asked += [name for name in getattr(code, "co_names", ()) if name.lower().startswith("nvml")]
+    codes = [getattr(device, name).__code__ for name in ("_numa_node", "_active_nvlinks")]
+    for questions in (device._driver_questions, device._device_questions):
+        codes += [code for code in questions.__code__.co_consts if hasattr(code, "co_names")]
+    asked = [name for code in codes for name in code.co_names if name.lower().startswith("nvml")]
 
-    asked += list(device._links_of_handle.__code__.co_names) + [
-        f"nvmlClocksThrottleReason{name}" for name in (*disturbance.PASSING_REASONS, *disturbance.SETTINGS)
-    ]
-    asked = [name for name in asked if name.lower().startswith("nvml")]
-    assert len(asked) >= 24
+    asked += [f"nvmlClocksThrottleReason{name}" for name in (*disturbance.PASSING_REASONS, *disturbance.SETTINGS)]
+    assert len(asked) >= 26
     assert [name for name in asked if not hasattr(pynvml, name)] == []
 
 
@@ -247,20 +290,38 @@ def test_nvml_knows_the_device_that_torch_sees() -> None:
     assert "driver" in facts, facts.get("nvml")
 
 
-def test_x86_cpuinfo_gives_name_cores_and_clock() -> None:
-    name, facts = parse_cpuinfo(X86)
+def facts_of_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpuinfo: str) -> tuple[str, Facts]:
+    (tmp_path / "cpuinfo").write_bytes(cpuinfo.encode("latin-1"))
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    return cpu_facts()
+
+
+def test_x86_cpuinfo_gives_name_cores_and_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    virtual = X86.replace("cpu MHz", "flags\t: fpu avx2 hypervisor\nmicrocode\t: 0x1\ncpu MHz", 1)
+    name, facts = facts_of_cpu(monkeypatch, tmp_path, virtual)
     assert name == "Example CPU 9000 @ 2.0GHz"
-    assert facts == {"physical_cores": 2.0, "frequency_hz": 2.5e9}
-
-
-def test_cpuinfo_says_whether_it_is_a_virtual_machine() -> None:
-    facts = parse_cpuinfo(X86.replace("cpu MHz", "flags\t: fpu avx2 hypervisor\nmicrocode\t: 0x1\ncpu MHz", 1))[1]
+    assert (facts["physical_cores"], facts["frequency_hz"]) == (2.0, 2.5e9)
     assert (facts["virtual_machine"], facts["microcode"]) == ("yes", "0x1")
+
+
+def test_cpuinfo_without_those_fields_gives_no_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for text in (ARM, ""):
+        name, facts = facts_of_cpu(monkeypatch, tmp_path, text)
+        assert name == facts["machine"]
+        assert not {"physical_cores", "frequency_hz", "virtual_machine", "microcode", NOT_READ} & facts.keys()
+
+
+def test_an_odd_cpuinfo_costs_one_fact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name, facts = facts_of_cpu(monkeypatch, tmp_path, X86.replace("2500.000", "<unknown>").replace("Example", "Ex\xff"))
+    assert name.endswith("CPU 9000 @ 2.0GHz")
+    assert facts["physical_cores"] == 2.0
+    assert str(facts[NOT_READ]).startswith("frequency_hz (ValueError")
 
 
 def test_sysfs_gives_caches_and_numa_nodes(tmp_path: Path) -> None:
     for number, (level, kind, size) in enumerate(
-        [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("3", "Unified", "32768K")]
+        [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "many"), ("3", "Unified", "32768K")]
     ):
         index = tmp_path / "cpu" / "cpu0" / "cache" / f"index{number}"
         index.mkdir(parents=True)
@@ -269,12 +330,15 @@ def test_sysfs_gives_caches_and_numa_nodes(tmp_path: Path) -> None:
     (tmp_path / "node" / "node0").mkdir(parents=True)
     (tmp_path / "node" / "node1").mkdir()
 
-    facts = device._sysfs_facts(tmp_path)
+    facts = read_facts(device.system_questions(tmp_path))
 
-    assert facts == {"cache_l1_bytes": 48 * 1024.0, "cache_l3_bytes": 32 * 2**20, "numa_nodes": 2.0}
-    assert device._sysfs_facts(tmp_path / "nothing") == {}
+    assert (facts["cache_l1_bytes"], facts["cache_l3_bytes"], facts["numa_nodes"]) == (48 * 1024.0, 32 * 2**20, 2.0)
+    assert "cache_l2_bytes (ValueError" in str(facts[NOT_READ])
+    nothing = read_facts(device.system_questions(tmp_path / "nothing"))
+    assert not {"cache_l1_bytes", "numa_nodes", "governor", "smt", NOT_READ} & nothing.keys()
 
 
-def test_cpuinfo_without_those_fields_gives_no_facts() -> None:
-    assert parse_cpuinfo(ARM) == ("", {})
-    assert parse_cpuinfo("") == ("", {})
+def test_a_fact_that_is_impossible_is_named_and_left_out() -> None:
+    facts = read_facts({"a": lambda: -1.0, "b": lambda: float("nan"), "c": lambda: 0.0, "d": lambda: None, "e": str})
+    assert facts == {"c": 0.0, NOT_READ: "a (impossible value -1); b (impossible value nan)"}
+    assert merged(facts, {"f": 1.0, NOT_READ: "g"})[NOT_READ] == f"{facts[NOT_READ]}; g"

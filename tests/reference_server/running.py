@@ -108,7 +108,7 @@ class RunningAgents:
         """An engine that serves the plan on the agents of its nodes."""
         used = {node: self.addresses[node] for node in plan.placement}
         with Agents(used, self.key) as agents:
-            agents.require_present()
+            agents.describe()
             files = ModelFiles(str(model))
             yield load_plan(agents, plan, files, routing=routing, max_concurrency=max_concurrency)
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from helixbench import __main__ as front_door
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Device, Node
 from helixbench.records import decode_record, encode_record, load_record, save_record
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.wire.keys import load_key_file
@@ -230,6 +231,34 @@ def test_bench_on_agents_started_by_hand_prints_the_record_it_wrote(
     assert "bench plan.json --model" in run.provenance.command
     assert run.testbed in done.stderr.replace("\n", " ")
     assert len(run.requests_in_window()) >= 6
+
+
+def test_the_network_alone_is_profiled_and_takes_the_compute_of_a_profile(
+    running: RunningAgents, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    few = RunningAgents(dict(list(running.addresses.items())[:1]), running.key_file)
+    (name,) = few.addresses
+    options = ["--model", model_dir("test-llama"), "--testbed", address_testbed(few, tmp_path), "--only", "network"]
+
+    done = in_own_process("profile", *options, "-o", "links.json", "--json", folder=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    found = decode_record(done.stdout.encode(), ClusterProfile, origin="stdout")
+    assert [(link.src, link.dst) for link in found.links] == [(COORDINATOR, name), (name, COORDINATOR)]
+    assert found.node(name).max_layers == 0
+
+    device = Device(kind="cpu", name="profiled", memory_bytes=1e9)
+    node = Node(name=name, device=device, max_layers=1, capacity_tokens_per_s=(5.0,))
+    for digest, code in ((found.model.digest, 0), ("another", 2)):
+        model = msgspec.structs.replace(found.model, digest=digest)
+        save_record(tmp_path / "old.json", ClusterProfile(model=model, nodes=(node,)))
+        options = [*options, "--compute-of", "old.json"]
+        done = in_own_process("profile", *options, "-o", "new.json", folder=tmp_path)
+        assert done.returncode == code, done.stderr
+    new = load_record(tmp_path / "new.json", ClusterProfile)
+    assert new.node(name) == node
+    assert len(new.links) == 2
+    assert "--compute-of" in done.stderr
 
 
 def test_a_refusal_of_the_driver_is_the_commands(running: RunningAgents, model_dir: ModelDir, tmp_path: Path) -> None:

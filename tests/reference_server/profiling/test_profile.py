@@ -30,7 +30,7 @@ from helixbench.reference_server.profiling import coordinator as coordinator_cos
 from helixbench.reference_server.profiling import loopback as ring
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.profiling.cluster import profile_cluster
-from helixbench.reference_server.profiling.config import ProfileConfig, paces_of
+from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig, paces_of
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
 from helixbench.reference_server.testbed import pacing
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file, make_key_file
@@ -262,7 +262,7 @@ def quick_config(model: Path, addresses: dict[str, str], key_file: Path, output:
         max_batch_tokens=MAX_BATCH_TOKENS,
         max_context_tokens=MAX_CONTEXT_TOKENS,
         budget_s=0.0,
-        link_seconds=0.01,
+        network=NetworkConfig(seconds=0.01, nic_seconds=0.01),
     )
     return msgspec.structs.replace(config, **changes)
 
@@ -296,8 +296,8 @@ def test_a_cluster_is_measured_whole(
     to_and_from = [[link.bandwidth_bytes_per_s for link in made.links if end(link) == "small"] for end in ENDS]
     assert [small.nic_out_bytes_per_s, small.nic_in_bytes_per_s] == [max(rates) for rates in to_and_from]
     assert small.nic_source == (
-        "out: best of 2 links alone (all at once: iperf3 is missing); "
-        "in: best of 2 links alone (all at once: iperf3 is missing)"
+        "out: best of 2 links alone (all at once: iperf3 did not measure all of its links); "
+        "in: best of 2 links alone (all at once: iperf3 did not measure all of its links)"
     )
     assert all([time.message_bytes for time in link.message_times][:1] == [1 << 10] for link in made.links)
     assert made.coordinator.message_s is not None

@@ -106,7 +106,7 @@ def test_an_agent_with_another_key_is_not_there(
     with opened(new_key(tmp_path, "other.key")) as server:
         _, address = server.listen("127.0.0.1:0")
         with Agents({"n0": address}, key) as agents, pytest.raises(InputError) as raised:
-            agents.require_present()
+            agents.describe()
 
     assert "n0" in str(raised.value)
     assert address in str(raised.value)
@@ -118,7 +118,7 @@ def test_nothing_listening_is_an_agent_that_is_not_there(key: ClusterKey, monkey
     silent = {"n0": "127.0.0.1:1", "n1": "127.0.0.1:2"}
     message = r"no answer within 0 s from n0 \(127.0.0.1:1\), n1 \(127.0.0.1:2\)"
     with Agents(silent, key) as agents, pytest.raises(InputError, match=message):
-        agents.require_present()
+        agents.describe()
 
 
 def test_answers_of_the_wrong_kind_are_an_error(key: ClusterKey) -> None:

@@ -1,1 +1,0 @@
-"""Whether nodes are fit to be measured and to serve."""
