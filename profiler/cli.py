@@ -1,4 +1,4 @@
-"""The commands under ``profile`` that need no running nodes: ``profile import`` and ``profile diff``."""
+"""The command under ``profile`` that needs no running nodes: ``profile import``."""
 
 from __future__ import annotations
 
@@ -30,33 +30,7 @@ def profile_commands() -> typer.Typer:
         no_args_is_help=True,
     )
     group.command("import")(import_tables)
-    group.command("diff")(diff)
     return group
-
-
-def diff(
-    base: Annotated[Path, typer.Argument(help="A profile")],
-    new: Annotated[Path, typer.Argument(help="another one")],
-    as_json: Annotated[bool, typer.Option("--json", help="print the differences as JSON on stdout")] = False,
-) -> None:
-    """What changed between two profiles, and whether it is more than noise."""
-    import msgspec
-
-    from helixbench.profiler.cluster import ClusterProfile
-    from helixbench.profiler.profile_diff import profile_differences
-    from helixbench.records import load_record
-
-    found = profile_differences(load_record(base, ClusterProfile), load_record(new, ClusterProfile))
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
-        return
-    width = max((len(entry.name) for entry in found), default=0)
-    for entry in found:
-        interval = "" if entry.low is None else f" [{entry.low:.3f}, {entry.high:.3f}]"
-        ratio = "" if entry.ratio is None else f"  x {entry.ratio:.3f}{interval}"
-        print(f"{entry.name:<{width}}  {entry.base} -> {entry.new}{ratio}  {entry.judgement}")
-    if not found:
-        print("nothing differs")
 
 
 def import_tables(

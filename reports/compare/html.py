@@ -10,7 +10,8 @@ import msgspec
 
 from helixbench.records import Provenance
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports.compare.compare import Change, Comparison, Judgement, Record
+from helixbench.reports.compare.changes import Change, Judgement
+from helixbench.reports.compare.compare import Comparison, Record
 from helixbench.reports.compare.terminal import changes_in_order
 from helixbench.reports.render.flow_picture import flow_picture
 from helixbench.reports.render.html import devices_of, regions_of, render

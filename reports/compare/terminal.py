@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from helixbench.reports.compare.compare import Change, Comparison, Judgement
+from helixbench.reports.compare.changes import Change, Judgement
+from helixbench.reports.compare.compare import Comparison
 from helixbench.reports.compare.regression import Answer, Pair, Regression
 from helixbench.reports.render import terminal_blocks as parts
 from helixbench.reports.render.text import interval, number, ratio

@@ -47,4 +47,4 @@ def test_profiles_are_compared_by_common_batches() -> None:
     )
     found = {change.name: change for change in compare(base, new).changes}
     assert found["big: time of decode batches"].judgement == "worse"
-    assert found["big: time of decode batches"].new == "1.200"
+    assert found["big: time of decode batches"].new == "1.200 over 8 batches"

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from helixbench.errors import InputError
-from helixbench.reports.compare.compare import Change, Comparison, compare
+from helixbench.reports.compare.changes import Change
+from helixbench.reports.compare.compare import Comparison, compare
 from helixbench.solver.problem.plan import LayerRange
 from tests.reports.conftest import Command
 from tests.reports.report_examples import example_plan, example_profile, example_run
