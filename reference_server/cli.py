@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from helixbench.errors import InputError
+from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
 from helixbench.profiler.cli import DEFAULT_COMMAND, profile_commands
 from helixbench.reference_server.profiling.node_cli import profile_node_command
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from helixbench.reference_server.doctor import Diagnosis
     from helixbench.reference_server.jobs.job import Job
     from helixbench.reference_server.testbed.testbed import Testbed
-    from helixbench.solver.problem.workload import Workload
 
 ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face model directory or hub id.")]
 TestbedOption = Annotated[
@@ -30,12 +30,6 @@ TestbedOption = Annotated[
 ]
 StaleOption = Annotated[
     bool, typer.Option("--allow-stale", help="Also where the profile was made on another device, version or model.")
-]
-PromptOption = Annotated[Optional[int], typer.Option("--prompt-tokens", help="Prompt length.")]  # noqa: UP045
-OutputOption = Annotated[Optional[int], typer.Option("--output-tokens", help="Output length.")]  # noqa: UP045
-TraceOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--trace", help="CSV with ContextTokens and GeneratedTokens, instead of two lengths."),
 ]
 
 
@@ -88,7 +82,7 @@ def profile(
         Optional[Path],  # noqa: UP045
         typer.Option(help="A profile of this testbed: hold nodes with a CPU share to the pace that they had in it."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Measure nodes and links into a cluster profile."""
     from helixbench.profiler.model.dtypes import resolve_dtype
@@ -144,27 +138,33 @@ def bench(
     ] = None,
     requests: Annotated[Optional[int], typer.Option(min=1, help="Measure until so many have finished.")] = None,  # noqa: UP045
     duration_s: Annotated[Optional[float], typer.Option("--duration-s", min=1, help="Measure so long.")] = None,  # noqa: UP045
-    prompt_tokens: PromptOption = None,
-    output_tokens: OutputOption = None,
-    trace: TraceOption = None,
-    trace_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths by this.")] = 1.0,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    trace: Trace = None,
+    trace_scale: TraceScale = 1.0,
     routing: Annotated[
         Literal["iwrr", "fixed", "random", "shortest-queue"], typer.Option(help="How pipelines are chosen.")
     ] = "iwrr",
     seed: Annotated[int, typer.Option(help="Of prompts and of the order of lengths.")] = 0,
     allow_stale: StaleOption = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Serve a plan under closed-loop load and record what it did."""
     from helixbench.profiler.model.files import resolve_model
     from helixbench.records import command_line, load_record
     from helixbench.reference_server.jobs.job import BenchJob
     from helixbench.solver.problem.plan import Plan
+    from helixbench.solver.problem.workload import workload_of_options
 
     made = load_record(plan, Plan)
     if requests is not None and duration_s is not None:
         raise InputError("--requests and --duration-s: give one of them")
-    workload = _workload(prompt_tokens, output_tokens, trace, trace_scale, default=made.assumptions.workload)
+    workload = (
+        workload_of_options(
+            prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=trace, trace_scale=trace_scale
+        )
+        or made.assumptions.workload
+    )
     in_flight = concurrency or made.assumptions.concurrency
     if in_flight is None:
         raise InputError(f"--concurrency is missing, and {plan} was not solved for one; give the requests in flight")
@@ -277,7 +277,7 @@ def doctor(
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", help="The key that those agents were started with.")] = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT for an agent on this machine: is it free?")] = "",
-    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem."""
     import msgspec
@@ -363,22 +363,6 @@ def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_
         if code != 0:
             bed.check()
             raise typer.Exit(code)
-
-
-def _workload(
-    prompt_tokens: int | None, output_tokens: int | None, trace: Path | None, scale: float, *, default: Workload
-) -> Workload:
-    from helixbench.solver.problem.workload import fixed_workload, trace_workload
-
-    if trace is not None:
-        if prompt_tokens is not None or output_tokens is not None:
-            raise InputError("--trace and --prompt-tokens/--output-tokens: give one of them")
-        return trace_workload(trace, scale=scale)
-    if prompt_tokens is None and output_tokens is None:
-        return default
-    if prompt_tokens is None or output_tokens is None:
-        raise InputError("--prompt-tokens and --output-tokens: give both or none")
-    return fixed_workload(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
 
 
 def _demo_testbed() -> Path:

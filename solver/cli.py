@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TextIO
 
 import typer
 
+from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from helixbench.solver.problem.plan import Infeasible
-    from helixbench.solver.problem.workload import Workload
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_OUTPUT_TOKENS = 128
@@ -35,12 +36,10 @@ def mount(app: typer.Typer) -> None:
 
 def solve(
     cluster: Annotated[Path, typer.Argument(help="cluster.json, as `helixbench profile` writes it")],
-    prompt_tokens: Annotated[int | None, typer.Option(help="prompt length of every request (512 unless given)")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="output length of every request (128 unless given)")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="CSV with ContextTokens, GeneratedTokens: lengths of real requests")
-    ] = None,
-    trace_scale: Annotated[float, typer.Option(help="multiply the trace's lengths by this")] = 1.0,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    trace: Trace = None,
+    trace_scale: TraceScale = 1.0,
     concurrency: Annotated[
         int | None, typer.Option(help="requests in flight; without it as many as the KV caches hold")
     ] = None,
@@ -67,7 +66,7 @@ def solve(
     seed: Annotated[int, typer.Option(help="same input and seed, same plan")] = 0,
     no_partial: Annotated[bool, typer.Option("--no-partial", help="requests enter ranges only at their start")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="where the plan goes")] = Path("plan.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON on stdout")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plan a model onto a cluster: the best placement in the time given, its proven bound and what to expect."""
     from helixbench.errors import InputError
@@ -76,6 +75,7 @@ def solve(
     from helixbench.solver.flow.marginal import one_more_in_words
     from helixbench.solver.placement.live import shown_progress
     from helixbench.solver.problem.plan import Infeasible
+    from helixbench.solver.problem.workload import fixed_workload, workload_of_options
     from helixbench.solver.questions.compare import comparison_lines
     from helixbench.solver.questions.request import (
         PlanRequest,
@@ -88,10 +88,13 @@ def solve(
     from helixbench.solver.questions.summary import summary_lines
     from helixbench.solver.questions.what_if import difference_lines, parse_pins, with_nodes, without_nodes
 
+    workload = workload_of_options(
+        prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=trace, trace_scale=trace_scale
+    ) or fixed_workload(prompt_tokens=DEFAULT_PROMPT_TOKENS, output_tokens=DEFAULT_OUTPUT_TOKENS)
     as_it_is = without_nodes(load_record(cluster, ClusterProfile), exclude or [])
     request = PlanRequest(
         profile=with_nodes(without_nodes(as_it_is, remove or []), add or []),
-        workload=_workload(prompt_tokens, output_tokens, trace, trace_scale),
+        workload=workload,
         concurrency=concurrency,
         objective=objective,
         method=method,
@@ -171,19 +174,3 @@ def _end_infeasible(found: Infeasible, *, as_json: bool) -> NoReturn:
         sys.stdout.write(encode_record(found).decode())
     print(f"helixbench: infeasible: {found.reason}", file=sys.stderr)
     raise typer.Exit(1)
-
-
-def _workload(prompt: int | None, output: int | None, trace: Path | None, scale: float) -> Workload:
-    from helixbench.errors import InputError
-    from helixbench.solver.problem.workload import fixed_workload, trace_workload
-
-    if trace is not None:
-        if prompt is not None or output is not None:
-            raise InputError("--trace and --prompt-tokens/--output-tokens both say how long requests are; give one")
-        return trace_workload(trace, scale=scale)
-    if (prompt is None) != (output is None):
-        raise InputError("give --prompt-tokens and --output-tokens together, or neither")
-    return fixed_workload(
-        prompt_tokens=DEFAULT_PROMPT_TOKENS if prompt is None else prompt,
-        output_tokens=DEFAULT_OUTPUT_TOKENS if output is None else output,
-    )

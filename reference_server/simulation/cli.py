@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from helixbench.errors import InputError
+from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
 from helixbench.reference_server.simulation.study_cli import study
 
 if TYPE_CHECKING:
@@ -33,13 +34,10 @@ def simulate(
     plan: Annotated[Path, typer.Argument(help="The plan to serve.")],
     cluster: Annotated[Path, typer.Option("--cluster", help="The cluster profile: nodes' times and links.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run log to write.")],
-    trace: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it
-        typer.Option("--trace", help="CSV with ContextTokens and GeneratedTokens, instead of two lengths."),
-    ] = None,
-    trace_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths by this.")] = 1.0,
-    prompt_tokens: Annotated[Optional[int], typer.Option("--prompt-tokens", help="Prompt length.")] = None,  # noqa: UP045
-    output_tokens: Annotated[Optional[int], typer.Option("--output-tokens", help="Output length.")] = None,  # noqa: UP045
+    trace: Trace = None,
+    trace_scale: TraceScale = 1.0,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
     offline: Annotated[bool, typer.Option("--offline", help="All requests are there from the start.")] = False,
     rate: Annotated[Optional[float], typer.Option("--rate", help="Requests/s that arrive, at random.")] = None,  # noqa: UP045
     burstiness: Annotated[
@@ -65,23 +63,25 @@ def simulate(
     ] = None,
     events: Annotated[Optional[Path], typer.Option(help="TOML or JSON: what goes wrong, and when.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Of lengths, arrival times and random routings.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print the record on stdout.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware."""
     from helixbench.profiler.cluster import ClusterProfile
     from helixbench.progress import Reporter
     from helixbench.records import load_record, save_record
-    from helixbench.reference_server.cli import _workload
     from helixbench.reference_server.simulation.arrivals import read_trace
     from helixbench.reference_server.simulation.compatibility import require_fit
     from helixbench.reference_server.simulation.simulator import NodeDiedError, SimulationConfig
     from helixbench.reference_server.simulation.simulator import simulate as run_simulation
     from helixbench.solver.problem.plan import Plan
+    from helixbench.solver.problem.workload import workload_of_options
     from helixbench.solver.simulation.events import load_events
 
     made = load_record(plan, Plan)
     profile = load_record(cluster, ClusterProfile)
-    workload = _workload(prompt_tokens, output_tokens, trace, trace_scale, default=made.assumptions.workload)
+    given = workload_of_options(
+        prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=trace, trace_scale=trace_scale
+    )
     arrivals = _arrivals(offline=offline, rate=rate, burstiness=burstiness, replay=replay)
     if replay and trace is None:
         raise InputError("--replay: needs --trace, whose arrival times it takes")
@@ -93,7 +93,7 @@ def simulate(
     if is_closed and requests is not None and duration_s is not None:
         raise InputError("--requests and --duration-s: give one of them in a closed loop")
     config = SimulationConfig(
-        workload=workload,
+        workload=given or made.assumptions.workload,
         arrivals=arrivals,
         trace=read_trace(trace) if replay and trace else (),
         routing=routing,

@@ -109,6 +109,25 @@ def fixed_workload(*, prompt_tokens: int, output_tokens: int) -> Workload:
     return Workload(source=f"fixed {prompt_tokens} in, {output_tokens} out", lengths=((prompt_tokens, output_tokens),))
 
 
+def workload_of_options(
+    *, prompt_tokens: int | None, output_tokens: int | None, trace: Path | None, trace_scale: float
+) -> Workload | None:
+    """The workload that the shared command-line options describe; ``None`` where none of them is given.
+
+    Raises:
+        InputError: options that exclude each other, or that do not describe a workload.
+    """
+    if trace is not None:
+        if prompt_tokens is not None or output_tokens is not None:
+            raise InputError("--trace and --prompt-tokens/--output-tokens: give one of them")
+        return trace_workload(trace, scale=trace_scale)
+    if prompt_tokens is None and output_tokens is None:
+        return None
+    if prompt_tokens is None or output_tokens is None:
+        raise InputError("--prompt-tokens and --output-tokens: give both or neither")
+    return fixed_workload(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+
+
 def trace_workload(path: Path, *, scale: float = 1.0, max_requests: int | None = None) -> Workload:
     """Lengths of a CSV trace with the columns ``ContextTokens`` and ``GeneratedTokens`` (the Azure LLM traces).
 

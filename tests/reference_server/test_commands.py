@@ -65,7 +65,7 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
     ("options", "parts"),
     [
         (["--requests", "3", "--duration-s", "4"], ["--requests and --duration-s: give one of them"]),
-        (["--prompt-tokens", "3"], ["--prompt-tokens and --output-tokens: give both or none"]),
+        (["--prompt-tokens", "3"], ["--prompt-tokens and --output-tokens: give both or neither"]),
         (["--prompt-tokens", "0", "--output-tokens", "3"], ["need at least 1 of each"]),
         (["--trace", "t.csv", "--prompt-tokens", "3"], ["--trace and --prompt-tokens/--output-tokens: give one"]),
         (["--trace", "none.csv"], ["none.csv: cannot be read as a CSV trace"]),

@@ -110,7 +110,7 @@ def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Pa
         (["--pin", "big=[0,2)", "--pin", "big=[2,4)"], "big is pinned to [0,2) already"),
         (["--concurrency", "0"], "at least 1 request"),
         (["--threads", "0"], "at least 1"),
-        (["--prompt-tokens", "5"], "together"),
+        (["--prompt-tokens", "5"], "give both or neither"),
         (["--trace", "nowhere.csv", "--prompt-tokens", "5"], "give one"),
         (["--trace", "nowhere.csv"], "nowhere.csv"),
     ],
