@@ -1,6 +1,6 @@
 """The rules of the published system's own simulator (Helix, ASPLOS 2025), written anew, to judge plans by them.
 
-``python -m benchmarks.published_plans`` runs it. What is reproduced is stated in docs/simulate.md.
+``python -m benchmarks.published_plans`` runs it. What is reproduced is stated in docs/results/2026-11-simulation.md.
 
 Rules, as the published sources have them:
 

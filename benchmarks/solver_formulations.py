@@ -1,6 +1,6 @@
 """The arc and the published formulation in the same HiGHS: incumbent and bound over time, as CSV and as a plot.
 
-Run: ``python -m benchmarks.solver_formulations [seconds] [folder]``; 120 s into docs/formulations unless given.
+Run: ``python -m benchmarks.solver_formulations [seconds] [folder]``; 120 s into docs/results/formulations unless given.
 Both get the cluster published24 (4 A100, 8 L4, 12 T4; LLaMA-2 70B), one thread, the same options and no start.
 """
 
@@ -107,5 +107,5 @@ def drawn(table: Path) -> str:
 if __name__ == "__main__":
     main(
         float(sys.argv[1]) if len(sys.argv) > 1 else 120.0,
-        Path(sys.argv[2] if len(sys.argv) > 2 else "docs/formulations"),
+        Path(sys.argv[2] if len(sys.argv) > 2 else "docs/results/formulations"),
     )

@@ -2,7 +2,7 @@
 
 Two models. ``pooled`` merges nodes of one kind into integer counts and lets flow meet at layer boundaries: exact when
 no link or network card can bind, a relaxation otherwise. ``linked`` decides node by node, with a flow on every link.
-Both clip every capacity at a bound ``U`` on the flow, without which HiGHS finds nothing for long (docs/solver.md).
+Both clip every capacity at a bound ``U`` on the flow; without it HiGHS finds nothing for long (docs/design/bounds.md).
 """
 
 from __future__ import annotations

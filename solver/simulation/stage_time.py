@@ -26,7 +26,7 @@ Counts: TypeAlias = tuple[float, float, float, float, float, float]
 TABLE_NOTE = (
     "nodes with only a capacity table: an iteration takes a fixed part and a part in proportion to its tokens, so that "
     "the largest batch gives the table's tokens/s; the batch and the parts follow from how the table falls with the "
-    "layers held; admission fills 80 % of its KV cache unless told otherwise (docs/simulate.md)"
+    "layers held; admission fills 80 % of its KV cache unless told otherwise (docs/design/two-numbers.md)"
 )
 
 

@@ -38,7 +38,7 @@ FLOW_TOLERANCE = 1e-4
 # HiGHS stops at a gap of 1e-6; the flow network computes the plan's flow a little differently.
 OPTIMAL_GAP = 2e-6
 # Of HiGHS' nodes and simplex iterations. Versions 1.9 to 1.15 stay within a third of each other on
-# these programs; a weaker formulation costs many times as much (docs/solver.md).
+# these programs; a weaker formulation costs many times as much (docs/design/bounds.md).
 EFFORT_TOLERANCE = 0.5
 
 

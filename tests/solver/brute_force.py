@@ -13,7 +13,7 @@ from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 def largest_flow(capacities: Capacities, placement: Placement, *, partial: bool) -> float:
-    """The max-flow of one placement, as a linear program written down from docs/solver.md alone."""
+    """The max-flow of one placement, as a linear program written down from docs/design/bounds.md alone."""
     profile = capacities.profile
     num_layers = profile.model.num_layers
     hops: list[tuple[str, str, int]] = []

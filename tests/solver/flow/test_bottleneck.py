@@ -67,7 +67,7 @@ def test_a_full_link_and_a_full_card_are_named() -> None:
 
 @pytest.mark.parametrize("seed", [2, 6, 8, 12, 13, 21])
 def test_marginal_values_are_those_of_the_changed_cluster(seed: int) -> None:
-    """Independent of the solver's own LP: the cluster with that node 1 % faster, solved as docs/solver.md writes it."""
+    """Independent of the solver's own LP: the cluster with a node 1 % faster, solved as docs/design/bounds.md says."""
     profile = random_cluster(seed)
     found = solve_placement(profile, WORKLOAD, objective="max-flow", time_limit_s=3)
     assert isinstance(found, Plan)
