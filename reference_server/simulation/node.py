@@ -114,7 +114,7 @@ class SimulatedNode:
         self._is_last = is_last
         self._is_running = False
         self._is_woken = False  # something is scheduled at this very moment to begin an iteration
-        self._running_since_s = self._ended_s = 0.0
+        self._running_since_s = 0.0
 
     @property
     def open_requests(self) -> int:
@@ -193,7 +193,7 @@ class SimulatedNode:
             self._kernel.at(now_s + math.ceil(wait_s / _POLL_S) * _POLL_S, ITERATION_BEGIN, self._begin)
             return
         iteration = self._take(self._batcher.next_batch())
-        seconds = self._timer.seconds(iteration.counts, idle_s=now_s - self._ended_s) * self.slowdown
+        seconds = self._timer.seconds(iteration.counts) * self.slowdown
         self._is_running = True
         self._running_since_s = now_s
         self._kernel.at(now_s + seconds, ITERATION_END, self._end, iteration)
@@ -233,7 +233,7 @@ class SimulatedNode:
     def _end(self, ran: _Iteration) -> None:
         now_s = self._kernel.now_s
         seconds = now_s - self._running_since_s
-        self._is_running, self._ended_s = False, now_s
+        self._is_running = False
         self.busy_s += seconds
         self.iterations += 1
         self.decode_tokens += ran.decodes

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.profiler.cost.padding import RowSizes
-from helixbench.profiler.measure.pace import Pace
 from helixbench.records import Provenance, require_unique
 from helixbench.solver.problem.workload import Workload
 
@@ -63,8 +61,7 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
     ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
-    (device facts and versions), against which a node is checked before it serves. ``pace`` too: a testbed's
-    node keeps the speed that it was profiled at by it. ``row_sizes`` are those that the node's layers run with.
+    (device facts and versions), against which a node is checked before it serves.
     """
 
     flow_tokens_per_s: float
@@ -74,8 +71,6 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str = ""
     region: str = ""
     made_on: dict[str, str] = {}
-    pace: Pace | None = None
-    row_sizes: RowSizes = ()
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -185,7 +180,7 @@ class Plan(
     kw_only=True,
     omit_defaults=True,
     tag_field="schema",
-    tag="helixbench.plan/1",
+    tag="helixbench.plan/2",
 ):
     """A placement with its flows. A node that is not in ``placement`` is not used.
 
@@ -193,6 +188,8 @@ class Plan(
     ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how
     the model was run.
     """
+
+    remade_by: ClassVar[str] = "helixbench solve"
 
     model: str
     num_layers: int

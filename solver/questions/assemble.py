@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from helixbench.profiler.measure.pace import Pace
 from helixbench.profiler.staleness import identity_of_node
 from helixbench.records import digest, provenance_now
 from helixbench.solver.expected.analytic import predict_means
@@ -22,7 +21,6 @@ from helixbench.solver.expected.simulated import (
     expected_of,
     follow,
     max_batch_tokens,
-    row_sizes,
 )
 from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
@@ -100,8 +98,6 @@ def assemble(
                 device=capacities.nodes[name].device.name,
                 region=capacities.nodes[name].region,
                 made_on=identity_of_node(capacities.nodes[name]),
-                pace=_pace(capacities, name),
-                row_sizes=row_sizes(capacities, name),
             )
             for name in held
         },
@@ -180,8 +176,3 @@ def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow
     entries = [(entry, amount) for (node, entry), amount in flow.entries.items() if node == name]
     time = sum(amount / capacities.tokens_per_s(name, held, entry) for entry, amount in entries)
     return flow.through(name) / time
-
-
-def _pace(capacities: Capacities, name: str) -> Pace | None:
-    cost = capacities.nodes[name].cost
-    return cost.pace if cost else None

@@ -130,7 +130,6 @@ class RolloutNode:
         self._bunches: deque[Bunch] = deque()
         self._prompts: deque[Prompt] = deque()
         self._is_running = self._is_woken = False
-        self._ended_s = 0.0
         self._returning: set[Request] = set()  # requests whose next token comes straight back
         self._until_s = 0.0  # and until when they are waited for
         self._to_skip = 0  # iterations that end without waiting
@@ -164,7 +163,7 @@ class RolloutNode:
             self._returning = set()
             self._to_skip = SKIPPED_AFTER_TIMEOUT
         batch = self._next_batch()
-        seconds = self._timer.seconds(self._counts(batch), idle_s=now_s - self._ended_s)
+        seconds = self._timer.seconds(self._counts(batch))
         self._is_running = True
         self.busy_s += seconds
         self.iterations += 1
@@ -224,7 +223,7 @@ class RolloutNode:
     def _end(self, ran: tuple[Parcel, float]) -> None:
         batch, seconds = ran
         now_s = self._kernel.now_s
-        self._is_running, self._ended_s = False, now_s
+        self._is_running = False
         going: dict[str, Parcel] = {}  # next node -> what goes there
         for bunch in batch.bunches:
             going.setdefault(self._way[bunch.pipeline][1], Parcel()).bunches.append(bunch)

@@ -146,8 +146,7 @@ def with_batches_of(profile: ClusterProfile, max_batch_tokens: int) -> ClusterPr
     nodes = []
     for node in profile.nodes:
         assert node.cost is not None
-        stage = msgspec.structs.replace(node.cost.stage, step_idle_s=2e-3, layer_idle_s=1e-4)
-        cost = msgspec.structs.replace(node.cost, stage=stage, max_batch_tokens=max_batch_tokens)
+        cost = msgspec.structs.replace(node.cost, max_batch_tokens=max_batch_tokens)
         nodes.append(msgspec.structs.replace(node, cost=cost))
     return msgspec.structs.replace(profile, nodes=tuple(nodes))
 
@@ -203,7 +202,7 @@ def test_the_coordinator_takes_its_time() -> None:
 def test_zero_seconds_are_allowed(routing: Routing) -> None:
     """A cost of nothing is a legal cost; time then passes on links only."""
     zero = dict.fromkeys(StageCost.__struct_fields__, 0.0)
-    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,), "row_sizes": ()}))  # type: ignore[arg-type]
+    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,)}))  # type: ignore[arg-type]
     profile, plan = two_in_a_row()
     nodes = tuple(
         msgspec.structs.replace(n, cost=msgspec.structs.replace(n.cost, stage=stage))  # type: ignore[type-var]
