@@ -8,7 +8,7 @@ import pytest
 from helixbench.profiler.cluster import ClusterProfile, Coordinator, Link
 from helixbench.profiler.cost.model import BatchShape, StageCost
 from helixbench.reference_server.simulation import SimulationConfig, simulate
-from helixbench.solver import solve_placement
+from helixbench.solver import SolveConfig, solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload
@@ -118,7 +118,7 @@ def test_the_simulator_and_the_rollout_agree_on_late_entries_shared_cards_and_li
 
 def test_the_simulator_and_the_rollout_agree_on_capacity_tables() -> None:
     profile = make_cluster(num_nodes=10, num_types=2, num_regions=1, seed=1)
-    plan = solve_placement(profile, WORKLOAD, method="petals", concurrency=48)
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, method="petals", concurrency=48))
     assert isinstance(plan, Plan)
 
     run = simulate(plan, profile, closed(48, num_requests=192)).run
