@@ -12,7 +12,7 @@ from typing import Any
 
 import simpy
 
-from helixbench.solver.simulation.event_loop import ARRIVAL, Kernel
+from helixbench.solver.simulation.event_loop import ARRIVAL, EventLoop
 
 NODES = 24
 ROUNDS = 5
@@ -20,7 +20,7 @@ ROUNDS = 5
 
 def own(events: int) -> float:
     """Seconds of CPU for so many events of the kernel."""
-    kernel = Kernel()
+    kernel = EventLoop()
 
     def arrive(number: int) -> None:
         kernel.at(kernel.now_s + 0.001 + number * 1e-6, ARRIVAL, arrive, (number + 1) % NODES)

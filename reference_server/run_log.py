@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 import numpy as np
 
+from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.records import Provenance
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
+from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import Routing
+
+NUM_INTERVALS = 60
+"""Of a timeline, over the whole run."""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -44,7 +50,8 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a node did inside the window.
 
-    ``busy_s`` is time in iterations, batching and (de)serialising included.
+    ``busy_s`` is time in iterations, batching and (de)serialising included. ``processor_speed`` is the mean of the
+    node's processor, where it is paced: the plan has the profile's.
     """
 
     busy_s: float
@@ -53,6 +60,7 @@ class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     decode_tokens: int
     kv_peak_tokens: int
     kv_capacity_tokens: int
+    processor_speed: ProcessorSpeed | None = None
 
 
 class LinkUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,7 +116,7 @@ class RunLog(
     kw_only=True,
     omit_defaults=True,
     tag_field="schema",
-    tag="helixbench.run/2",
+    tag="helixbench.run/1",
 ):
     """One measured run of a plan.
 
@@ -120,8 +128,6 @@ class RunLog(
     ``stale`` where the profile was made on something else than was served on.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
     """
-
-    remade_by: ClassVar[str] = "helixbench bench"
 
     plan: Plan
     workload: Workload
@@ -191,3 +197,33 @@ class RunLog(
         if not values:
             return None
         return tuple(float(value) for value in np.percentile(values, percents))
+
+
+def node_points(history: History, *, read_s: float) -> list[NodePoint]:
+    """A node's series on the run's clock, without what was before the run; ``read_s`` is when the node was asked.
+
+    The node answers after the iteration that it was in, so its times are late by one iteration at most.
+    """
+    begin_s = read_s - history.age_s
+    points = []
+    for index, interval in enumerate(history.intervals):
+        start_s = begin_s + index * history.width_s
+        end_s = min(start_s + history.width_s, read_s)
+        if end_s <= max(start_s, 0.0):
+            continue
+        batch = interval.decode_tokens / interval.iterations if interval.iterations else None
+        busy = min(interval.busy_s / (end_s - start_s), 1.0)
+        points.append(NodePoint(end_s, batch, interval.kv_tokens, busy))
+    return points
+
+
+def token_counts(counts: Iterable[tuple[float, int, int]], until_s: float) -> tuple[TokenCount, ...]:
+    """The run in equal intervals, from (time, prompt tokens, output tokens) of each event."""
+    width_s = until_s / NUM_INTERVALS
+    prompts, outputs = [0] * NUM_INTERVALS, [0] * NUM_INTERVALS
+    for at_s, prompt, output in counts:
+        if at_s < until_s:
+            index = min(int(at_s / width_s), NUM_INTERVALS - 1)
+            prompts[index] += prompt
+            outputs[index] += output
+    return tuple(TokenCount((i + 1) * width_s, prompts[i], outputs[i]) for i in range(NUM_INTERVALS))

@@ -11,14 +11,21 @@ import msgspec
 
 from helixbench.errors import MeasurementError
 from helixbench.reference_server.coordinator.engine import Engine
-from helixbench.reference_server.run_log import LinkUse, NodePoint, NodeUse, RequestRecord, TokenCount, Window
+from helixbench.reference_server.run_log import (
+    LinkUse,
+    NodePoint,
+    NodeUse,
+    RequestRecord,
+    TokenCount,
+    Window,
+    node_points,
+    token_counts,
+)
 from helixbench.reference_server.wire.messages import Counters, LinkCounters
 from helixbench.solver.problem.workload import Workload, draw_lengths
 from helixbench.solver.scheduling.coordinator import Request, TokenEvent
-from helixbench.solver.scheduling.history import History
 
 _COUNTERS_TIMEOUT_S = 60.0
-_INTERVALS = 60  # of the timeline, over the whole run
 
 
 class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +196,7 @@ def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, cut_short: str) ->
         requests=tuple(load.finished),
         nodes={node: _node_use(begin[1][node], counters) for node, counters in end[1].items()},
         links=tuple(_link_uses(begin, end)),
-        timeline=tuple(_timeline(load.counts, window.end_s)),
+        timeline=token_counts(load.counts, window.end_s),
         node_timeline={node: tuple(node_points(c.history, read_s=window.end_s)) for node, c in end[1].items()},
         cut_short=cut_short,
     )
@@ -202,26 +209,9 @@ def _node_use(begin: Counters, end: Counters) -> NodeUse:
         prefill_tokens=end.prefill_tokens - begin.prefill_tokens,
         decode_tokens=end.decode_tokens - begin.decode_tokens,
         kv_peak_tokens=end.kv_peak_tokens,
+        processor_speed=end.processor_speed,
         kv_capacity_tokens=end.kv_capacity_tokens,
     )
-
-
-def node_points(history: History, *, read_s: float) -> list[NodePoint]:
-    """A node's series on the run's clock; ``read_s`` is when the node was asked. What was before the run is left out.
-
-    The node answers after the iteration that it was in, so its times are late by one iteration at most.
-    """
-    begin_s = read_s - history.age_s
-    points = []
-    for index, interval in enumerate(history.intervals):
-        start_s = begin_s + index * history.width_s
-        end_s = min(start_s + history.width_s, read_s)
-        if end_s <= max(start_s, 0.0):
-            continue
-        batch = interval.decode_tokens / interval.iterations if interval.iterations else None
-        busy = min(interval.busy_s / (end_s - start_s), 1.0)
-        points.append(NodePoint(end_s, batch, interval.kv_tokens, busy))
-    return points
 
 
 def _link_uses(begin: _Snapshot, end: _Snapshot) -> list[LinkUse]:
@@ -240,14 +230,3 @@ def _link_use(src: str, dst: str, begin: LinkCounters | None, end: LinkCounters)
         messages=end.messages - begin.messages,
         tokens=end.tokens - begin.tokens,
     )
-
-
-def _timeline(counts: list[tuple[float, int, int]], until_s: float) -> list[TokenCount]:
-    width = until_s / _INTERVALS
-    prompts, outputs = [0] * _INTERVALS, [0] * _INTERVALS
-    for at, prompt, output in counts:
-        if at < until_s:
-            index = min(int(at / width), _INTERVALS - 1)
-            prompts[index] += prompt
-            outputs[index] += output
-    return [TokenCount((i + 1) * width, prompts[i], outputs[i]) for i in range(_INTERVALS)]

@@ -85,7 +85,7 @@ class Engine:
         self._do(self.coordinator.submit(new, onto=actions) if new else actions)
 
     def _do(self, actions: Actions) -> list[TokenEvent]:
-        for node, outgoing in actions.sends.items():
+        for node, outgoing in self.coordinator.messages(actions).items():
             work = Work(items=tuple(outgoing.items), opens=tuple(outgoing.opens), closes=tuple(outgoing.closes))
             payload = array.array("i", outgoing.tokens).tobytes() if outgoing.tokens else None
             size = self.agents.send(node, work, payload)
@@ -134,6 +134,8 @@ def load_plan(
             max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
             max_decode_batch=plan.max_decode_batch,
             peers={peer: agents.addresses[peer] for peer in sorted(peers[node])},
+            pace=plan.nodes[node].pace,
+            row_sizes=plan.nodes[node].row_sizes,
         )
         for node, held in plan.placement.items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.measure.memory import out_of_memory_is
+from helixbench.profiler.measure.pace import FEW_TOKENS
 from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.stage import Stage, StageOutput
 from helixbench.reference_server.node.token_sampling import sample, score
@@ -50,18 +51,22 @@ class NodeRuntime:
         max_decode_batch: decoding sequences among them; ``None`` for no limit of their own.
 
     Attributes:
+        arithmetic_flops: operations of the last batch that arithmetic bounds: those of its rows beyond the few that
+            take no longer than one (``pace.FEW_TOKENS``).
         device_timer: entered around what the device does in an iteration.
     """
 
     def __init__(self, node: str, stage: Stage, *, max_batch_tokens: int, max_decode_batch: int | None = None) -> None:
         self._node = node
         self.stage = stage
-        self._batcher = Batcher(max_batch_tokens=max_batch_tokens, max_decode_batch=max_decode_batch)
-        self._gather = Gather()
+        self._batcher: Batcher[Chunk] = Batcher(max_batch_tokens=max_batch_tokens, max_decode_batch=max_decode_batch)
+        self._gather: Gather[int] = Gather()
         self._clock = time.perf_counter
         self._begin_s = 0.0  # of the last iteration
         self._ending: set[int] = set()  # requests that it sampled for, whose token comes straight back
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
+        self._layer_parameters = stage.layer_parameters
+        self.arithmetic_flops = 0.0
         self.device_timer: AbstractContextManager[None] = nullcontext()
         self._prompt_scores: dict[
             int, list[TokenScore]
@@ -86,8 +91,8 @@ class NodeRuntime:
         Raises:
             MeasurementError: the message does not fit the stage: sizes, ranges, or a request opened twice.
         """
+        self._gather.returned(work.closes)
         for request in work.closes:
-            self._gather.is_back(request)
             if self._routes.pop(request, None) is None:
                 raise MeasurementError(f"asked to close request {request}, which is not open")
             self._prompt_scores.pop(request, None)
@@ -114,11 +119,13 @@ class NodeRuntime:
                 device has no memory for it.
         """
         self._begin_s = self._clock()
-        chunks = self._batcher.next_batch()
+        decodes, prompts = self._batcher.next_batch()
+        chunks = decodes + prompts
         items = [self._stage_item(chunk) for chunk in chunks]
         what = f"an iteration of {sum(item.num_tokens for item in items)} tokens"
         with out_of_memory_is(MeasurementError, what), self.device_timer:
             output = self.stage.forward(items)
+        self.arithmetic_flops = self._arithmetic_flops(chunks, output.layer_rows)
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
@@ -135,6 +142,10 @@ class NodeRuntime:
         if self.stage.is_last:
             now_s = self._clock()
             self._gather.sampled(self._ending, now_s=now_s, iteration_s=now_s - self._begin_s)
+
+    def _arithmetic_flops(self, chunks: Sequence[Chunk], layer_rows: int) -> float:
+        layers = self.stage.end - min(self._routes[chunk.item.request].entry_layer for chunk in chunks)
+        return 2.0 * self._layer_parameters * max(0, layer_rows - FEW_TOKENS * layers)
 
     def _open(self, opened: OpenRequest) -> None:
         places = [index for index, hop in enumerate(opened.hops) if hop.node == self._node]
@@ -170,8 +181,11 @@ class NodeRuntime:
         if (inputs.dim() == 1) != (route.entry_layer == 0):
             got = "token ids" if inputs.dim() == 1 else "hidden states"
             raise MeasurementError(f"request {item.request} enters at layer {route.entry_layer}, but sends {got}")
-        self._gather.is_back(item.request)
-        self._batcher.add(item, inputs)
+        self._gather.returned((item.request,))
+        if item.is_decode:
+            self._batcher.add_decodes(Chunk(item, inputs, 0))
+        else:
+            self._batcher.add_prompt(item, inputs)
 
     def _inputs(self, work: Work, payload: bytes | memoryview | None) -> torch.Tensor:
         """Token ids [T] or hidden states [T, E] of a message, in memory of their own."""

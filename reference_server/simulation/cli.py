@@ -71,7 +71,8 @@ def simulate(
     from helixbench.records import load_record, save_record
     from helixbench.reference_server.simulation.arrivals import read_trace
     from helixbench.reference_server.simulation.compatibility import require_fit
-    from helixbench.reference_server.simulation.simulator import NodeDiedError, SimulationConfig
+    from helixbench.reference_server.simulation.config import SimulationConfig
+    from helixbench.reference_server.simulation.simulator import NodeDiedError
     from helixbench.reference_server.simulation.simulator import simulate as run_simulation
     from helixbench.solver.problem.plan import Plan
     from helixbench.solver.problem.workload import workload_of_options

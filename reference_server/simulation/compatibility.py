@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.records import digest
+from helixbench.reference_server.simulation.config import SimulationConfig
 from helixbench.solver.problem.capacity import kv_capacity_tokens
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeDies, NodeSlows
-
-if TYPE_CHECKING:
-    from helixbench.reference_server.simulation.simulator import SimulationConfig
 
 OTHER_CLUSTER_NOTE = "the plan was made for another cluster profile than the one that it is simulated on"
 

@@ -15,7 +15,8 @@ from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import digest, load_record, save_record
 from helixbench.reference_server.simulation.arrivals import TracedRequest
-from helixbench.reference_server.simulation.simulator import SimulationConfig, SimulationResult, simulate
+from helixbench.reference_server.simulation.config import SimulationConfig
+from helixbench.reference_server.simulation.simulator import SimulationResult, simulate
 from helixbench.reference_server.simulation.study_spec import (
     PlacementSpec,
     StudySpec,
@@ -24,7 +25,7 @@ from helixbench.reference_server.simulation.study_spec import (
     inputs_of,
     workload_of,
 )
-from helixbench.solver import Infeasible, SolveConfig, solve_placement
+from helixbench.solver import Infeasible, solve_placement
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
 
@@ -208,14 +209,12 @@ def _plan(
     is_closed = load.arrivals().kind == "closed loop"
     try:
         plan = solve_placement(
-            SolveConfig(
-                cluster=profile,
-                workload=workload,
-                concurrency=load.concurrency if is_closed else None,
-                objective=cast(Literal["throughput", "max-flow"], placement.objective),
-                method=placement.method,
-                time_limit_s=spec.solve_s,
-            )
+            profile,
+            workload,
+            concurrency=load.concurrency if is_closed else None,
+            objective=cast(Literal["throughput", "max-flow"], placement.objective),
+            method=placement.method,
+            time_limit_s=spec.solve_s,
         )
     except InputError as error:
         return str(error)

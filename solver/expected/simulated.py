@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from helixbench.profiler.cost.padding import RowSizes
 from helixbench.solver.expected.analytic import predict_means
 from helixbench.solver.expected.batch_limits import Batching, best_batching
 from helixbench.solver.expected.starts import follow_from
@@ -13,13 +14,13 @@ from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Expected, LayerRange
 from helixbench.solver.problem.question import Question
-from helixbench.solver.simulation.rollout import (
+from helixbench.solver.simulation.closed_loop import (
     FEWEST_REQUESTS,
     MIN_REQUESTS,
     TOKENS_PER_EVENT,
-    RolledOut,
-    can_roll_out,
-    roll_out,
+    ClosedLoopResult,
+    can_admit_longest,
+    simulate_closed_loop,
 )
 
 
@@ -98,13 +99,13 @@ def follow(
     *,
     batching: Batching = NO_LIMITS,
     effort: Effort = RANKED,
-) -> RolledOut | None:
+) -> ClosedLoopResult | None:
     """The rollout of a placement that its flow uses; ``None`` where it is out of reach."""
     if not is_followed(question, held, flow, concurrency, effort=effort):
         return None
 
-    def roll(seed: int) -> RolledOut | None:
-        return roll_out(
+    def roll(seed: int) -> ClosedLoopResult | None:
+        return simulate_closed_loop(
             question.capacities,
             held,
             flow.links,
@@ -133,7 +134,7 @@ def is_followed(
     So many are expected where requests spread evenly over the stages; groups that merge need far fewer.
     """
     capacities = question.capacities
-    if not can_roll_out(capacities, held, flow.links):
+    if not can_admit_longest(capacities, held, flow.links):
         return False
     in_flight = predict_means(capacities, held, flow.links, concurrency).in_flight or 1.0
     weighted = pipelines_of(held, flow.links)
@@ -187,6 +188,7 @@ def best_limits(
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
+        row_sizes=[row_sizes(question.capacities, name) for name in held],
         thorough=thorough,
         follow_longer=(
             (lambda batching: expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED))
@@ -195,6 +197,12 @@ def best_limits(
         ),
     )
     return None if found is None else BestLimits(*found, BATCHINGS_TRIED // 2 * unlimited.work)
+
+
+def row_sizes(capacities: Capacities, name: str) -> RowSizes:
+    """Numbers of rows that the node's layers run with; none where it was not measured."""
+    cost = capacities.nodes[name].cost
+    return () if cost is None else cost.stage.row_sizes
 
 
 def max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from helixbench.solver.problem.plan import Expected
-from helixbench.solver.simulation.rollout import RolledOut
+from helixbench.solver.simulation.closed_loop import ClosedLoopResult
 
 
-def follow_from(roll: Callable[[int], RolledOut | None], *, starts: int, max_work: int) -> RolledOut | None:
+def follow_from(
+    roll: Callable[[int], ClosedLoopResult | None], *, starts: int, max_work: int
+) -> ClosedLoopResult | None:
     """The mean of rollouts with seeds 0, 1, ..., as many of ``starts`` as the work allows after the first.
 
     Args:
@@ -36,11 +38,11 @@ def follow_from(roll: Callable[[int], RolledOut | None], *, starts: int, max_wor
     return mean_of(found)
 
 
-def mean_of(found: Sequence[RolledOut]) -> RolledOut:
+def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
     """Of rollouts of one placement; it has settled if all have."""
     each = [one.expected for one in found]
     names = each[0].node_busy
-    return RolledOut(
+    return ClosedLoopResult(
         expected=msgspec.structs.replace(
             each[0],
             total_tokens_per_s=statistics.fmean(one.total_tokens_per_s for one in each),

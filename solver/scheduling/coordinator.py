@@ -1,7 +1,7 @@
-"""Coordinator: the life of a request, from its arrival to its last token. Pure: (event, now) -> actions.
+"""Coordinator: the life of a request, from arrival to its last token. Pure: an event in, actions out.
 
-It admits a request when every node of its pipeline has KV slots free for the longest that it can become, so no node
-ever runs out, and a request that was let in is never thrown out.
+It admits a request when every node of its pipeline has KV slots free for the longest that the request can become. So no
+node ever runs out of KV cache, and an admitted request is never preempted.
 """
 
 from __future__ import annotations
@@ -42,10 +42,59 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.prompt) + self.max_tokens - 1
 
 
+class InFlight(msgspec.Struct, eq=False):
+    """An admitted request. It ends with output token number ``ends_at``; ``reason`` says why, once that is known."""
+
+    request: Request
+    pipeline: int
+    ends_at: int
+    num_output: int = 0
+    last_token: int = 0
+    reason: FinishReason = ""
+
+    @property
+    def context_tokens(self) -> int:
+        """Cached tokens that its next decode step reads, its own included."""
+        return len(self.request.prompt) + self.num_output
+
+    def end_with_next(self, reason: FinishReason) -> None:
+        """End the request with its next token, whatever that is."""
+        self.ends_at, self.reason = self.num_output + 1, reason
+
+
+class DecodeGroup(msgspec.Struct, eq=False):
+    """Sequences of one pipeline that take their next token together; ``context_tokens`` is the sum over ``members``.
+
+    The coordinator decides about groups and the simulator moves them whole, so that an event costs about the same for
+    one sequence as for a hundred. Nodes of a server run the members one by one.
+    """
+
+    pipeline: int
+    members: list[InFlight]
+    context_tokens: int
+
+    @classmethod
+    def of(cls, member: InFlight) -> DecodeGroup:
+        """A group of one."""
+        return cls(member.pipeline, [member], member.context_tokens)
+
+    @property
+    def count(self) -> int:
+        """Number of sequences."""
+        return len(self.members)
+
+    def take(self, count: int) -> DecodeGroup:
+        """Remove the first ``count`` sequences and return them."""
+        members, self.members = self.members[:count], self.members[count:]
+        context_tokens = sum(member.context_tokens for member in members)
+        self.context_tokens -= context_tokens
+        return DecodeGroup(self.pipeline, members, context_tokens)
+
+
 class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A request got a token (``None`` when it was aborted instead); ``reason`` is set with its last one.
 
-    ``pipeline`` is ``None`` where it was aborted before it had one; ``scores`` where none were asked for.
+    ``pipeline`` is ``None`` where the request was aborted before it had one, ``scores`` where none were asked for.
     """
 
     request: int
@@ -55,8 +104,17 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     scores: Scores | None = None
 
 
+class Actions(msgspec.Struct):
+    """What follows from an event: who ended, who goes on, who was admitted, and what clients are to be told."""
+
+    ended: list[InFlight] = []
+    going: dict[int, DecodeGroup] = {}  # pipeline -> sequences that take another token
+    admitted: list[InFlight] = []
+    events: list[TokenEvent] = []
+
+
 class Outgoing(msgspec.Struct):
-    """What goes to one node as one message: the ``Work`` being put together, and the token ids of its items."""
+    """One message to one node: the parts of a ``Work``, and the token ids of its items."""
 
     items: list[WorkItem] = []
     opens: list[OpenRequest] = []
@@ -64,26 +122,12 @@ class Outgoing(msgspec.Struct):
     tokens: list[int] = []
 
 
-class Actions(msgspec.Struct, frozen=True):
-    """What the caller is to do: send these (node -> one message), and tell clients of these events."""
-
-    sends: dict[str, Outgoing]
-    events: list[TokenEvent]
-
-
-class _InFlight(msgspec.Struct):
-    request: Request
-    pipeline: int
-    num_output: int = 0
-    is_aborted: bool = False
-
-
 class Coordinator:
     """Requests in and tokens out, over a router's pipelines.
 
     Args:
-        router: picks pipelines.
-        kv_capacity_tokens: node -> KV slots that it holds.
+        router: chooses pipelines.
+        kv_capacity_tokens: node -> KV slots that admission may fill.
         max_concurrency: requests in flight at most; ``None`` for as many as the KV caches hold.
     """
 
@@ -93,11 +137,11 @@ class Coordinator:
         self._router = router
         self._capacity = dict(kv_capacity_tokens)  # node -> KV slots in all
         self._free = dict(kv_capacity_tokens)  # node -> KV slots that no request holds
-        self._max_concurrency = max_concurrency
-        self._largest: int | None = None  # KV slots that some pipeline holds; worked out when first asked for
-        self._is_full = False  # the first that waits found no room, and no slot was freed since
-        self._waiting: OrderedDict[int, Request] = OrderedDict()  # number -> request, the first to be admitted first
-        self._in_flight: dict[int, _InFlight] = {}  # request -> where it is
+        self._max_concurrency = math.inf if max_concurrency is None else max_concurrency
+        self._largest: int | None = None  # KV slots of the largest request that fits some pipeline, once computed
+        self._is_full = False  # the first in the queue found no room, and no slot has been freed since
+        self._waiting: OrderedDict[int, Request] = OrderedDict()  # number -> request, in order of arrival
+        self._in_flight: dict[int, InFlight] = {}  # request number -> its state
 
     @property
     def num_waiting(self) -> int:
@@ -121,17 +165,17 @@ class Coordinator:
         return self._largest
 
     def submit(self, requests: Iterable[Request], *, onto: Actions | None = None) -> Actions:
-        """New requests arrive; ``onto`` are actions of the same moment, to travel in the same messages.
+        """New requests arrive. ``onto`` are actions of the same moment, which are extended.
 
         Raises:
             ValueError: an empty prompt, no output wanted, a request that no pipeline can hold even when empty, or the
-                number of one that has not ended. None of them is let in then.
+                number of one that has not ended. No request of the list is taken then.
         """
         requests = list(requests)
         largest = self.largest_request_tokens()
         new = {request.number: request for request in requests}
         if len(new) < len(requests) or any(number in self._waiting or number in self._in_flight for number in new):
-            raise ValueError("two requests that have not ended have one number; numbers must differ")
+            raise ValueError("two requests that have not ended share a number; numbers must differ")
         for request in requests:
             if not request.prompt or request.max_tokens < 1:
                 raise ValueError("need a prompt and an output of at least 1 token each")
@@ -141,70 +185,63 @@ class Coordinator:
                     f"slots; the largest that a pipeline holds is {largest}"
                 )
         self._waiting.update(new)
-        actions = Actions({}, []) if onto is None else onto
-        self._admit(actions)
-        return actions
+        return self.admit(onto=onto)
 
     def sampled(self, tokens: Iterable[tuple[int, int]], scores: Iterable[Scores] = ()) -> Actions:
-        """A last stage sampled tokens, as (request, token), some of them with ``scores``.
+        """A last stage sampled tokens, as (request number, token), some of them with ``scores``.
 
         Raises:
             KeyError: a token for a request that is not in flight: a node answered twice or for another run.
         """
-        actions = Actions({}, [])
+        given = [(self._in_flight[number], token) for number, token in tokens]
+        groups: dict[int, DecodeGroup] = {}  # pipeline -> its sequences
+        for state, token in given:
+            state.last_token = token
+            if token in state.request.stop_token_ids and state.num_output >= state.request.min_tokens:
+                state.end_with_next(state.reason or "stop")
+            group = groups.setdefault(state.pipeline, DecodeGroup(state.pipeline, [], 0))
+            group.members.append(state)
+            group.context_tokens += state.context_tokens
+        actions = self.advance(groups.values())
         scores_of = {one.request: one for one in scores}
-        for number, token in tokens:
-            self._advance(self._in_flight[number], token, scores_of.get(number), actions)
-        self._admit(actions)
-        return actions
-
-    def abort(self, number: int) -> Actions:
-        """The client has gone. Slots are freed when the token under way is back: nothing late is left in the nodes."""
-        actions = Actions({}, [])
-        state = self._in_flight.get(number)
-        if state is not None:
-            state.is_aborted = True
-        elif self._waiting.pop(number, None) is not None:
-            self._is_full = False
-            actions.events.append(TokenEvent(request=number, token=None, pipeline=None, reason="abort"))
-        return actions
-
-    def _advance(self, state: _InFlight, token: int, scores: Scores | None, actions: Actions) -> None:
-        request = state.request
-        state.num_output += 1
-        reason: FinishReason = ""
-        if state.is_aborted:
-            reason = "abort"
-        elif token in request.stop_token_ids and state.num_output > request.min_tokens:
-            reason = "stop"
-        elif state.num_output == request.max_tokens:
-            reason = "length"
-        actions.events.append(
+        actions.events += [
             TokenEvent(
-                request=request.number,
-                token=None if reason == "abort" else token,
+                request=state.request.number,
+                token=None if state.reason == "abort" else token,
                 pipeline=state.pipeline,
-                reason=reason,
-                scores=scores,
+                reason=state.reason,
+                scores=scores_of.get(state.request.number),
             )
-        )
-        hops = self._router.pipelines[state.pipeline]
-        if reason:
-            del self._in_flight[request.number]
-            self._router.ended(state.pipeline)
-            self._is_full = False
-            for hop in hops:
-                self._free[hop.node] += request.kv_tokens
-                _to(actions, hop).closes.append(request.number)
-            return
-        past = len(request.prompt) + state.num_output - 1
-        message = _to(actions, hops[0])
-        message.items.append(WorkItem(request.number, past, 1, sample=True, is_decode=True))
-        message.tokens.append(token)
+            for state, token in given
+        ]
+        return self.admit(onto=actions)
 
-    def _admit(self, actions: Actions) -> None:
-        most = math.inf if self._max_concurrency is None else self._max_concurrency
-        while self._waiting and not self._is_full and len(self._in_flight) < most:
+    def advance(self, groups: Iterable[DecodeGroup]) -> Actions:
+        """Every sequence of these groups has got a token. Who has all of theirs frees its slots; nobody is admitted."""
+        actions = Actions()
+        for group in groups:
+            ended = []
+            for state in group.members:
+                state.num_output += 1
+                if state.num_output == state.ends_at:
+                    ended.append(state)
+            context_tokens = group.context_tokens + len(group.members) - sum(state.context_tokens for state in ended)
+            members = [state for state in group.members if state.num_output < state.ends_at] if ended else group.members
+            merged = actions.going.get(group.pipeline)
+            if merged is not None:
+                merged.members += members
+                merged.context_tokens += context_tokens
+            elif members:
+                actions.going[group.pipeline] = DecodeGroup(group.pipeline, members, context_tokens)
+            actions.ended += ended
+        for state in actions.ended:
+            self._release(state)
+        return actions
+
+    def admit(self, *, onto: Actions | None = None) -> Actions:
+        """Admit requests in order of arrival while there is room, each to the pipeline that the router chooses."""
+        actions = Actions() if onto is None else onto
+        while self._waiting and not self._is_full and len(self._in_flight) < self._max_concurrency:
             request = next(iter(self._waiting.values()))
             need = request.kv_tokens
             full = {node for node, free in self._free.items() if free < need}
@@ -215,31 +252,66 @@ class Coordinator:
             index = self._router.choose(has_room)
             if index is None:
                 self._is_full = True
-                return
+                break
             self._waiting.popitem(last=False)
-            self._start(request, index, actions)
+            state = InFlight(request, index, ends_at=request.max_tokens)
+            self._in_flight[request.number] = state
+            for hop in self._router.pipelines[index]:
+                self._free[hop.node] -= need
+            actions.admitted.append(state)
+        return actions
 
-    def _start(self, request: Request, index: int, actions: Actions) -> None:
-        hops = self._router.pipelines[index]
-        self._in_flight[request.number] = _InFlight(request, index)
-        opened = OpenRequest(
-            request.number,
-            hops,
-            request.kv_tokens,
-            request.sampling,
-            stop_from=len(request.prompt) + request.min_tokens if request.min_tokens else 0,
-            stop_token_ids=tuple(sorted(request.stop_token_ids)) if request.min_tokens else (),
-            scored=request.prompt if request.is_prompt_scored else (),
-        )
-        for hop in hops:
-            self._free[hop.node] -= request.kv_tokens
-            _to(actions, hop).opens.append(opened)
-        message = _to(actions, hops[0])
-        message.items.append(WorkItem(request.number, 0, len(request.prompt), sample=True, is_decode=False))
-        message.tokens.extend(request.prompt)
+    def abort(self, number: int) -> Actions:
+        """The client has gone. Slots are freed when the token under way is back: nothing late is left in the nodes."""
+        actions = Actions()
+        state = self._in_flight.get(number)
+        if state is not None:
+            state.end_with_next("abort")
+        elif self._waiting.pop(number, None) is not None:
+            self._is_full = False
+            actions.events.append(TokenEvent(request=number, token=None, pipeline=None, reason="abort"))
+        return actions
 
+    def messages(self, actions: Actions) -> dict[str, Outgoing]:
+        """The actions as one message to each node that they concern (node -> message)."""
+        messages: dict[str, Outgoing] = {}
 
-def _to(actions: Actions, hop: Hop) -> Outgoing:
-    if hop.node not in actions.sends:
-        actions.sends[hop.node] = Outgoing()
-    return actions.sends[hop.node]
+        def to(hop: Hop) -> Outgoing:
+            return messages.setdefault(hop.node, Outgoing())
+
+        pipelines = self._router.pipelines
+        for state in actions.ended:
+            for hop in pipelines[state.pipeline]:
+                to(hop).closes.append(state.request.number)
+        for group in actions.going.values():
+            first = to(pipelines[group.pipeline][0])
+            for state in group.members:
+                past = state.context_tokens - 1
+                first.items.append(WorkItem(state.request.number, past, 1, sample=True, is_decode=True))
+                first.tokens.append(state.last_token)
+        for state in actions.admitted:
+            request, hops = state.request, pipelines[state.pipeline]
+            opened = OpenRequest(
+                request.number,
+                hops,
+                request.kv_tokens,
+                request.sampling,
+                stop_from=len(request.prompt) + request.min_tokens if request.min_tokens else 0,
+                stop_token_ids=tuple(sorted(request.stop_token_ids)) if request.min_tokens else (),
+                scored=request.prompt if request.is_prompt_scored else (),
+            )
+            for hop in hops:
+                to(hop).opens.append(opened)
+            first = to(hops[0])
+            first.items.append(WorkItem(request.number, 0, len(request.prompt), sample=True, is_decode=False))
+            first.tokens.extend(request.prompt)
+        return messages
+
+    def _release(self, state: InFlight) -> None:
+        request = state.request
+        state.reason = state.reason or "length"
+        del self._in_flight[request.number]
+        self._router.ended(state.pipeline)
+        self._is_full = False
+        for hop in self._router.pipelines[state.pipeline]:
+            self._free[hop.node] += request.kv_tokens

@@ -1,4 +1,4 @@
-"""Kernel: a virtual clock and the queue of what is to happen, in an order that is stated down to the last tie."""
+"""Event loop: a virtual clock and a queue of actions, in an order that is defined down to the last tie."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import heapq
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-# What happens first among things of one moment. A node begins only when all that reaches it by then has reached it.
+# Order of actions at one moment. A node begins an iteration only when all that reaches it by then has reached it.
 MARK, FAULT, WIRE, ARRIVAL, COORDINATOR, ITERATION_END, ITERATION_BEGIN = range(7)
 
 _Entry: TypeAlias = tuple[float, int, int, Callable[[Any], None], Any]
 
 
-class Kernel:
+class EventLoop:
     """Runs actions in the order of (time, priority, order of scheduling); nothing else decides between two of them."""
 
     def __init__(self) -> None:
@@ -23,17 +23,17 @@ class Kernel:
         self._is_stopped = False
 
     def at(self, when_s: float, priority: int, action: Callable[[Any], None], argument: Any = None) -> None:
-        """Let ``action(argument)`` happen at ``when_s``, which is not before now."""
+        """Schedule ``action(argument)`` at ``when_s``, which is not before now."""
         assert when_s >= self.now_s, f"{action} at {when_s} s, before now ({self.now_s} s)"
         self._scheduled += 1
         heapq.heappush(self._queue, (when_s, priority, self._scheduled, action, argument))
 
     def stop(self) -> None:
-        """Let nothing more happen after what happens now, until ``run`` is called again."""
+        """End ``run`` after the present action; the queue stays as it is."""
         self._is_stopped = True
 
     def run(self, max_events: int) -> bool:
-        """Let so many things happen at most; ``False`` when it was stopped or nothing is left to happen."""
+        """Run so many actions at most; ``False`` where it was stopped or the queue is empty."""
         queue, pop = self._queue, heapq.heappop
         self._is_stopped = False
         for _ in range(max_events):

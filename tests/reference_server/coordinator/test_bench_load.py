@@ -13,5 +13,5 @@ WORKLOAD = Workload(source="mixed", lengths=((5, 9), (30, 4), (12, 1), (1, 17)))
 def test_one_seed_gives_the_lengths_that_are_simulated() -> None:
     config = BenchConfig(workload=WORKLOAD, concurrency=6, seed=3, vocab_size=320, num_requests=20)
     served = _Load(config, lambda: 0.0).new_requests(40, 0.0)
-    simulated = Load(Arrivals(kind="closed loop"), WORKLOAD, seed=3).new_requests(40, 0.0)
+    simulated = Load(Arrivals(kind="closed loop"), WORKLOAD, concurrency=40, seed=3).following(0, 0.0)
     assert [(len(r.prompt), r.max_tokens) for r in served] == [(len(r.prompt), r.max_tokens) for r in simulated]

@@ -12,7 +12,7 @@ from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
 from helixbench.reference_server.simulation.arrivals import draw_times
 from helixbench.solver.scheduling.work import Routing
-from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, Kernel
+from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, EventLoop
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows
 from tests.reference_server.simulation.cases import (
     MIXED,
@@ -120,7 +120,7 @@ def test_a_node_that_joins_is_not_used_and_the_record_says_so() -> None:
 
 
 def test_ties_go_by_priority_and_then_by_order() -> None:
-    kernel, happened = Kernel(), list[str]()
+    kernel, happened = EventLoop(), list[str]()
     kernel.at(1.0, ARRIVAL, happened.append, "second arrival")
     kernel.at(1.0, FAULT, happened.append, "fault")
     kernel.at(0.5, ARRIVAL, happened.append, "first")

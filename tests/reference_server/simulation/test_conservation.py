@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
-from helixbench.reference_server.simulation.checks import ConservationError, Ledger
-from helixbench.reference_server.simulation.node import Message, SimulatedNode
 from helixbench.reports.verdict.integrity import check_run
 from helixbench.solver.problem.workload import Workload
-from helixbench.solver.scheduling.batcher import Batcher, Chunk
-from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
-from helixbench.solver.scheduling.work import Routing, WorkItem
+from helixbench.solver.scheduling.batcher import Batcher
+from helixbench.solver.scheduling.coordinator import Coordinator, DecodeGroup, InFlight
+from helixbench.solver.scheduling.work import Routing
+from helixbench.solver.simulation.cluster import SimulatedCluster
 from tests.reference_server.simulation.cases import OFFLINE, closed, cluster, four_nodes, plan_of, two_in_a_row
+from tests.solver.simulation.ledger import CheckedBatcher, CheckedCoordinator, ConservationError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def checked() -> Iterator[None]:
+    """Every simulation of this file is checked as it goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helixbench.solver.simulation.cluster.Batcher", CheckedBatcher)
+        patch.setattr("helixbench.solver.simulation.cluster.Coordinator", CheckedCoordinator)
+        yield
+
 
 ROUTINGS: tuple[Routing, ...] = ("iwrr", "fixed", "random", "shortest-queue", "swarm")
 LENGTHS = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 30)), min_size=1, max_size=4)
@@ -87,9 +97,9 @@ def test_a_closed_loop_keeps_its_number_in_flight(concurrency: int, routing: Rou
 def test_a_token_that_runs_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Batcher.next_batch
 
-    def twice(self: Batcher) -> list[Chunk]:
-        batch = original(self)
-        return [*batch, batch[0]]
+    def twice(self: Batcher[Any]) -> Any:
+        decodes, chunks = original(self)
+        return decodes, [*chunks, *chunks[:1]]
 
     monkeypatch.setattr(Batcher, "next_batch", twice)
     profile, plan = two_in_a_row()
@@ -98,86 +108,55 @@ def test_a_token_that_runs_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_token_that_is_lost_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Batcher.add
+    original = Batcher.add_decodes
     added = 0
 
-    def lossy(self: Batcher, item: Any, inputs: Any) -> None:
+    def lossy(self: Batcher[Any], decodes: Any) -> None:
         nonlocal added
         added += 1
         if added != 50:
-            original(self, item, inputs)
+            original(self, decodes)
 
-    monkeypatch.setattr(Batcher, "add", lossy)
+    monkeypatch.setattr(Batcher, "add_decodes", lossy)
     profile, plan = two_in_a_row()
-    with pytest.raises(ConservationError, match="nothing happens any more with 1 in flight"):
+    with pytest.raises(AssertionError, match="nothing happens any more with 1 in flight"):
         simulate(plan, profile, closed(1))
 
 
-def four_offline() -> RunLog:
-    """Four requests that are there from the start; the run ends with them."""
-    profile, plan = two_in_a_row()
-    workload = plan.assumptions.workload
-    config = SimulationConfig(workload=workload, arrivals=OFFLINE, num_requests=4, duration_s=None, warmup_s=0.0)
-    return simulate(plan, profile, config).run
-
-
-def test_kv_slots_that_a_node_does_not_free_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = SimulatedNode._close
-
-    def lossy(self: SimulatedNode, request: int) -> None:
-        if (self.name, request) != ("b", 3):
-            original(self, request)
-
-    monkeypatch.setattr(SimulatedNode, "_close", lossy)
-    with pytest.raises(ConservationError, match="b: 1 requests that have ended hold 51 KV slots"):
-        four_offline()
-
-
 def test_kv_slots_that_the_coordinator_does_not_free_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Coordinator.sampled
+    original = Coordinator._release
 
-    def forgetful(self: Coordinator, tokens: Any) -> Any:
-        actions = original(self, tokens)
-        if not self.num_in_flight:
+    def forgetful(self: Coordinator, state: InFlight) -> None:
+        original(self, state)
+        if state.request.number == 3:
             self._free["a"] -= 7
-        return actions
 
-    monkeypatch.setattr(Coordinator, "sampled", forgetful)
-    with pytest.raises(ConservationError, match="the coordinator holds 7 KV slots of a for requests that have ended"):
-        four_offline()
+    monkeypatch.setattr(Coordinator, "_release", forgetful)
+    profile, plan = two_in_a_row()
+    with pytest.raises(ConservationError, match=r"hold \{'a': 0, .* KV slots; the coordinator has \{'a': 7, "):
+        simulate(
+            plan,
+            profile,
+            SimulationConfig(
+                workload=plan.assumptions.workload, arrivals=OFFLINE, num_requests=4, duration_s=None, warmup_s=0.0
+            ),
+        )
 
 
-def test_work_that_no_request_waits_for_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = SimulatedNode.receive
+def test_a_token_for_a_request_that_has_ended_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SimulatedCluster._receive
+    kept: list[DecodeGroup] = []
 
-    def echoing(self: SimulatedNode, message: Message) -> None:
+    def echoing(self: SimulatedCluster, message: Any) -> None:
+        kept.extend(DecodeGroup(g.pipeline, list(g.members), g.context_tokens) for g in message)
+        if len(kept) == 20:
+            message = [*message, kept[0]]
         original(self, message)
-        for request in message.closes:
-            original(self, Message([WorkItem(request, 51, 1, sample=True, is_decode=True)]))
 
-    monkeypatch.setattr(SimulatedNode, "receive", echoing)
-    with pytest.raises(ConservationError, match="a: work is left that no request waits for"):
-        four_offline()
-
-
-def test_the_ledger_knows_every_request_and_token() -> None:
-    ledger = Ledger()
-    ledger.submitted(Request(number=1, prompt=(0,), max_tokens=2))
-    with pytest.raises(ConservationError, match="submitted twice"):
-        ledger.submitted(Request(number=1, prompt=(0,), max_tokens=2))
-    with pytest.raises(ConservationError, match="with 1 tokens to come"):
-        ledger.told(event(1, "length"))
-    ledger.told(event(1))
-    with pytest.raises(ConservationError, match="1 requests have not ended, but 0"):
-        ledger.close([], num_waiting=0, num_in_flight=0)
-    ledger.told(event(1, "length"))
-    with pytest.raises(ConservationError, match="did not ask for"):
-        ledger.told(event(1))
-    ledger.close([], num_waiting=0, num_in_flight=0)
-
-
-def event(request: int, reason: Any = "") -> TokenEvent:
-    return TokenEvent(request=request, token=0, pipeline=0, reason=reason)
+    monkeypatch.setattr(SimulatedCluster, "_receive", echoing)
+    profile, plan = two_in_a_row()
+    with pytest.raises(ConservationError, match="request 0 got a token that it did not ask for"):
+        simulate(plan, profile, closed(1))
 
 
 def test_admission_waits_for_room_and_says_when_it_let_in() -> None:

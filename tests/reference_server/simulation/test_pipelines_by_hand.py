@@ -8,13 +8,13 @@ import pytest
 from helixbench.profiler.cluster import ClusterProfile, Coordinator, Link
 from helixbench.profiler.cost.model import BatchShape, StageCost
 from helixbench.reference_server.simulation import SimulationConfig, simulate
-from helixbench.solver import SolveConfig, solve_placement
+from helixbench.solver import solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload
 from helixbench.solver.questions.generate import make_cluster
 from helixbench.solver.scheduling.work import Routing
-from helixbench.solver.simulation.rollout import roll_out
+from helixbench.solver.simulation.closed_loop import simulate_closed_loop
 from helixbench.solver.simulation.stage_time import StageTimer
 from tests.reference_server.simulation.cases import (
     MIXED,
@@ -91,7 +91,7 @@ def test_a_closed_loop_on_one_pipeline_is_what_the_solver_rolls_out(
         plan = plan_of(profile, {"a": (0, 8)}, [(["a"], 1.0)])
     profile = with_batches_of(profile, 64)
 
-    promised = roll_out(Capacities(profile, workload), plan.placement, plan.flows, concurrency)
+    promised = simulate_closed_loop(Capacities(profile, workload), plan.placement, plan.flows, concurrency)
     assert promised is not None
     run = simulate(plan, profile, closed(concurrency, workload=workload, num_requests=max(4 * concurrency, 96))).run
 
@@ -105,7 +105,7 @@ def test_the_simulator_and_the_rollout_agree_on_late_entries_shared_cards_and_li
     profile, plan = four_nodes(memory_bytes=2.2e7)
     plan = msgspec.structs.replace(plan, max_decode_batch=5)
 
-    promised = roll_out(
+    promised = simulate_closed_loop(
         Capacities(profile, MIXED), plan.placement, plan.flows, 40, max_decode_batch=5, max_batch_tokens=64
     )
     assert promised is not None
@@ -118,12 +118,12 @@ def test_the_simulator_and_the_rollout_agree_on_late_entries_shared_cards_and_li
 
 def test_the_simulator_and_the_rollout_agree_on_capacity_tables() -> None:
     profile = make_cluster(num_nodes=10, num_types=2, num_regions=1, seed=1)
-    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, method="petals", concurrency=48))
+    plan = solve_placement(profile, WORKLOAD, method="petals", concurrency=48)
     assert isinstance(plan, Plan)
 
     run = simulate(plan, profile, closed(48, num_requests=192)).run
 
-    promised = roll_out(Capacities(profile, WORKLOAD), plan.placement, plan.flows, 48)
+    promised = simulate_closed_loop(Capacities(profile, WORKLOAD), plan.placement, plan.flows, 48)
     assert promised is not None
     assert run.output_tokens_per_s == pytest.approx(promised.expected.output_tokens_per_s, rel=1e-2)
     assert plan.predicted.expected[-1].total_tokens_per_s == pytest.approx(run.total_tokens_per_s, rel=5e-2)
@@ -132,21 +132,22 @@ def test_the_simulator_and_the_rollout_agree_on_capacity_tables() -> None:
 def test_a_rollout_goes_on_until_two_windows_agree_and_is_cut_off_in_time() -> None:
     profile, plan = four_nodes()
     capacities = Capacities(profile, MIXED)
-    settled = roll_out(capacities, plan.placement, plan.flows, 40, max_windows=20)
+    settled = simulate_closed_loop(capacities, plan.placement, plan.flows, 40, max_windows=20)
     assert settled is not None
     assert settled.is_settled
     assert settled.rounds >= 8
-    cut = roll_out(capacities, plan.placement, plan.flows, 40, max_windows=20, max_work=settled.work // 3)
+    cut = simulate_closed_loop(capacities, plan.placement, plan.flows, 40, max_windows=20, max_work=settled.work // 3)
     assert cut is not None
     assert not cut.is_settled
-    assert roll_out(capacities, plan.placement, plan.flows, 40, max_work=100) is None
+    assert simulate_closed_loop(capacities, plan.placement, plan.flows, 40, max_work=100) is None
 
 
 def with_batches_of(profile: ClusterProfile, max_batch_tokens: int) -> ClusterProfile:
     nodes = []
     for node in profile.nodes:
         assert node.cost is not None
-        cost = msgspec.structs.replace(node.cost, max_batch_tokens=max_batch_tokens)
+        stage = msgspec.structs.replace(node.cost.stage, step_idle_s=2e-3, layer_idle_s=1e-4)
+        cost = msgspec.structs.replace(node.cost, stage=stage, max_batch_tokens=max_batch_tokens)
         nodes.append(msgspec.structs.replace(node, cost=cost))
     return msgspec.structs.replace(profile, nodes=tuple(nodes))
 
@@ -158,7 +159,7 @@ def test_a_batch_with_late_entries_takes_what_its_layers_take() -> None:
     assert cost is not None
     timer = StageTimer(cost.stage, LayerRange(2, 8), num_layers=8)
 
-    seconds = timer.seconds([(2, (5, 1, 15, 1, 8, 2)), (6, (0, 0, 0, 1, 4, 1))])
+    seconds = timer.seconds({2: (5, 1, 15, 1, 8, 2), 6: (0, 0, 0, 1, 4, 1)})
 
     alone = BatchShape(5, 1, 15, 1, 8, 2)
     both = BatchShape(5, 1, 15, 2, 8 + 4, 3)
@@ -202,7 +203,7 @@ def test_the_coordinator_takes_its_time() -> None:
 def test_zero_seconds_are_allowed(routing: Routing) -> None:
     """A cost of nothing is a legal cost; time then passes on links only."""
     zero = dict.fromkeys(StageCost.__struct_fields__, 0.0)
-    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,)}))  # type: ignore[arg-type]
+    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,), "row_sizes": ()}))  # type: ignore[arg-type]
     profile, plan = two_in_a_row()
     nodes = tuple(
         msgspec.structs.replace(n, cost=msgspec.structs.replace(n.cost, stage=stage))  # type: ignore[type-var]

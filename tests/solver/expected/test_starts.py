@@ -7,10 +7,10 @@ import pytest
 from helixbench.solver.expected.starts import follow_from, mean_of
 from helixbench.solver.problem.plan import Expected
 from helixbench.solver.questions.assemble import _notes
-from helixbench.solver.simulation.rollout import RolledOut
+from helixbench.solver.simulation.closed_loop import ClosedLoopResult
 
 
-def rolled(total: float, *, work: int = 100, is_settled: bool = True, tpot_s: float | None = 0.1) -> RolledOut:
+def rolled(total: float, *, work: int = 100, is_settled: bool = True, tpot_s: float | None = 0.1) -> ClosedLoopResult:
     expected = Expected(
         concurrency=8,
         total_tokens_per_s=total,
@@ -20,13 +20,13 @@ def rolled(total: float, *, work: int = 100, is_settled: bool = True, tpot_s: fl
         node_busy={"a": total / 100},
         node_batch_tokens={"a": 200 / total},
     )
-    return RolledOut(expected, is_settled, 12.0, work)
+    return ClosedLoopResult(expected, is_settled, 12.0, work)
 
 
 def test_what_is_expected_is_the_mean_over_the_starts() -> None:
     seeds: list[int] = []
 
-    def roll(seed: int) -> RolledOut:
+    def roll(seed: int) -> ClosedLoopResult:
         seeds.append(seed)
         return rolled((60.0, 50.0, 40.0)[seed], is_settled=seed != 1, tpot_s=(0.1, 0.2, 0.3)[seed])
 
@@ -62,7 +62,7 @@ def test_a_start_that_was_cut_off_counts_for_nothing() -> None:
 def test_a_plan_says_where_groups_are_chance() -> None:
     assert _notes(mean_of([rolled(60.0), rolled(59.0)])) == ()
     (note,) = _notes(mean_of([rolled(60.0), rolled(50.0), rolled(55.0)]))
-    assert "mean of 3 simulations with 50 to 60 tokens/s" in note
+    assert "3 starts gave 50 to 60 tokens/s, of which it is the mean" in note
 
 
 def test_the_mean_of_one_is_itself() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,10 +19,23 @@ def decode(request: int, past: int = 10) -> WorkItem:
     return WorkItem(request, past, 1, sample=True, is_decode=True)
 
 
-def run_all(batcher: Batcher) -> list[list[Chunk]]:
+def add(batcher: Batcher[Chunk], item: WorkItem, inputs: Any = None) -> None:
+    """As a server's node does."""
+    if item.is_decode:
+        batcher.add_decodes(Chunk(item, inputs, 0))
+    else:
+        batcher.add_prompt(item, inputs)
+
+
+def next_batch(batcher: Batcher[Chunk]) -> list[Chunk]:
+    decodes, prompts = batcher.next_batch()
+    return decodes + prompts
+
+
+def run_all(batcher: Batcher[Chunk]) -> list[list[Chunk]]:
     batches = []
     while batcher.has_work:
-        batches.append(batcher.next_batch())
+        batches.append(next_batch(batcher))
     return batches
 
 
@@ -34,19 +48,19 @@ ARRIVALS = st.lists(
 def test_tokens_come_out_once_in_order_and_never_too_many(
     arrivals: list[str | tuple[int, bool]], limit: int, decode_limit: int | None
 ) -> None:
-    batcher = Batcher(max_batch_tokens=limit, max_decode_batch=decode_limit)
+    batcher: Batcher[Chunk] = Batcher(max_batch_tokens=limit, max_decode_batch=decode_limit)
     added: list[WorkItem] = []
     batches: list[list[Chunk]] = []
     for number, arrival in enumerate(arrivals):
         if arrival == "run":
             if batcher.has_work:
-                batches.append(batcher.next_batch())
+                batches.append(next_batch(batcher))
         elif isinstance(arrival, str):
             added.append(decode(number))
-            batcher.add(added[-1], f"inputs of {number}")
+            add(batcher, added[-1], f"inputs of {number}")
         else:
             added.append(prompt(number, arrival[0], past=3, sample=arrival[1]))
-            batcher.add(added[-1], f"inputs of {number}")
+            add(batcher, added[-1], f"inputs of {number}")
     batches += run_all(batcher)
 
     chunks: dict[int, list[Chunk]] = defaultdict(list)
@@ -72,9 +86,9 @@ def test_tokens_come_out_once_in_order_and_never_too_many(
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10), limit=st.integers(1, 16))
 def test_prompts_end_in_the_order_of_arrival_and_only_the_last_of_a_batch_is_cut(sizes: list[int], limit: int) -> None:
-    batcher = Batcher(max_batch_tokens=limit)
+    batcher: Batcher[Chunk] = Batcher(max_batch_tokens=limit)
     for number, size in enumerate(sizes):
-        batcher.add(prompt(number, size), None)
+        add(batcher, prompt(number, size))
 
     batches = run_all(batcher)
 
@@ -84,30 +98,30 @@ def test_prompts_end_in_the_order_of_arrival_and_only_the_last_of_a_batch_is_cut
 
 
 def test_decodes_take_their_room_first() -> None:
-    batcher = Batcher(max_batch_tokens=8)
-    batcher.add(prompt(0, 20), None)
+    batcher: Batcher[Chunk] = Batcher(max_batch_tokens=8)
+    add(batcher, prompt(0, 20))
     for request in range(1, 7):
-        batcher.add(decode(request), None)
+        add(batcher, decode(request))
 
-    first, second = batcher.next_batch(), batcher.next_batch()
+    first, second = next_batch(batcher), next_batch(batcher)
 
     assert [(chunk.item.request, chunk.item.num_tokens) for chunk in first] == [(n, 1) for n in range(1, 7)] + [(0, 2)]
     assert [(chunk.item.request, chunk.item.num_tokens) for chunk in second] == [(0, 8)]
 
 
 def test_more_decodes_than_a_batch_holds_wait_in_order() -> None:
-    batcher = Batcher(max_batch_tokens=3)
+    batcher: Batcher[Chunk] = Batcher(max_batch_tokens=3)
     for request in range(7):
-        batcher.add(decode(request), None)
+        add(batcher, decode(request))
 
     assert [[chunk.item.request for chunk in batch] for batch in run_all(batcher)] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_a_limit_on_decodes_leaves_the_rest_of_the_batch_to_prompts() -> None:
-    batcher = Batcher(max_batch_tokens=8, max_decode_batch=2)
-    batcher.add(prompt(0, 9), None)
+    batcher: Batcher[Chunk] = Batcher(max_batch_tokens=8, max_decode_batch=2)
+    add(batcher, prompt(0, 9))
     for request in range(1, 6):
-        batcher.add(decode(request), None)
+        add(batcher, decode(request))
 
     assert [[(chunk.item.request, chunk.item.num_tokens) for chunk in batch] for batch in run_all(batcher)] == [
         [(1, 1), (2, 1), (0, 6)],

@@ -32,8 +32,9 @@ class Nodes:
 
     def take(self, actions: Actions) -> None:
         self.events += actions.events
-        self.admitted += sorted({o.request for outgoing in actions.sends.values() for o in outgoing.opens})
-        for node, outgoing in actions.sends.items():
+        messages = self.coordinator.messages(actions)
+        self.admitted += sorted({o.request for outgoing in messages.values() for o in outgoing.opens})
+        for node, outgoing in messages.items():
             assert outgoing.items or outgoing.opens or outgoing.closes, "an empty message"
             for request in outgoing.closes:
                 self.used[node] -= self.open[node].pop(request).kv_tokens
@@ -42,7 +43,7 @@ class Nodes:
                 self.open[node][opened.request] = opened
                 self.used[node] += opened.kv_tokens
             assert self.used[node] <= self.capacity[node], f"the KV cache of {node} is over-committed"
-        for node, outgoing in actions.sends.items():
+        for node, outgoing in messages.items():
             start = 0
             for item in outgoing.items:
                 opened = self.open[node][item.request]
@@ -271,7 +272,7 @@ def test_scores_travel_with_the_event_of_their_token() -> None:
 
     events = nodes.coordinator.sampled([(0, 9), (1, 9)], [scores]).events
 
-    opened = {o.request: o.scored for outgoing in actions.sends.values() for o in outgoing.opens}
+    opened = {o.request: o.scored for outgoing in nodes.coordinator.messages(actions).values() for o in outgoing.opens}
     assert opened == {0: (), 1: (1, 2)}
     assert [event.scores for event in events] == [None, scores]
 
@@ -282,7 +283,7 @@ def test_aborting_what_has_ended_or_never_was_changes_nothing() -> None:
     nodes.sample([(0, 5)])
 
     for number in (0, 99):
-        assert nodes.coordinator.abort(number) == Actions({}, [])
+        assert nodes.coordinator.abort(number) == Actions()
 
 
 def test_a_token_for_a_request_that_is_not_in_flight_is_an_error() -> None:
@@ -299,8 +300,9 @@ def test_what_a_moment_brings_travels_in_one_message_to_each_node() -> None:
     actions = nodes.coordinator.sampled([(0, 3), (1, 4)])
     actions = nodes.coordinator.submit([request(2)], onto=actions)
 
-    assert set(actions.sends) == {"a", "b"}
-    first, second = actions.sends["a"], actions.sends["b"]
+    messages = nodes.coordinator.messages(actions)
+    assert set(messages) == {"a", "b"}
+    first, second = messages["a"], messages["b"]
     assert [item.request for item in first.items] == [1, 2]
     assert first.tokens == [4, *request(2).prompt]
     assert first.closes == second.closes == [0]

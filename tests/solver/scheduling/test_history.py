@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from helixbench.reference_server.coordinator.bench import node_points
+from helixbench.reference_server.run_log import node_points
 from helixbench.solver.scheduling.history import FIRST_WIDTH_S, MAX_INTERVALS, History, HistoryKeeper, Interval
 
 

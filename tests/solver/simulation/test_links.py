@@ -1,4 +1,4 @@
-"""Wires keep the order of messages between two nodes, and no channel carries more than its rate."""
+"""SimulatedLinks keep the order of messages between two nodes, and no channel carries more than its rate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink, Link
-from helixbench.solver.simulation.event_loop import WIRE, Kernel
-from helixbench.solver.simulation.links import Wires
+from helixbench.solver.simulation.event_loop import WIRE, EventLoop
+from helixbench.solver.simulation.links import SimulatedLinks
 from tests.solver.clusters import cost_node, model
 
 NAMES = ("a", "b", "c")
@@ -24,7 +24,7 @@ SENDINGS = st.lists(
 RATES = st.sampled_from((1e6, 3e6, 1e7, None))
 
 
-def wires(cards: tuple[float | None, float | None], slow_link: float) -> tuple[Kernel, Wires]:
+def links(cards: tuple[float | None, float | None], slow_link: float) -> tuple[EventLoop, SimulatedLinks]:
     profile = ClusterProfile(
         model=model(4),
         nodes=tuple(
@@ -34,25 +34,25 @@ def wires(cards: tuple[float | None, float | None], slow_link: float) -> tuple[K
         links=(Link(src="a", dst="b", bandwidth_bytes_per_s=slow_link, latency_s=LATENCY_S),),
         default_link=DefaultLink(5e6, LATENCY_S),
     )
-    kernel = Kernel()
-    return kernel, Wires(profile, kernel)
+    loop = EventLoop()
+    return loop, SimulatedLinks(profile, loop)
 
 
 @given(sendings=SENDINGS, cards=st.tuples(RATES, RATES), slow_link=st.sampled_from((5e5, 2e6, 5e7)))
 def test_messages_between_two_nodes_arrive_in_order_and_no_card_exceeds_its_rate(
     sendings: list[tuple[float, str, str, int]], cards: tuple[float | None, float | None], slow_link: float
 ) -> None:
-    kernel, net = wires(cards, slow_link)
+    loop, net = links(cards, slow_link)
     arrived: list[tuple[float, int]] = []
 
     def send(index: int) -> None:
         _, src, dst, size = sendings[index]
-        net.send(src, dst, size, lambda sent: arrived.append((kernel.now_s, sent)), index)
+        net.send(src, dst, size, lambda sent: arrived.append((loop.now_s, sent)), index)
 
     order = sorted(range(len(sendings)), key=lambda index: sendings[index][0])
     for index in order:
-        kernel.at(sendings[index][0], WIRE, send, index)
-    while kernel.run(1000):
+        loop.at(sendings[index][0], WIRE, send, index)
+    while loop.run(1000):
         pass
 
     assert sorted(index for _, index in arrived) == list(range(len(sendings)))
@@ -83,10 +83,10 @@ def assert_carries_no_more_than(
 
 
 def test_an_empty_network_adds_the_slowest_channel_and_the_latency() -> None:
-    kernel, net = wires((1e7, 2e6), 5e5)
+    loop, net = links((1e7, 2e6), 5e5)
     arrived: list[float] = []
-    net.send("a", "b", 1000, lambda _: arrived.append(kernel.now_s), None)
-    while kernel.run(10):
+    net.send("a", "b", 1000, lambda _: arrived.append(loop.now_s), None)
+    while loop.run(10):
         pass
     assert arrived == [pytest.approx(1000 / 5e5 + LATENCY_S)]
 
@@ -94,7 +94,7 @@ def test_an_empty_network_adds_the_slowest_channel_and_the_latency() -> None:
 def test_a_link_that_is_not_there_carries_nothing_and_cannot_change() -> None:
     nodes = tuple(cost_node(name, speed=1.0, max_layers=4) for name in NAMES)
     links = (Link(src="a", dst="b", bandwidth_bytes_per_s=1e6),)
-    net = Wires(ClusterProfile(model=model(4), nodes=nodes, links=links), Kernel())
+    net = SimulatedLinks(ClusterProfile(model=model(4), nodes=nodes, links=links), EventLoop())
     net.scale("a", "b", 0.5)
     with pytest.raises(InputError, match="b -> a: the cluster has no such link, so its bandwidth cannot change"):
         net.scale("b", "a", 0.5)

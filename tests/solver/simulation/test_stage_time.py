@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
-from helixbench.profiler.cost.model import BatchShape, StageCost
+from helixbench.profiler.cost.model import IDLE_S, BatchShape, StageCost
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, LinkFlow
 from helixbench.solver.problem.workload import fixed_workload
-from helixbench.solver.simulation.rollout import roll_out
+from helixbench.solver.simulation.closed_loop import simulate_closed_loop
 from helixbench.solver.simulation.stage_time import StageTimer, table_timing
 from tests.solver.clusters import WORKLOAD, cost_node, model, table_node
 
@@ -28,20 +28,21 @@ def stage(**changes: float) -> StageCost:
     prefill=st.integers(0, 100),
     decodes=st.integers(0, 40),
     context=st.integers(1, 600),
+    idle=st.floats(0, 1),
     end=st.sampled_from([5, 8]),
 )
-def test_an_iteration_takes_what_the_cost_says(prefill: int, decodes: int, context: int, end: int) -> None:
-    cost = stage(layer_gather_context_s=2e-6, gather_up_to_tokens=192.0)
+def test_an_iteration_takes_what_the_cost_says(prefill: int, decodes: int, context: int, idle: float, end: int) -> None:
+    cost = stage(layer_gather_context_s=2e-6, gather_up_to_tokens=192.0, step_idle_s=1e-3, layer_idle_s=1e-4)
     counts = (prefill, 1 if prefill else 0, prefill * (prefill + 1) / 2, decodes, decodes * context, decodes)
-    seconds = StageTimer(cost, LayerRange(0, end), num_layers=8).seconds([(0, counts)])
-    expected = cost.time_s(num_layers=end, batch=BatchShape(*counts), first=True, last=end == 8)
+    seconds = StageTimer(cost, LayerRange(0, end), num_layers=8).seconds({0: counts}, idle_s=idle * IDLE_S)
+    expected = cost.time_s(num_layers=end, batch=BatchShape(*counts, idle), first=True, last=end == 8)
     assert seconds == pytest.approx(expected, rel=1e-9)
 
 
 def test_single_iterations_scatter_as_measured_around_the_same_mean() -> None:
     def seconds(variation: float, seed: str) -> list[float]:
         timer = StageTimer(stage(variation=variation), LayerRange(0, 4), num_layers=8, seed=seed)
-        return [timer.seconds([(0, (0, 0, 0, 8, 800, 8))]) for _ in range(4000)]
+        return [timer.seconds({0: (0, 0, 0, 8, 800, 8)}) for _ in range(4000)]
 
     (mean,) = set(seconds(0.0, "any"))
     scattered = seconds(0.2, "0 a")
@@ -70,7 +71,7 @@ def test_nodes_in_a_row_lose_throughput_where_their_iterations_scatter() -> None
             LinkFlow(src=a, dst=b, flow_tokens_per_s=1.0, capacity_tokens_per_s=1e9) for a, b in itertools.pairwise(way)
         ]
         decoding = fixed_workload(prompt_tokens=1, output_tokens=200)
-        rolled = roll_out(Capacities(profile, decoding), places, flows, 32, max_decode_batch=8)
+        rolled = simulate_closed_loop(Capacities(profile, decoding), places, flows, 32, max_decode_batch=8)
         assert rolled is not None
         return rolled.expected.total_tokens_per_s
 
