@@ -1,25 +1,104 @@
-"""Front door: ``helixbench <command>``. Mounts each package's commands and ends each with its exit code."""
+"""Front door: ``helixbench <command>``. Imports the package of one command only, and ends it with its exit code."""
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from helixbench.errors import HelixbenchError
-from helixbench.reference_server import cli as server_commands
-from helixbench.reference_server.simulation import cli as simulation_commands
-from helixbench.reports import cli as report_commands
-from helixbench.solver import cli as solver_commands
 
-app = typer.Typer(
-    help="Profile a mixed cluster, place a model on it with a proven bound, serve it, and check the prediction.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for package in (report_commands, server_commands, simulation_commands, solver_commands):
-    package.mount(app)
+REPORTS = "helixbench.reports.cli"
+SERVER = "helixbench.reference_server.cli"
+SIMULATION = "helixbench.reference_server.simulation.cli"
+SOLVER = "helixbench.solver.cli"
+
+# Command -> the module whose ``mount`` registers it, and the first line of its help. The lines stand here a second time
+# so that `helixbench --help` imports none of those modules; a test compares them.
+COMMANDS = {
+    "model": (SERVER, "Make models to try things with."),
+    "profile": (SERVER, "What can this hardware do? Without a subcommand: measure nodes and links."),
+    "cluster": (SOLVER, "Synthetic clusters."),
+    "solve": (
+        SOLVER,
+        "Plan a model onto a cluster: the best placement found, a proven bound, and the expected throughput.",
+    ),
+    "simulate": (
+        SIMULATION,
+        "Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware.",
+    ),
+    "study": (SIMULATION, "Simulate placements x routings x workloads x seeds, and compare them in one table."),
+    "agent": (SERVER, "Run the agent of one node, to be profiled and to serve."),
+    "doctor": (
+        SERVER,
+        "Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem.",
+    ),
+    "bench": (SERVER, "Serve a plan under closed-loop load and record what it did."),
+    "serve": (SERVER, "Serve a plan over an OpenAI-compatible HTTP API."),
+    "report": (REPORTS, "Show a run against its plan; a plan or a cluster as it stands."),
+    "compare": (
+        REPORTS,
+        "What changed between two runs, two plans or two clusters, and whether it is more than noise.",
+    ),
+    "gate": (
+        REPORTS,
+        "Gate a run on its plan (`gate RUN`) or NEW on BASE. "
+        "Exit 0 pass, 1 fail, 2 bad input, 3 could not measure, 4 undecided with --strict.",
+    ),
+    "validate": (
+        REPORTS,
+        "Run the chain on many testbeds and workloads, and hold what was measured against what was predicted.",
+    ),
+    "demo": (REPORTS, "The whole chain on this machine: profile, solve, serve under load, report."),
+}
+
+
+class _Commands(Mapping[str, Any]):
+    """Command by name; the module that has it is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _mounted(COMMANDS[name][0])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@functools.cache
+def _mounted(module: str) -> Mapping[str, Any]:
+    """The commands that a module registers."""
+    part = typer.Typer()
+    part.callback()(lambda: None)
+    import_module(module).mount(part)
+    commands: Mapping[str, Any] = typer.main.get_command(part).commands  # type: ignore[attr-defined]
+    return commands
+
+
+class FrontDoor(TyperGroup):
+    """All commands, listed in the order of ``COMMANDS``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"commands": _Commands()})
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands, from their first lines alone."""
+        listed: dict[str, Any] = {name: TyperCommand(name, help=line) for name, (_, line) in COMMANDS.items()}
+        TyperGroup(name=self.name, help=self.help, commands=listed, params=self.params).format_help(ctx, formatter)
+
+
+app = typer.Typer(cls=FrontDoor, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def helixbench() -> None:
+    """Profile a heterogeneous cluster, plan a model onto it with a proven bound, serve it, and check the prediction."""
 
 
 def main() -> None:
