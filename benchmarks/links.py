@@ -21,7 +21,6 @@ from helixbench.records import load_record
 MBIT = 1e6 / 8
 FAST_MBIT, SLOW_MBIT = 2000, 400
 PAIRS = {3: ("hub", "n3"), 10: ("hub", "n10"), 80: ("hub", "n80"), 400: ("hub", "n400"), 2000: ("fast", "n2000")}
-_CPU = {"hub": 0.3, "fast": 0.5, "n2000": 0.5}
 NUM_NODES = 8
 
 
@@ -34,18 +33,16 @@ def rates_testbed() -> str:
     lines = []
     for name in dict.fromkeys(end for pair in PAIRS.values() for end in pair):
         card = FAST_MBIT if name in PAIRS[FAST_MBIT] else SLOW_MBIT
-        lines.append(
-            f'[[node]]\nname = "{name}"\ncpu = {_CPU.get(name, 0.1)}\nmemory = "10MB"\nbandwidth = "{card}Mbit"'
-        )
+        lines.append(f'[[node]]\nname = "{name}"\nmemory = "10MB"\nbandwidth = "{card}Mbit"')
     for rate, (a, b) in PAIRS.items():
         lines.append(f'[[link]]\nbetween = ["{a}", "{b}"]\nbandwidth = "{rate}Mbit"')
-    return "\n".join([*lines, f'[coordinator]\ncpu = 0.2\nbandwidth = "{SLOW_MBIT}Mbit"']) + "\n"
+    return "\n".join([*lines, f'[coordinator]\nbandwidth = "{SLOW_MBIT}Mbit"']) + "\n"
 
 
 def rounds_testbed() -> str:
     """Seven nodes and the coordinator, all alike."""
-    nodes = [f'[[node]]\nname = "n{index}"\ncpu = 0.2\nmemory = "10MB"' for index in range(1, NUM_NODES)]
-    return "\n".join([*nodes, '[network]\nbandwidth = "80Mbit"', "[coordinator]\ncpu = 0.2"]) + "\n"
+    nodes = [f'[[node]]\nname = "n{index}"\nmemory = "10MB"' for index in range(1, NUM_NODES)]
+    return "\n".join([*nodes, '[network]\nbandwidth = "80Mbit"']) + "\n"
 
 
 def measure(testbed: str, *options: str) -> ClusterProfile:

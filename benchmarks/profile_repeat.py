@@ -1,10 +1,9 @@
 """Several profiles of one testbed: by what the expected throughput of one plan varies, and which part moves it most.
 
-``python -m benchmarks.profile_repeat MODEL FOLDER [--times N] [--budget-s S] [--testbed FILE] [--keep-pace]``
+``python -m benchmarks.profile_repeat MODEL FOLDER [--times N] [--budget-s S] [--testbed FILE]``
 
-With ``--keep-pace`` the nodes of all profiles are held back to the pace of the first (``--pace-of``). The first
-profile is solved; its placement is then asked for on every profile (``solve --pin``). For the cause, each part of the
-first profile (a node's cost, the links, the coordinator) is exchanged alone for that of each other one.
+The first profile is solved; its placement is then asked for on every profile (``solve --pin``). For the cause, each
+part of the first profile (a node's cost, the links, the coordinator) is exchanged alone for that of each other one.
 """
 
 from __future__ import annotations
@@ -32,15 +31,13 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--budget-s", type=float, default=100.0)
     parser.add_argument("--testbed", type=Path, default=None)
-    parser.add_argument("--keep-pace", action="store_true")
     asked = parser.parse_args()
     profiles = []
     for number in range(asked.times):
         file = asked.folder / f"cluster{number}.json"
         if not file.exists():
             testbed = [] if asked.testbed is None else ["--testbed", str(asked.testbed)]
-            pace = ["--pace-of", str(asked.folder / "cluster0.json")] if asked.keep_pace and number else []
-            options = ["--model", asked.model, "--budget-s", str(asked.budget_s), "-o", str(file), *testbed, *pace]
+            options = ["--model", asked.model, "--budget-s", str(asked.budget_s), "-o", str(file), *testbed]
             _helixbench("profile", *options)
         profiles.append(load_record(file, ClusterProfile))
     plan = _solve(asked.folder, profiles[0], {})

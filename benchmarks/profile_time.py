@@ -1,6 +1,6 @@
 """What each minute of profiling a node buys: held-out error of the fit after every round.
 
-``python -m benchmarks.profile_time MODEL [--budget-s S] [--cpu-share X] [--memory BYTES] [--svg FILE]``
+``python -m benchmarks.profile_time MODEL [--budget-s S] [--threads N] [--memory BYTES] [--svg FILE]``
 
 The held-out batches' times are those of the whole run; the fit at a round has seen the blocks up to that round.
 """
@@ -16,7 +16,6 @@ import numpy as np
 from helixbench.profiler.cluster import CostSample
 from helixbench.profiler.cost.fit import fit_cost, relative_errors
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.cost.padding import RowSizes
 from helixbench.profiler.measure.sampler import Block, sample_of
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.profiling.local import NodeProfileConfig, agent_here
@@ -30,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--budget-s", type=float, default=120.0)
-    parser.add_argument("--cpu-share", type=float, default=None)
+    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--memory", type=float, default=130e6)
     parser.add_argument("--svg", type=Path, default=None)
     asked = parser.parse_args()
@@ -39,7 +38,7 @@ def main() -> None:
         dtype="float32",
         name="node",
         memory_bytes=asked.memory,
-        cpu_share=asked.cpu_share,
+        threads=asked.threads,
         budget_s=asked.budget_s,
     )
     rounds: list[tuple[float, tuple[Block, ...]]] = []
@@ -52,9 +51,7 @@ def main() -> None:
             on_round=lambda blocks: rounds.append((time.perf_counter() - began, blocks)),
         )
     held_out = [sample for sample in measured.samples if sample.held_out]
-    reached = [
-        _reached(seconds, blocks, held_out, measured.row_sizes, config.max_batch_tokens) for seconds, blocks in rounds
-    ]
+    reached = [_reached(seconds, blocks, held_out, config.max_batch_tokens) for seconds, blocks in rounds]
     print("| seconds | blocks | held-out error median | p90 |\n| --- | --- | --- | --- |")
     for seconds, blocks, median, p90 in reached:
         print(f"| {seconds:.0f} | {blocks} | {median:.1%} | {p90:.1%} |")
@@ -66,7 +63,6 @@ def _reached(
     seconds: float,
     blocks: tuple[Block, ...],
     held_out: list[CostSample],
-    row_sizes: RowSizes,
     max_batch_tokens: int,
 ) -> Reached:
     of_point: dict[object, list[Block]] = {}
@@ -79,7 +75,6 @@ def _reached(
         max_batch_tokens=max_batch_tokens,
         source="so far",
         gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"],
-        row_sizes=row_sizes,
     )
     errors = relative_errors(cost.stage, held_out)
     return seconds, len(blocks), float(np.median(errors)), float(np.percentile(errors, 90))

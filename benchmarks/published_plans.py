@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.published_rules import Placement, Simulation
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import load_record
-from helixbench.solver import Plan, fixed_workload, solve_placement
+from helixbench.solver import Plan, SolveConfig, fixed_workload, solve_placement
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 WARMUP_S, SETTLED_S, WINDOW_S = 60.0, 1800.0, 600.0
@@ -56,7 +56,9 @@ def known_plans(profile: ClusterProfile) -> dict[str, tuple[dict[str, tuple[int,
     ranges = [(int(a), int(b)) for a, b in (text.split("-") for text in PUBLISHED_MILP.split())]
     baselines = {}
     for method in ("petals", "swarm"):
-        plan = solve_placement(profile, fixed_workload(prompt_tokens=763, output_tokens=232), method=method)
+        plan = solve_placement(
+            SolveConfig(cluster=profile, workload=fixed_workload(prompt_tokens=763, output_tokens=232), method=method)
+        )
         assert isinstance(plan, Plan)
         baselines[method] = {name: (held.start, held.end) for name, held in plan.placement.items()}
     four_a100 = [("A100", 8, 1)] * 4

@@ -18,7 +18,7 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.import_tables import with_imported_costs
 from helixbench.records import load_record
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
-from helixbench.solver import Infeasible, Plan, fixed_workload, solve_placement
+from helixbench.solver import Infeasible, Plan, SolveConfig, fixed_workload, solve_placement
 from helixbench.solver.questions.generate import make_cluster
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -48,7 +48,7 @@ def main(chosen: set[int]) -> None:
             continue
         for options in PLANS:
             label = " ".join(options.values())
-            plan = solve_placement(profile, WORKLOAD, time_limit_s=SOLVE_S, **options)  # type: ignore[arg-type]
+            plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, time_limit_s=SOLVE_S, **options))  # type: ignore[arg-type]
             if isinstance(plan, Infeasible):
                 print(f"| {name} | {label} | | | | {plan.reason[:60]} | | |")
                 continue

@@ -12,7 +12,7 @@ import sys
 import time
 
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
-from helixbench.solver import Infeasible, fixed_workload, solve_placement
+from helixbench.solver import Infeasible, SolveConfig, fixed_workload, solve_placement
 from helixbench.solver.questions.generate import make_cluster
 
 WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
@@ -21,7 +21,9 @@ WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
 def one(num_nodes: int, seconds: float) -> None:
     """One row: a swarm placement, which is there at once at any size."""
     profile = make_cluster(num_nodes=num_nodes, num_types=3, num_regions=1, seed=0)
-    plan = solve_placement(profile, WORKLOAD, method="swarm", objective="max-flow", time_limit_s=5)
+    plan = solve_placement(
+        SolveConfig(cluster=profile, workload=WORKLOAD, method="swarm", objective="max-flow", time_limit_s=5)
+    )
     assert not isinstance(plan, Infeasible)
     config = SimulationConfig(
         workload=WORKLOAD, arrivals=Arrivals(kind="offline"), warmup_s=60.0, duration_s=seconds - 60

@@ -90,7 +90,7 @@ def one_node_plan(files: ModelFiles, lengths: Lengths) -> Plan:
             partial_inference=False,
             objective="throughput",
         ),
-        solver=SolverFacts(method="by hand", backend="none", seconds=0.0, status="none"),
+        solver=SolverFacts(method="by hand", backend="none", seconds=0.0, status="not searched"),
         model_digest=files.digest(),
         dtype="float32",
     )

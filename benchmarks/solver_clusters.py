@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helixbench.profiler.cluster import ClusterProfile
-from helixbench.solver import Infeasible, Progress, fixed_workload, problems_of, solve_placement
+from helixbench.solver import Infeasible, Progress, SolveConfig, fixed_workload, problems_of, solve_placement
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.problem.capacity import Capacities
@@ -83,7 +83,9 @@ def main(seconds: float, clusters: Sequence[Spec]) -> None:
         profile = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, seed=seed, num_layers=layers)
         watch = Watch()
         began = time.perf_counter()
-        answer = solve_placement(profile, WORKLOAD, objective="max-flow", time_limit_s=seconds, on_progress=watch.hear)
+        answer = solve_placement(
+            SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", time_limit_s=seconds), watch.hear
+        )
         took = time.perf_counter() - began
         row = f"| {nodes} | {types} | {regions} | {layers} | {seed}"
         if isinstance(answer, Infeasible):

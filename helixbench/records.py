@@ -109,15 +109,38 @@ def decode_record(raw: bytes, record_type: type[RecordT], *, origin: str) -> Rec
     if not raw.strip():
         raise InputError(f"{origin}: the file is empty; expected {_schema_of(record_type)}")
     try:
-        msgspec.json.decode(raw, type=_AnyRecord)  # a lone struct's tag may be missing; a record's may not
+        schema = msgspec.json.decode(raw, type=_AnyRecord).schema  # a lone struct's tag may be missing, a record's not
+        if is_earlier(schema, record_type):
+            return _decode_earlier(raw, record_type, schema=schema, origin=origin)
         return msgspec.json.decode(raw, type=record_type)
     except msgspec.ValidationError as error:
-        schema = _schema_of(record_type)
-        raise InputError(
-            f"{origin}: {error}; expected {schema} (if another version of helixbench made it, make it again)"
-        ) from error
+        raise InputError(f"{origin}: {error}; expected {_schema_of(record_type)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{origin}: not a complete JSON file ({error}); make it again") from error
+
+
+def is_earlier(schema: str, record_type: type[msgspec.Struct]) -> bool:
+    """Whether that is the schema of an earlier version of the record."""
+    kind, _, number = str(record_type.__struct_config__.tag).rpartition("/")
+    earlier_kind, _, earlier_number = schema.rpartition("/")
+    return kind == earlier_kind and earlier_number.isdigit() and int(earlier_number) < int(number)
+
+
+def _decode_earlier(raw: bytes, record_type: type[RecordT], *, schema: str, origin: str) -> RecordT:
+    """A record of an earlier version, where its type reads that (``reads``) and all of its fields are still there.
+
+    Raises:
+        InputError: else; it says how to make the record again (``remade_by``).
+    """
+    problem = f"{origin}: a {schema} record of an earlier version; this one reads {record_type.__struct_config__.tag}"
+    remedy = f"make it again with `{getattr(record_type, 'remade_by', 'helixbench')}`"
+    if schema not in getattr(record_type, "reads", ()):
+        raise InputError(f"{problem}: {remedy}")
+    tree = msgspec.json.decode(raw)
+    try:
+        return msgspec.convert(tree | {"schema": record_type.__struct_config__.tag}, record_type)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{problem} ({error}): {remedy}") from error
 
 
 def load_record(path: Path, record_type: type[RecordT]) -> RecordT:

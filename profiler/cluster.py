@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from helixbench.profiler.cost.model import BatchShape, StageCost
-from helixbench.profiler.measure.pace import Pace
-from helixbench.profiler.quality import Quality
 from helixbench.records import Provenance, require_unique
 
 COORDINATOR = "coordinator"
@@ -108,12 +106,50 @@ class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return max(self.spread, self.variation / math.sqrt(2 * self.repeats))
 
 
+class MemoryUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bytes of one loaded stage of ``num_layers`` layers, by what was allocated and by what the device says.
+
+    Attributes:
+        num_layers: layers held.
+        weight_bytes: their tensors.
+        kv_bytes_per_token_per_layer: the KV arena's size over its slots and layers.
+        overhead_bytes: what the stage occupies beyond its tensors (rounding and caching of the allocator, libraries).
+        workspace_bytes: peak beside all of that of the batches that need most memory (``grid.peak_points``).
+        source: what said so.
+    """
+
+    num_layers: int
+    weight_bytes: float
+    kv_bytes_per_token_per_layer: float
+    overhead_bytes: float
+    workspace_bytes: float
+    source: str
+
+
+class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """How far a profile can be trusted.
+
+    Attributes:
+        drift: for each round after the first, the median over the points of its time over the first round's.
+        discarded: blocks measured again, by the measured cause.
+        num_refined: points added where the fit was worst.
+        seconds: how long measuring took.
+        memory: what a stage occupies.
+    """
+
+    drift: tuple[float, ...] = ()
+    discarded: dict[str, int] = {}
+    num_refined: int = 0
+    seconds: float = 0.0
+    memory: MemoryUse | None = None
+
+
 class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A node's fitted cost, the samples that it was fitted on, and how far it misses those kept out of the fit.
 
-    ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed. ``pace``
-    is that of the processor that a testbed's node stands in for a share of. ``workspace_bytes`` is the memory that a
-    node takes beside weights and KV cache, at the largest batch: the peak of an iteration and the allocator's overhead.
+    ``held_out_error_median`` and ``held_out_error_p90`` are relative errors. ``source`` says what was timed.
+    ``workspace_bytes`` is the memory that a node takes beside weights and KV cache, at the largest batch: the peak of
+    an iteration and the allocator's overhead.
     """
 
     stage: StageCost
@@ -124,7 +160,6 @@ class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_batch_tokens: int
     source: str
     quality: Quality | None = None
-    pace: Pace | None = None
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -230,9 +265,15 @@ class ClusterProfile(
     kw_only=True,
     omit_defaults=True,
     tag_field="schema",
-    tag="helixbench.cluster/1",
+    tag="helixbench.cluster/2",
 ):
-    """The measured cluster. A pair of nodes without a link and without ``default_link`` is not connected."""
+    """The measured cluster. A pair of nodes without a link and without ``default_link`` is not connected.
+
+    A file of version 1 is read where it holds nothing that was removed: all that have no measured cost.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("helixbench.cluster/1",)
+    remade_by: ClassVar[str] = "helixbench profile"
 
     model: ModelFacts
     nodes: tuple[Node, ...]

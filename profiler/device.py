@@ -62,13 +62,12 @@ def merged(*parts: Facts) -> Facts:
     return facts | ({NOT_READ: "; ".join(not_read)} if not_read else {})
 
 
-def describe_device(device: str, *, memory_bytes: float | None = None, cpu_share: float | None = None) -> Device:
+def describe_device(device: str, *, memory_bytes: float | None = None) -> Device:
     """Describe ``"cpu"`` or ``"cuda:N"`` as torch, the driver and the operating system know it.
 
     Args:
         device: as torch names it; ``"cuda"`` is ``"cuda:0"``.
         memory_bytes: budget for weights, workspace and KV cache together; all of the device's memory by default.
-        cpu_share: of a processor, that a node on ``"cpu"`` is held back to; ``None`` where it is not.
 
     Raises:
         InputError: an unknown name, a device that this machine does not have, or more memory than it has.
@@ -76,7 +75,6 @@ def describe_device(device: str, *, memory_bytes: float | None = None, cpu_share
     if device == "cpu":
         total_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         name, facts = cpu_facts()
-        facts["cpu_share"] = "none" if cpu_share is None else cpu_share
         return Device(kind="cpu", name=name, memory_bytes=_budget(device, memory_bytes, total_bytes), facts=facts)
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:

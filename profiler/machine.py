@@ -15,7 +15,7 @@ from helixbench.profiler.device import Facts, first_text, read_facts, system_que
 from helixbench.profiler.network.iperf3 import Iperf3MissingError, iperf3_source
 
 _LIBRARIES = ("helixbench", "torch", "transformers", "pyzmq")
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def library_versions() -> dict[str, str]:
@@ -35,7 +35,7 @@ def machine_facts() -> Facts:
             "host": platform.node,
             "iperf3": _iperf3_version,
             "load_1min": lambda: os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            "cpu_quota_cores": lambda: cpu_quota_cores(_CGROUP),
+            "cpu_quota_cores": lambda: cpu_quota_cores(CGROUP),
             "memory_available_bytes": lambda: available_bytes(first_text(Path("/proc/meminfo"))),
             "memory_limit_bytes": _memory_limit_bytes,
             "temporary_folder": tempfile.gettempdir,
@@ -71,7 +71,7 @@ def cpu_quota_cores(cgroup: Path) -> float | None:
 
 def _memory_limit_bytes() -> float | None:
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = first_text(_CGROUP / name).strip()
+        text = first_text(CGROUP / name).strip()
         if text.isdigit() and int(text) < 1 << 60:  # version 1 says "no limit" by a number beyond any memory
             return float(text)
     return None

@@ -8,7 +8,6 @@ from helixbench.profiler.cluster import Device, Node
 
 # What decides how fast a stage runs. Clocks of the moment, temperatures and memory in use are no part of it.
 DEVICE_FACTS = (
-    "cpu_share",
     "uuid",
     "compute_capability",
     "torch_cuda",
@@ -25,7 +24,7 @@ DEVICE_FACTS = (
 )
 ASKED_OF_A_GPU = ("driver", "power_limit_w", "ecc")
 """What NVML says of every GPU that has it: stated on one side alone, nobody can tell whether it is still so."""
-ONCE_STATED = ("cpu_share", "torch_cuda")
+ONCE_STATED = ("torch_cuda",)
 """What a profile states since it knows of it; one that was made before states nothing, which is no difference."""
 
 VERSION_PARTS = {"torch": 2, "transformers": 2, "helixbench": 2, "python": 2, "pyzmq": 1}

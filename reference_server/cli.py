@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face model directory or hub id.")]
 TestbedOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it
-    typer.Option("--testbed", help="Testbed TOML: nodes, CPU shares, links. Default: the demo's four nodes."),
+    typer.Option("--testbed", help="Testbed TOML: nodes and links. Default: the demo's four nodes."),
 ]
 StaleOption = Annotated[
     bool, typer.Option("--allow-stale", help="Also where the profile was made on another device, version or model.")
 ]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads that compute on a CPU. Default: one for each core.")
+]
+CpusOption = Annotated[str, typer.Option(help="Cores to run on, like 0,2-3. Default: any.")]
 
 
 def mount(app: typer.Typer) -> None:
@@ -78,10 +82,6 @@ def profile(
     one_pair_at_a_time: Annotated[
         bool, typer.Option("--one-pair-at-a-time", help="For networks in which pairs share more than NICs.")
     ] = False,
-    pace_of: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A profile of this testbed: hold nodes with a CPU share to the pace that they had in it."),
-    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Measure nodes and links into a cluster profile."""
@@ -89,14 +89,13 @@ def profile(
     from helixbench.profiler.model.files import ModelFiles
     from helixbench.records import command_line
     from helixbench.reference_server.jobs.job import ProfileJob
-    from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig, paces_of
+    from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig
     from helixbench.reference_server.testbed.spec import load_testbed
 
     testbed_file = testbed or _demo_testbed()
     spec = load_testbed(testbed_file)
     files = ModelFiles(model)
     named_dtype = resolve_dtype(dtype, files.saved_dtype)
-    paces = {} if pace_of is None else paces_of(pace_of, [node.name for node in spec.local_nodes if node.cpu])
     limited = [node.name for node in spec.local_nodes if node.bandwidth_bytes_per_s is not None]
     if spec.coordinator_bandwidth_bytes_per_s is not None:
         limited.append("coordinator")
@@ -113,7 +112,6 @@ def profile(
                 limited_nics=tuple(limited) if bed.isolated else (),
                 command=command_line(),
                 regions=spec.regions,
-                paces=paces,
                 max_batch_tokens=max_batch_tokens,
                 max_context_tokens=max_context_tokens,
                 budget_s=budget_s,
@@ -240,10 +238,8 @@ def agent(
     memory: Annotated[
         str, typer.Option(help="For weights, workspace and KV cache, e.g. 20GB (a bare number: bytes). Default: all.")
     ] = "",
-    cpu_share: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.01, max=1.0, help="Rest in proportion after each iteration, as a slower processor."),
-    ] = None,
+    threads: ThreadsOption = None,
+    cpus: CpusOption = "",
     make_key: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write a new cluster key there and end."),
@@ -266,8 +262,12 @@ def agent(
     except ValueError as error:
         raise InputError(f"--memory {memory}: {error}") from error
     from helixbench.reference_server.node.agent import AgentConfig, run_agent
+    from helixbench.reference_server.testbed.cpu import parse_cpus
 
-    run_agent(AgentConfig(listen=listen, key=key, device=device, memory_bytes=memory_bytes, cpu_share=cpu_share))
+    config = AgentConfig(
+        listen=listen, key=key, device=device, memory_bytes=memory_bytes, threads=threads, cpus=parse_cpus(cpus)
+    )
+    run_agent(config)
 
 
 def doctor(
@@ -356,9 +356,7 @@ def _drive(testbed: Path, job: Callable[[Testbed], Job], *, log_dir: Path, pass_
         job_file = Path(folder) / "job.json"
         job_file.write_bytes(encode_job(job(bed)))
         code = bed.run_driver(
-            [sys.executable, "-m", "helixbench.reference_server.jobs.driver", str(job_file)],
-            pass_fds,
-            says_when_ready=True,
+            [sys.executable, "-m", "helixbench.reference_server.jobs.driver", str(job_file)], pass_fds
         )
         if code != 0:
             bed.check()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
 
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.records import Provenance
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
@@ -50,8 +49,7 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a node did inside the window.
 
-    ``busy_s`` is time in iterations, batching and (de)serialising included. ``processor_speed`` is the mean of the
-    node's processor, where it is paced: the plan has the profile's.
+    ``busy_s`` is time in iterations, batching and (de)serialising included.
     """
 
     busy_s: float
@@ -60,7 +58,6 @@ class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     decode_tokens: int
     kv_peak_tokens: int
     kv_capacity_tokens: int
-    processor_speed: ProcessorSpeed | None = None
 
 
 class LinkUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,7 +113,7 @@ class RunLog(
     kw_only=True,
     omit_defaults=True,
     tag_field="schema",
-    tag="helixbench.run/1",
+    tag="helixbench.run/2",
 ):
     """One measured run of a plan.
 
@@ -128,6 +125,8 @@ class RunLog(
     ``stale`` where the profile was made on something else than was served on.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
     """
+
+    remade_by: ClassVar[str] = "helixbench bench"
 
     plan: Plan
     workload: Workload

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import ClusterProfile
-from helixbench.records import decode_record, digest, load_record
+from helixbench.records import decode_record, digest, is_earlier, load_record
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reports.render.terminal import plan_summary, profile_summary, run_summary
 from helixbench.reports.verdict.validate import validate
@@ -41,9 +41,10 @@ def load_any(path: Path) -> Record:
         raise InputError(f"{path}: {error}; expected a `schema` among {', '.join(TYPES)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a complete JSON file ({error}); make it again") from error
-    if schema not in TYPES:
-        raise InputError(f"{path}: schema {schema!r} is none of {', '.join(TYPES)}")
-    return decode_record(raw, TYPES[schema], origin=str(path))
+    for tag, kind in TYPES.items():
+        if schema == tag or is_earlier(schema, kind):
+            return decode_record(raw, kind, origin=str(path))
+    raise InputError(f"{path}: schema {schema!r} is none of {', '.join(TYPES)}")
 
 
 def load_run(path: Path) -> RunLog:

@@ -10,9 +10,10 @@ from hypothesis import settings
 
 from tests.greedy import Greedy, greedy_requests
 
-# The same examples in every run, so that a change is what makes a test fail. To look for new failures:
+# The same examples in every run and no deadline, so that a change is what makes a test fail, and not the load of the
+# machine. To look for new failures:
 # pytest --hypothesis-profile=default
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 ModelDir = Callable[[str], Path]

@@ -11,7 +11,6 @@ from helixbench.profiler.cluster import CostSample, MeasuredCost
 from helixbench.profiler.cost.knots import power_of_two_knots, tile_knots
 from helixbench.profiler.cost.model import FloatArray, StageCost, feature_row
 from helixbench.profiler.cost.nnls import biweight, least_squares
-from helixbench.profiler.cost.padding import SMALL_ROWS, RowSizes, rows_of
 
 _FIRST_SEGMENT = 4  # index of the first token segment among the features
 
@@ -23,7 +22,6 @@ def fit_cost(
     max_batch_tokens: int,
     source: str,
     gather_up_to_tokens: float = 0.0,
-    row_sizes: RowSizes = (),
     has_tiles: bool = False,
     lets_few_go: bool = False,
 ) -> MeasuredCost:
@@ -37,7 +35,6 @@ def fit_cost(
         max_batch_tokens: most tokens of one iteration.
         source: what was timed.
         gather_up_to_tokens: see ``StageCost``.
-        row_sizes: see ``StageCost``.
         has_tiles: the device works in tiles of tokens, so the time may jump at an edge that the samples resolve.
         lets_few_go: few samples may be missed by far rather than all of a neighbourhood by a little.
 
@@ -51,14 +48,12 @@ def fit_cost(
     tokens = [sample.batch.tokens for sample in fitted if sample.num_layers > 0] or [1.0]
     edges = set(tile_knots(tokens)) if has_tiles else set()
     edges |= {sample.batch.tokens for sample in fitted if sample.is_refined}
-    turns = {*power_of_two_knots(max_batch_tokens), *edges, *(size for size in row_sizes if size <= SMALL_ROWS)}
-    knots = tuple(sorted({float(rows_of(int(turn), row_sizes)) for turn in turns}))
-    rows = np.array([_row(sample, knots, gather_up_to_tokens, row_sizes) for sample in fitted])  # [samples, features]
-    fewest = rows_of(int(min(tokens)), row_sizes)
-    rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= fewest]] = 0.0
+    knots = tuple(sorted({*power_of_two_knots(max_batch_tokens), *edges}))
+    rows = np.array([_row(sample, knots, gather_up_to_tokens) for sample in fitted])  # [samples, features]
+    rows[:, [_FIRST_SEGMENT + k for k, end in enumerate(knots[1:]) if end <= min(tokens)]] = 0.0
     times = np.array([sample.median_s for sample in fitted])
     coefficients = (biweight if lets_few_go else least_squares)(rows, times)
-    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, row_sizes, fitted, max_batch_tokens)
+    stage = _stage_cost(coefficients, knots, gather_up_to_tokens, fitted, max_batch_tokens)
     errors = relative_errors(stage, held_out)
     return MeasuredCost(
         stage=stage,
@@ -73,13 +68,13 @@ def fit_cost(
 
 def relative_errors(stage: StageCost, samples: Sequence[CostSample]) -> FloatArray:
     """|predicted - measured| / measured of each sample, shape [samples]."""
-    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens, stage.row_sizes) for sample in samples]
+    rows = [_row(sample, stage.token_knots, stage.gather_up_to_tokens) for sample in samples]
     predicted = np.array(rows) @ stage.coefficients()
     measured = np.array([sample.median_s for sample in samples])
     return np.asarray(np.abs(predicted - measured) / measured)
 
 
-def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float, row_sizes: RowSizes) -> FloatArray:
+def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: float) -> FloatArray:
     return feature_row(
         num_layers=sample.num_layers,
         batch=sample.batch,
@@ -87,7 +82,6 @@ def _row(sample: CostSample, knots: tuple[float, ...], gather_up_to_tokens: floa
         last=sample.last,
         token_knots=knots,
         gather_up_to_tokens=gather_up_to_tokens,
-        row_sizes=row_sizes,
     )
 
 
@@ -95,17 +89,15 @@ def _stage_cost(
     coefficients: FloatArray,
     knots: tuple[float, ...],
     gather_up_to_tokens: float,
-    row_sizes: RowSizes,
     fitted: Sequence[CostSample],
     max_batch_tokens: int,
 ) -> StageCost:
     values = [float(value) for value in coefficients]
     segments = len(knots)
     step_s, step_item_s, step_token_s, layer_s = values[:_FIRST_SEGMENT]
-    decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, *rest = values[
+    decode_item, decode_context, prefill_chunk, prefill_pair, embed, embed_token, head, head_item, gather = values[
         _FIRST_SEGMENT + segments :
     ]
-    step_idle, layer_idle, gather_context = rest
     contexts = [s.batch.decode_context_tokens / s.batch.decode_tokens for s in fitted if s.batch.decode_tokens]
     return StageCost(
         step_s=step_s,
@@ -124,10 +116,7 @@ def _stage_cost(
         head_item_s=head_item,
         max_tokens=float(max_batch_tokens),
         max_context_tokens=max(contexts, default=0.0),
-        step_idle_s=step_idle,
-        layer_idle_s=layer_idle,
-        layer_gather_context_s=gather_context,
+        layer_gather_context_s=gather,
         gather_up_to_tokens=gather_up_to_tokens,
-        row_sizes=row_sizes,
         variation=float(np.median([s.variation for s in fitted if s.num_layers > 0] or [0.0])),
     )

@@ -1,8 +1,7 @@
 """The stage-time model: seconds of one iteration of a layer range over a batch, linear in what the batch holds.
 
 ``t = step + L*(layer + tokens + decode + prefill) + embedding (first stage) + head (last stage)``, every coefficient
-non-negative and the token term piecewise-linear in the rows that the tokens run with, so time never falls when a batch
-grows.
+non-negative and the token term piecewise-linear, so time never falls when a batch grows.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from helixbench.profiler.cost.padding import RowSizes, require_row_sizes, rows_of
-
 FloatArray = NDArray[np.float64]
 
 GATHER_UP_TO_TOKENS = {"cpu": 0, "cuda": 1 << 30}
@@ -24,9 +21,6 @@ On CPU copying costs about what the calls that it saves do, and contexts of unli
 mean context tells: four of 30 to 180 tokens took 364 us a layer gathered and 263 one by one, four of 100 took 260 and
 231. On a GPU every call is a launch, and hundreds of them take longer than any copy.
 """
-
-IDLE_S = 0.02
-"""A node that has waited so long begins an iteration with caches that others have used, on a processor that slept."""
 
 
 class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +33,6 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         decode_tokens: decoding sequences, one token each.
         decode_context_tokens: cached tokens read by them, summed over the sequences.
         sampled_tokens: sequences that leave with a new token: the decoding ones and the chunks that end a prompt.
-        after_idle: 1 where the node stood idle before for ``IDLE_S`` or more, proportionally less where for less.
 
     Means over many iterations are allowed, so the counts are floats.
     """
@@ -50,7 +43,6 @@ class BatchShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_tokens: float = 0.0
     decode_context_tokens: float = 0.0
     sampled_tokens: float = 0.0
-    after_idle: float = 0.0
 
     @property
     def tokens(self) -> float:
@@ -77,10 +69,9 @@ def gathered_tokens(decode_tokens: float, decode_context_tokens: float, *, up_to
 class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Coefficients of the stage-time model of one node, all in seconds per the named unit.
 
-    ``token_knots`` and ``layer_token_s`` have one length: rows of the batch between knot ``k`` and knot ``k+1`` cost
+    ``token_knots`` and ``layer_token_s`` have one length: tokens of the batch between knot ``k`` and knot ``k+1`` cost
     ``layer_token_s[k]`` each per layer (the last segment is open). The first knot is 1: a batch's first token is in
-    ``layer_s``. A batch runs with as many rows as ``row_sizes`` say, and its tokens cost what those rows do; a mean
-    number of tokens lies in proportion between the two whole ones beside it.
+    ``layer_s``.
 
     Contexts of up to ``gather_up_to_tokens`` are copied together where several sequences decode (``attention``), which
     ``layer_gather_context_s`` is the price of, on top of reading them; a longer context is attended by itself, which
@@ -108,19 +99,15 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     head_item_s: float
     max_tokens: float
     max_context_tokens: float
-    step_idle_s: float = 0.0
-    layer_idle_s: float = 0.0
     layer_gather_context_s: float = 0.0
     gather_up_to_tokens: float = 0.0
     variation: float = 0.0
-    row_sizes: RowSizes = ()
 
     def __post_init__(self) -> None:
         if len(self.token_knots) != len(self.layer_token_s) or not self.token_knots or self.token_knots[0] != 1:
             raise ValueError("token_knots and layer_token_s: need one length, at least one entry, and first knot 1")
         if any(b <= a for a, b in pairwise(self.token_knots)):
             raise ValueError("token_knots: need ascending values")
-        require_row_sizes(self.row_sizes)
         if not np.all(np.isfinite(self.coefficients())) or float(self.coefficients().min()) < 0:
             raise ValueError("coefficients: need finite values >= 0 seconds")
 
@@ -141,8 +128,6 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 self.embed_token_s,
                 self.head_s,
                 self.head_item_s,
-                self.step_idle_s,
-                self.layer_idle_s,
                 self.layer_gather_context_s,
             ]
         )
@@ -150,9 +135,7 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def breakpoints(self) -> tuple[float, ...]:
         """Tokens of a batch at which the slope of ``layer_tokens_s`` may change, ascending."""
-        steps = {float(size + more) for size in self.row_sizes for more in (0, 1)}
-        turns = {*self.token_knots} | steps
-        return tuple(sorted(turns))
+        return self.token_knots
 
     def time_s(self, *, num_layers: float, batch: BatchShape, first: bool, last: bool) -> float:
         """Seconds of one iteration of ``num_layers`` layers, with the embedding and the head where asked for.
@@ -162,7 +145,6 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         seconds = num_layers * self.layer_time_s(batch)
         if num_layers > 0:
             seconds += self.step_s + batch.items * self.step_item_s + batch.tokens * self.step_token_s
-            seconds += batch.after_idle * self.step_idle_s
         if first:
             seconds += self.embed_s + batch.tokens * self.embed_token_s
         if last:
@@ -178,27 +160,18 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             + batch.decode_context_tokens * self.layer_decode_context_s
             + batch.prefill_chunks * self.layer_prefill_chunk_s
             + batch.prefill_pairs * self.layer_prefill_pair_s
-            + batch.after_idle * self.layer_idle_s
             + batch.gathered_tokens(self.gather_up_to_tokens) * self.layer_gather_context_s
         )
 
     def layer_tokens_s(self, tokens: float) -> float:
         """The part of a layer's time that depends on the batch's tokens alone: piecewise-linear, 0 at one token."""
-        low = int(tokens)
-        part = tokens - low
-        seconds = self._rows_s(rows_of(low, self.row_sizes))
-        if part:
-            seconds = (1 - part) * seconds + part * self._rows_s(rows_of(low + 1, self.row_sizes))
-        return seconds
-
-    def _rows_s(self, rows: int) -> float:
         seconds = 0.0
         knots = self.token_knots
         for number, token_s in enumerate(self.layer_token_s):
             begin = knots[number]
-            if rows <= begin:
+            if tokens <= begin:
                 break
-            end = min(rows, knots[number + 1]) if number + 1 < len(knots) else rows
+            end = min(tokens, knots[number + 1]) if number + 1 < len(knots) else tokens
             seconds += (end - begin) * token_s
         return seconds
 
@@ -211,7 +184,6 @@ def feature_row(
     last: bool,
     token_knots: tuple[float, ...],
     gather_up_to_tokens: float = 0.0,
-    row_sizes: RowSizes = (),
 ) -> FloatArray:
     """The quantities that ``StageCost.coefficients`` multiply, shape [features].
 
@@ -219,10 +191,8 @@ def feature_row(
     """
     tokens = batch.tokens
     is_step = float(num_layers > 0)
-    low = int(tokens)
-    part = tokens - low
-    at_low, at_high = (_rows_features(rows_of(whole, row_sizes), token_knots) for whole in (low, low + 1))
-    segments = (1 - part) * at_low + part * at_high
+    ends = [*token_knots[1:], float("inf")]
+    segments = np.array([max(0.0, min(tokens, end) - begin) for begin, end in zip(token_knots, ends, strict=True)])
     return np.array(
         [
             is_step,
@@ -238,14 +208,6 @@ def feature_row(
             tokens * first,
             float(last),
             batch.sampled_tokens * last,
-            is_step * batch.after_idle,
-            num_layers * batch.after_idle,
             num_layers * batch.gathered_tokens(gather_up_to_tokens),
         ]
     )
-
-
-def _rows_features(rows: int, token_knots: tuple[float, ...]) -> FloatArray:
-    """Rows in each segment between knots, shape [segments]."""
-    upper = [*token_knots[1:], float("inf")]
-    return np.array([max(0.0, min(rows, end) - begin) for begin, end in zip(token_knots, upper, strict=True)])

@@ -71,7 +71,7 @@ def gpu_disturbance(nvml: Any, handle: Any) -> Disturbance:
 def steal_disturbance(read_stat: Callable[[], str]) -> Disturbance:
     """By ``/proc/stat``: ticks that the host ran something else on this machine's cores while they had work.
 
-    A quota (cgroup) does not count: it is how the node is served.
+    A container's CPU quota does not count: it is how the node is served.
     """
 
     def begin() -> Callable[[], str | None]:

@@ -9,8 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from helixbench.profiler.cost.knots import TILE_TOKENS
-from helixbench.profiler.cost.model import IDLE_S, BatchShape
-from helixbench.profiler.cost.padding import SMALL_ROWS, RowSizes, rows_of
+from helixbench.profiler.cost.model import BatchShape
 from helixbench.profiler.stage.attention import MAX_GATHERED_SLOTS
 
 MOST_TILES = 4
@@ -25,16 +24,12 @@ Part: TypeAlias = Literal["layers", "embedding", "head"]
 
 
 class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One batch to time. ``prefills`` are (past, new tokens), ``decodes`` the tokens cached before each new one.
-
-    Before each iteration the node stands idle for ``idle_s``, which is not timed.
-    """
+    """One batch to time. ``prefills`` are (past, new tokens), ``decodes`` the tokens cached before each new one."""
 
     part: Part
     num_layers: int
     prefills: tuple[tuple[int, int], ...] = ()
     decodes: tuple[int, ...] = ()
-    idle_s: float = 0.0
     held_out: bool = False
 
     @property
@@ -57,12 +52,8 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
             decode_tokens=len(self.decodes),
             decode_context_tokens=sum(past + 1 for past in self.decodes),
             sampled_tokens=len(self.prefills) + len(self.decodes),
-            after_idle=min(1.0, self.idle_s / IDLE_S),
         )
 
-
-IDLE_POINTS = ((False, IDLE_S, (1, 6, 24)), (True, IDLE_S, (12,)))
-"""(held out, idle seconds, decoding sequences): what standing idle before an iteration adds to it."""
 
 Iterate: TypeAlias = Callable[[], None]  # runs one iteration
 Runner: TypeAlias = Callable[[GridPoint], AbstractContextManager[Iterate]]
@@ -75,7 +66,6 @@ def grid(
     max_context_tokens: int,
     max_kv_tokens: int,
     has_tiles: bool = False,
-    row_sizes: RowSizes = (),
 ) -> tuple[GridPoint, ...]:
     """Batches that tell the cost model's terms apart, and mixed ones, some kept out of the fit.
 
@@ -85,15 +75,11 @@ def grid(
         max_context_tokens: longest context.
         max_kv_tokens: batches that need more KV slots are left out.
         has_tiles: decode at both sides of each tile edge too, where the time of a GPU may jump.
-        row_sizes: that the stage runs with; decode at each of the small ones.
     """
     short, long = max(1, max_context_tokens // 16), max_context_tokens
     middle = max_context_tokens // 4
     full = max_batch_tokens
-    small = [size for size in row_sizes if size <= SMALL_ROWS] or [1, 2, 4, 8, 16]
-    sizes = sorted(
-        {size for size in (*small, *(rows_of(size, row_sizes) for size in (32, 64, 128, 256))) if size <= full}
-    )
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256) if size <= full]
     if has_tiles:
         edges = (TILE_TOKENS // 2, *range(TILE_TOKENS, MOST_TILES * TILE_TOKENS + 1, TILE_TOKENS))
         sizes = sorted({*sizes, *(size for edge in edges for size in (edge, edge + 1) if size <= full)})
@@ -125,14 +111,6 @@ def grid(
             points += [
                 GridPoint(part="layers", num_layers=num_layers, prefills=p, decodes=d, held_out=held_out)
                 for p, d in batches
-            ]
-    for num_layers in layer_counts:
-        for held_out, idle_s, counts in IDLE_POINTS:
-            points += [
-                GridPoint(
-                    part="layers", num_layers=num_layers, decodes=(short,) * size, idle_s=idle_s, held_out=held_out
-                )
-                for size in counts
             ]
     for part in ("embedding", "head"):
         points += [GridPoint(part=part, num_layers=0, decodes=(0,) * size) for size in _up_to(full, (1, 8, 64))]
@@ -187,10 +165,9 @@ def _up_to(limit: int, values: tuple[int, ...]) -> list[int]:
     return sorted({min(value, limit) for value in values})
 
 
-def layer_counts_to_measure(max_layers: int, *, are_cold: bool) -> tuple[int, ...]:
-    """Numbers of layers that tell the fixed part of an iteration from the part per layer, and all held ones.
+def layer_counts_to_measure(max_layers: int) -> tuple[int, ...]:
+    """Half of the held layers and all of them: the two tell the fixed part of an iteration from the part per layer.
 
-    One layer tells most. Where it would find its weights in the processor's cache, as no served stage does, because
-    they are not ``are_cold``, half of the layers are taken.
+    A single layer would find its weights in the processor's cache, as no served stage does.
     """
-    return tuple(sorted({1 if are_cold else (max_layers + 1) // 2, max_layers}))
+    return tuple(sorted({(max_layers + 1) // 2, max_layers}))

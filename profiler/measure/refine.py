@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from helixbench.profiler.cluster import CostSample, MeasuredCost
 from helixbench.profiler.cost.fit import relative_errors
-from helixbench.profiler.cost.padding import rows_of
 from helixbench.profiler.measure.grid import GridPoint
 
 MISSED_BY = 0.05
@@ -41,7 +40,7 @@ def points_to_add(
     for members in families.values():
         for low, high in pairwise(sorted(members, key=lambda point: point.num_tokens)):
             missed = [point for point in (low, high) if errors[point] > max(MISSED_BY, BEYOND_NOISE * noise[point])]
-            size = rows_of((low.num_tokens + high.num_tokens) // 2, cost.stage.row_sizes)
+            size = (low.num_tokens + high.num_tokens) // 2
             if missed and low.num_tokens < size < high.num_tokens:
                 middle = _resized(low, size)
                 found[middle] = max(found.get(middle, 0.0), *(float(errors[point]) for point in missed))

@@ -1,7 +1,7 @@
 """Samples of a grid: which block is measured next, which are kept, when there are enough. What runs comes from outside.
 
 The unit of measurement is a block: iterations back to back for ``MIN_BLOCK_S``, its mean the sample. A block
-is long enough to average over the periods in which an operating system grants a CPU quota, where single iterations are
+is long enough to average over the periods in which a container's CPU quota is granted, where single iterations are
 either fast or stalled and their median would be neither.
 """
 
@@ -20,15 +20,8 @@ import numpy as np
 
 from helixbench.profiler.cluster import CostSample
 from helixbench.profiler.measure.grid import GridPoint, Runner
-from helixbench.profiler.measure.pace import PacedWork, mean_work
 
 MIN_BLOCK_S = 0.12
-MOST_BLOCK_S = 0.4
-"""A block ends after so long, though its iterations took less than ``MIN_BLOCK_S``: the rest went before each of them.
-
-An embedding takes half a millisecond, emptying the caches before it 12: blocks of 0.12 s of it took three seconds, and
-six such points 42 of the 100 seconds of a profile.
-"""
 MIN_BLOCK_ITERATIONS = 2
 MIN_ROUNDS = 3
 MAX_BLOCKS = 25
@@ -54,7 +47,6 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     ``deviation_s`` is the standard deviation of its single iterations. ``is_refined``: of a point that was added where
     the fit was worst. ``discarded`` are the blocks that were spoilt before this one stood, by the measured cause.
-    ``work`` is what iterations took before they were brought to the node's pace, where it has one.
     """
 
     point: GridPoint
@@ -63,7 +55,6 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     device_mean_s: float | None = None
     is_refined: bool = False
     discarded: dict[str, int] = {}
-    work: PacedWork | None = None
 
 
 class Sampled(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +76,8 @@ class Sampler:
         seed: of the shuffling.
         taken: blocks of an earlier, interrupted run, which count.
         clock: monotonic seconds.
-        skipped_s: seconds in all that iterations should have taken longer by that clock, and that count as theirs.
-        work: the last iteration before it was brought to the node's pace, where it has one.
-        sleep: stands idle for so many seconds.
         timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
-        before_iteration: what is to be done before each iteration of a point, not timed.
         on_block: told (blocks done, blocks expected) after each.
         on_round: given all blocks after each round, to be kept.
     """
@@ -103,18 +90,12 @@ class Sampler:
         seed: int,
         taken: Sequence[Block] = (),
         clock: Callable[[], float] = time.perf_counter,
-        skipped_s: Callable[[], float] = lambda: 0.0,
-        work: Callable[[], PacedWork | None] = lambda: None,
-        sleep: Callable[[float], None] = time.sleep,
         timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
-        before_iteration: Callable[[GridPoint], None] = lambda _: None,
         on_block: Callable[[int, int], None] = lambda _done, _expected: None,
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
         self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
-        self._skipped_s, self._work, self._sleep = skipped_s, work, sleep
-        self._before_iteration = before_iteration
         self._on_block, self._on_round = on_block, on_round
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
@@ -139,14 +120,12 @@ class Sampler:
         *,
         budget_s: float,
         refine: Callable[[Sequence[CostSample]], Sequence[GridPoint]] = lambda _: (),
-        finish: Callable[[Sequence[Block]], Sequence[Block]] = lambda blocks: blocks,
     ) -> Sampled:
         """At least ``MIN_ROUNDS`` rounds whatever they take, for below that a spread says nothing; then what is noisy.
 
         Args:
             budget_s: seconds after which no further block begins.
             refine: given the samples so far, names the points to add where they are missed most.
-            finish: what all blocks come to, now that all are there; one for one.
         """
         deadline = self._clock() + budget_s
         self._rounds()
@@ -159,8 +138,6 @@ class Sampler:
             self._rounds()
         while self._noisy_round(deadline):
             continue
-        finished = iter(finish(self.blocks()))
-        self._blocks = {point: [next(finished) for _ in blocks] for point, blocks in self._blocks.items()}
         return Sampled(
             samples=self.samples(),
             blocks=self.blocks(),
@@ -259,26 +236,16 @@ class Sampler:
             if self._timer is not None:
                 self._timer.take_total_s()
             took_s: list[float] = []
-            works: list[PacedWork] = []
-            block_s, until = 0.0, self._clock() + MOST_BLOCK_S
-            while len(took_s) < MIN_BLOCK_ITERATIONS or (block_s < MIN_BLOCK_S and self._clock() < until):
-                if point.idle_s:
-                    self._sleep(point.idle_s)
-                self._before_iteration(point)
-                begin, skipped_s = self._clock(), self._skipped_s()
+            while len(took_s) < MIN_BLOCK_ITERATIONS or sum(took_s) < MIN_BLOCK_S:
+                begin = self._clock()
                 iterate()
-                iteration_s = self._clock() - begin
-                took_s.append(iteration_s + self._skipped_s() - skipped_s)
-                block_s += iteration_s
-                if (work := self._work()) is not None:
-                    works.append(work)
+                took_s.append(self._clock() - begin)
             device_mean_s = None if self._timer is None else self._timer.take_total_s() / len(took_s)
         return Block(
             point=point,
             mean_s=statistics.fmean(took_s),
             deviation_s=statistics.stdev(took_s),
             device_mean_s=device_mean_s,
-            work=mean_work(works) if works else None,
         )
 
 
@@ -297,8 +264,7 @@ def least_seconds(points: Sequence[GridPoint], *, first: tuple[float, float], se
         share = max(point.num_layers, 1) / most
         iteration_s = max(1e-6, share * (first[1] + slope * (point.num_tokens - first[0])))
         iterations = max(MIN_BLOCK_ITERATIONS, int(MIN_BLOCK_S / iteration_s) + 1)
-        # one more warms up
-        total += MIN_ROUNDS * (iteration_s * (1 + iterations) + iterations * point.idle_s)
+        total += MIN_ROUNDS * iteration_s * (1 + iterations)  # one more warms up
     return total
 
 

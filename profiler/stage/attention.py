@@ -79,8 +79,6 @@ class RaggedBatch:
     ) -> torch.Tensor:
         """Write ``key`` and ``value``, return what each query token sees.
 
-        Rows beyond the batch's tokens are padding: they are not written, see nothing and come out as zeros.
-
         Args:
             layer: model layer.
             query: # [1, H, T, D]
@@ -93,13 +91,11 @@ class RaggedBatch:
             # [1, T, H, D]
         """
         keys, values = self._arena[layer - self._first_layer]  # [K, C, D] each
-        own = self._slots.shape[0]
-        keys.index_copy_(1, self._slots, key[0, :, :own])
-        values.index_copy_(1, self._slots, value[0, :, :own])
+        keys.index_copy_(1, self._slots, key[0])
+        values.index_copy_(1, self._slots, value[0])
         num_heads, num_tokens, head_dim = query.shape[1:]
         num_kv_heads = key.shape[1]
         out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)  # [T, H, D]
-        out[own:] = 0
         for first, span in self._prefills:
             context = slice(span.offset, span.offset + span.past + span.num_tokens)
             mask = self._prefill_mask(first, span, sliding_window)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,6 @@ import torch
 
 from helixbench.errors import InputError
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.cost.padding import RowSizes, rows_of
 from helixbench.profiler.model.files import FAMILIES, ModelFiles, state_for
 from helixbench.profiler.stage import attention
 from helixbench.profiler.stage.batch import StageItem
@@ -26,24 +25,17 @@ class StageOutput(msgspec.Struct, frozen=True):
     """What leaves the stage, in the order of ``items``.
 
     ``hidden`` [T, E] are states after the last layer, ``logits`` [S, V] of the items that sample where the model ends.
-    ``layer_rows`` is the number of rows that layers ran with, padding included, summed over the layers.
     """
 
     items: tuple[StageItem, ...]
     hidden: torch.Tensor
     logits: torch.Tensor | None
-    layer_rows: int
 
 
 class Stage:
     """Layers ``[start, end)`` with the weights of these alone, and their KV cache.
 
     The stage that starts at layer 0 holds the embedding, the one that ends the model the final norm and the head.
-
-    Attributes:
-        between_layers: called before each layer that runs.
-        layers: the modules of the held layers, in their order.
-        row_sizes: with how many rows layers run, padding included.
 
     Raises:
         InputError: a range that the model does not have, or tensors that are not those of its config.
@@ -63,19 +55,16 @@ class Stage:
         files.require_range(start, end)
         self.start, self.end, self.dtype, self.device = start, end, dtype, device
         self.is_first, self.is_last = start == 0, end == files.num_layers
-        self.between_layers: Callable[[], None] | None = None
-        self.row_sizes: RowSizes = ()
         self._gather_up_to = GATHER_UP_TO_TOKENS[device.type] if gather_up_to is None else gather_up_to
         config = copy.deepcopy(files.config)
         config._attn_implementation = attention.ATTENTION
         attention.register()
         self._config = config
-        self._window: int | None = getattr(config, "sliding_window", None)
         self.num_kv_heads = int(config.num_key_value_heads)
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         prefix = FAMILIES[files.family]
         modeling = importlib.import_module(f"transformers.models.{files.family}.modeling_{files.family}")
-        self.layers = [
+        self._layers = [
             _build(files, getattr(modeling, f"{prefix}DecoderLayer"), (config, i), f"model.layers.{i}.", dtype, device)
             for i in range(start, end)
         ]
@@ -103,16 +92,11 @@ class Stage:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that the stage holds."""
-        modules = [*self.layers, *([self._norm] if self._norm is not None else [])]
+        modules = [*self._layers, *([self._norm] if self._norm is not None else [])]
         tensors: list[torch.Tensor] = [weight for module in modules for weight in module.parameters()]
         tensors += [weight for weight in (self._embedding, self._head) if weight is not None]
         distinct = {tensor.data_ptr(): tensor for tensor in tensors}  # a tied head is the embedding itself
         return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
-
-    @property
-    def layer_parameters(self) -> int:
-        """Weights of one held layer, counted."""
-        return sum(weight.numel() for weight in self.layers[0].parameters())
 
     @property
     def hidden_size(self) -> int:
@@ -124,36 +108,6 @@ class Stage:
         """Number of token ids."""
         return int(self._config.vocab_size)
 
-    @property
-    def sliding_window(self) -> int | None:
-        """Tokens that a layer with a sliding window sees back; ``None`` where the model has no such layer."""
-        return self._window if any(kind.startswith("sliding") for kind in self.layer_kinds) else None
-
-    @property
-    def layer_kinds(self) -> tuple[str, ...]:
-        """What each held layer is: its attention as the config names it, and its feed-forward (dense in all families).
-
-        Layers of one kind cost alike.
-        """
-        every = "full_attention" if self._window is None else "sliding_attention"
-        types = getattr(self._config, "layer_types", None) or [every] * self._config.num_hidden_layers
-        return tuple(f"{types[layer].replace('_', ' ')}, dense" for layer in range(self.start, self.end))
-
-    def with_layers(self, indices: Sequence[int]) -> Stage:
-        """A view that runs those of the held layers (0 is the first), in that order; to be timed, not served."""
-        view = copy.copy(self)
-        view.layers = [self.layers[index] for index in indices]
-        view.end = self.start + len(indices)
-        view.between_layers = None
-        return view
-
-    def with_vocabulary(self, size: int) -> Stage:
-        """A view whose head gives the first logits only; to be timed, not served."""
-        assert self._head is not None, "not the last stage"
-        view = copy.copy(self)
-        view._head = self._head[:size]
-        return view
-
     @torch.inference_mode()
     def forward(self, items: Sequence[StageItem]) -> StageOutput:
         """Run one batch. Items come back ordered by entry layer, and ``StageOutput`` follows that order.
@@ -162,7 +116,7 @@ class Stage:
         """
         ordered = tuple(sorted(items, key=lambda item: item.entry_layer))
         hidden: torch.Tensor | None = None  # [1, T so far, E]
-        entered = layer_rows = 0
+        entered = 0
         while entered < len(ordered):
             layer = ordered[entered].entry_layer
             joining = [item for item in ordered[entered:] if item.entry_layer == layer]
@@ -172,10 +126,9 @@ class Stage:
             fresh = self.embed(inputs) if layer == 0 else inputs.to(device=self.device, dtype=self.dtype)[None]
             hidden = fresh if hidden is None else torch.cat([hidden, fresh], dim=1)
             hidden = self._run_layers(ordered[:entered], hidden, layer, until)
-            layer_rows += (until - layer) * rows_of(hidden.shape[1], self.row_sizes)
         assert hidden is not None, "an empty batch"
         logits = self._logits(ordered, hidden[0]) if self.is_last else None
-        return StageOutput(items=ordered, hidden=hidden[0], logits=logits, layer_rows=layer_rows)
+        return StageOutput(items=ordered, hidden=hidden[0], logits=logits)
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -196,18 +149,11 @@ class Stage:
         ragged = attention.RaggedBatch(
             spans, arena=self.kv.arena, first_layer=self.start, gather_up_to=self._gather_up_to
         )
-        num_tokens = hidden.shape[1]
         positions = ragged.positions[None]  # [1, T]
-        padding = rows_of(num_tokens, self.row_sizes) - num_tokens
-        if padding:
-            hidden = torch.cat([hidden, hidden[:, -1:].expand(-1, padding, -1)], dim=1)
-            positions = torch.cat([positions, positions[:, -1:].expand(-1, padding)], dim=1)
         rotary = self._rotary(hidden, position_ids=positions)
-        for layer in self.layers[begin - self.start : until - self.start]:
-            if self.between_layers is not None:
-                self.between_layers()
+        for layer in self._layers[begin - self.start : until - self.start]:
             hidden = layer(hidden, position_embeddings=rotary, position_ids=positions, ragged=ragged)
-        return hidden[:, :num_tokens]
+        return hidden
 
     def _logits(self, items: Sequence[StageItem], hidden: torch.Tensor) -> torch.Tensor:
         assert self._norm is not None

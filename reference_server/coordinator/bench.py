@@ -209,7 +209,6 @@ def _node_use(begin: Counters, end: Counters) -> NodeUse:
         prefill_tokens=end.prefill_tokens - begin.prefill_tokens,
         decode_tokens=end.decode_tokens - begin.decode_tokens,
         kv_peak_tokens=end.kv_peak_tokens,
-        processor_speed=end.processor_speed,
         kv_capacity_tokens=end.kv_capacity_tokens,
     )
 

@@ -134,8 +134,6 @@ def load_plan(
             max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
             max_decode_batch=plan.max_decode_batch,
             peers={peer: agents.addresses[peer] for peer in sorted(peers[node])},
-            pace=plan.nodes[node].pace,
-            row_sizes=plan.nodes[node].row_sizes,
         )
         for node, held in plan.placement.items()
     }

@@ -17,7 +17,6 @@ from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.http.app import make_app
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, RequestRefused, TokenOut
-from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.solver.scheduling.coordinator import Request, TokenEvent
 from helixbench.solver.scheduling.work import SamplingParams
 
@@ -141,9 +140,6 @@ class EngineThread:
             self._engine.abort(number)
 
     def _run(self) -> None:
-        wakeups = Wakeups.granted()
-        wakeups.transport(is_serving=True)
-        wakeups.waiting()
         while not self._is_stopping:
             try:
                 while self._inbox:

@@ -22,8 +22,6 @@ from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, Serv
 from helixbench.reference_server.jobs.process import Interrupted, do_job
 from helixbench.reference_server.profiling.cluster import profile_cluster, profile_network
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reference_server.testbed.testbed import say_ready
-from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import Description
@@ -120,16 +118,12 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )
-        wakeups = Wakeups.granted()
-        wakeups.transport(is_serving=True)
-        wakeups.waiting()
         result = run_bench(
             engine,
             config,
             on_progress=reporter.update,
             is_interrupted=lambda: interrupted.is_set,
         )
-        wakeups.computing()
     devices = {node: answer.device.name for node, answer in described.items()}
     log = _run_log(job, plan, engine, result, devices)
     save_record(job.output, msgspec.structs.replace(log, stale=stale))
@@ -202,9 +196,4 @@ def _run(job: Job, reporter: Reporter) -> None:
 
 
 if __name__ == "__main__":
-    import torch
-    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - slow to import: before the CPU is limited
-
-    torch.set_num_threads(1)
-    say_ready()
     sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """What a driver is told to do: one JSON object, read by ``python -m helixbench.reference_server.jobs.driver``.
 
-The driver is the process that acts as the coordinator, inside the coordinator's namespace and CPU share of a testbed.
+The driver is the process that acts as the coordinator, inside the coordinator's namespace of a testbed.
 """
 
 from __future__ import annotations

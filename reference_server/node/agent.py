@@ -17,7 +17,6 @@ import torch
 import zmq
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
-from helixbench.profiler.cost.padding import require_row_sizes
 from helixbench.profiler.device import describe_device
 from helixbench.profiler.machine import library_versions, machine_facts
 from helixbench.profiler.measure.memory import out_of_memory_is
@@ -27,9 +26,7 @@ from helixbench.profiler.stage.stage import Stage, preload
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
 from helixbench.reference_server.profiling import links as link_probe
 from helixbench.reference_server.profiling import node as self_profile
-from helixbench.reference_server.testbed.heap import keep_heap
-from helixbench.reference_server.testbed.pacing import Pacer, take_short_turns
-from helixbench.reference_server.testbed.wakeups import Wakeups
+from helixbench.reference_server.testbed.cpu import available_cpus, use_cpus
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import (
     Answer,
@@ -65,30 +62,23 @@ MAX_ECHO_BYTES = 1 << 24
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
-    ``cpu_share`` below 1 stands in for a slower processor: iterations are held back to it (see ``pacing``). ``None``:
-    they are not. A CUDA device cannot be slowed down.
+    ``threads`` compute on a CPU, one for each core where it is ``None``, on the cores of ``cpus`` where it names any.
     """
 
     listen: str
     key: Path
     device: str = "cpu"
     memory_bytes: float | None = None
-    cpu_share: float | None = None
+    threads: int | None = None
+    cpus: tuple[int, ...] = ()
 
 
 class Agent:
     """One node's loop: take what came, run an iteration, send what it gave."""
 
-    def __init__(self, config: AgentConfig, wakeups: Wakeups | None = None) -> None:
-        self._config = config
-        self._wakeups = wakeups or Wakeups(is_realtime=False)
+    def __init__(self, config: AgentConfig) -> None:
         self.torch_device = _torch_device(config.device)
-        if config.cpu_share is not None and self.torch_device.type != "cpu":
-            # It is counted in this process's CPU time, in which a device that works beside it does not appear.
-            raise InputError(
-                f"--cpu-share {config.cpu_share:g}: only slows a node on cpu; with {config.device} leave it out"
-            )
-        self.device = describe_device(config.device, memory_bytes=config.memory_bytes, cpu_share=config.cpu_share)
+        self.device = describe_device(config.device, memory_bytes=config.memory_bytes)
         self.transport = Transport(load_key_file(config.key))
         try:
             self._router, self.address = self.transport.listen(config.listen)
@@ -103,7 +93,6 @@ class Agent:
         self._iterations = 0
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
-        self.pacer = None if config.cpu_share is None else Pacer(config.cpu_share, self._wakeups)
         self._stopped = False
         self._iperf = link_probe.IperfServers()
         self._handlers: dict[type[Command], Callable[..., Answer]] = {
@@ -144,26 +133,17 @@ class Agent:
         """
         has_work = self._runtime is not None and self._runtime.has_work
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
-        if self._runtime is not None:
-            self._wakeups.waiting()
         is_anything = self._router.poll(wait_ms)
         begin = time.perf_counter()
-        try:
-            return self._take_turn(begin) if is_anything or has_work else False
-        finally:
-            self._wakeups.computing()
-
-    def _take_turn(self, begin: float) -> bool:
+        if not is_anything and not has_work:
+            return False
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
         decoded = self._tokens[True]
-        self._wakeups.computing()
         going = self._runtime.run_batch(self._tokens)
-        if self.pacer is not None:
-            self.pacer.hold(begin, flops=self._runtime.arithmetic_flops)
         self._runtime.ended()
         for outbound in going:
             self._send(outbound)
@@ -201,20 +181,10 @@ class Agent:
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=command.max_decode_batch,
         )
-        stage.row_sizes = command.row_sizes
-        if self.pacer is not None:
-            self.pacer.pace = command.pace or self.pacer.pace
-            stage.between_layers = self.pacer.look
-            self.pacer.forget()
-        self._wakeups.transport(is_serving=True)
         return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
 
     def _require_room(self, files: ModelFiles, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
-        try:
-            require_row_sizes(command.row_sizes)
-        except ValueError as error:
-            raise InputError(str(error)) from error
         sizes = (command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch)
         if any(size is not None and size < 1 for size in sizes):
             got = ", ".join(str(size) for size in sizes)
@@ -233,7 +203,6 @@ class Agent:
 
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
-        self._wakeups.transport(is_serving=False)
         for socket in self._peers.values():
             socket.close()
         self._peers, self._runtime, self._sent = {}, None, {}
@@ -296,13 +265,10 @@ class Agent:
             if isinstance(command, Work):
                 if self._runtime is None:
                     raise MeasurementError("work came before a layer range was loaded")
-                if command.opens:
-                    self._wakeups.computing()  # the KV cache may be packed
                 self._runtime.accept(command, rest[0] if rest else None)
             elif isinstance(command, Echo):
                 self._echo(identity, command, rest)
             else:
-                self._wakeups.computing()
                 if isinstance(command, Load | Profile):
                     self._controller = identity
                 self.tell(identity, self._handlers[type(command)](command))
@@ -335,12 +301,7 @@ class Agent:
         )
 
     def _describe(self, _: Describe) -> Description:
-        return Description(
-            device=self.device,
-            versions=library_versions(),
-            machine=machine_facts(),
-            cpu_share=self._config.cpu_share,
-        )
+        return Description(device=self.device, versions=library_versions(), machine=machine_facts())
 
     def _profile(self, command: Profile) -> Answer:
         return self_profile.profile(self, command)
@@ -358,7 +319,6 @@ class Agent:
             kv_peak_tokens=peak,
             kv_capacity_tokens=kv.capacity_tokens,
             sent=dict(self._sent),
-            processor_speed=None if self.pacer is None else self.pacer.mean_speed(),
             history=self._history.read(time.perf_counter()),
         )
 
@@ -379,15 +339,22 @@ def _torch_device(name: str) -> torch.device:
     return device
 
 
+def use_processors(config: AgentConfig) -> None:
+    """Compute with the threads and on the cores that the config names.
+
+    Raises:
+        InputError: a core that this machine does not have, or that this process may not use.
+    """
+    use_cpus(config.cpus)
+    torch.set_num_threads(config.threads or max(1, int(available_cpus())))
+
+
 def run_agent(config: AgentConfig) -> None:
     """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; the address goes to stdout as one JSON line when it listens."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    torch.set_num_threads(1)
-    keep_heap()
-    if config.cpu_share is not None:
-        take_short_turns()
-    preload()  # before the CPU is limited, which happens when the address is told
-    agent = Agent(config, Wakeups.granted() if config.cpu_share is not None else None)
+    use_processors(config)
+    preload()
+    agent = Agent(config)
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
     print(json.dumps({"listening": agent.address}), flush=True)
     try:

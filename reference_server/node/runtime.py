@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.measure.memory import out_of_memory_is
-from helixbench.profiler.measure.pace import FEW_TOKENS
 from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.stage import Stage, StageOutput
 from helixbench.reference_server.node.token_sampling import sample, score
@@ -51,8 +50,6 @@ class NodeRuntime:
         max_decode_batch: decoding sequences among them; ``None`` for no limit of their own.
 
     Attributes:
-        arithmetic_flops: operations of the last batch that arithmetic bounds: those of its rows beyond the few that
-            take no longer than one (``pace.FEW_TOKENS``).
         device_timer: entered around what the device does in an iteration.
     """
 
@@ -65,8 +62,6 @@ class NodeRuntime:
         self._begin_s = 0.0  # of the last iteration
         self._ending: set[int] = set()  # requests that it sampled for, whose token comes straight back
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
-        self._layer_parameters = stage.layer_parameters
-        self.arithmetic_flops = 0.0
         self.device_timer: AbstractContextManager[None] = nullcontext()
         self._prompt_scores: dict[
             int, list[TokenScore]
@@ -125,7 +120,6 @@ class NodeRuntime:
         what = f"an iteration of {sum(item.num_tokens for item in items)} tokens"
         with out_of_memory_is(MeasurementError, what), self.device_timer:
             output = self.stage.forward(items)
-        self.arithmetic_flops = self._arithmetic_flops(chunks, output.layer_rows)
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
         is_decode = {(chunk.item.request, chunk.item.past): chunk.item.is_decode for chunk in chunks}
@@ -142,10 +136,6 @@ class NodeRuntime:
         if self.stage.is_last:
             now_s = self._clock()
             self._gather.sampled(self._ending, now_s=now_s, iteration_s=now_s - self._begin_s)
-
-    def _arithmetic_flops(self, chunks: Sequence[Chunk], layer_rows: int) -> float:
-        layers = self.stage.end - min(self._routes[chunk.item.request].entry_layer for chunk in chunks)
-        return 2.0 * self._layer_parameters * max(0, layer_rows - FEW_TOKENS * layers)
 
     def _open(self, opened: OpenRequest) -> None:
         places = [index for index, hop in enumerate(opened.hops) if hop.node == self._node]

@@ -10,7 +10,6 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator, Node
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.measure.pace import Pace
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.network.nics import Direction, Nic
 from helixbench.progress import Reporter
@@ -45,10 +44,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             budget_s=config.budget_s,
         )
         measured = agents.ask(
-            {
-                node: request if node not in config.paces else _at_pace(request, config.paces[node])
-                for node in config.addresses
-            },
+            dict.fromkeys(config.addresses, request),
             Profiled,
             timeout_s=_PROFILE_SILENCE_S,
             on_progress=lambda node, progress: reporter.update(f"compute {node}", progress.done, progress.total),
@@ -74,10 +70,6 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     return profile
 
 
-def _at_pace(request: Profile, pace: Pace) -> Profile:
-    return msgspec.structs.replace(request, processor_speed=pace.speed, sensitivity=pace.sensitivity)
-
-
 def _node(
     name: str,
     described: Description,
@@ -91,10 +83,9 @@ def _node(
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[described.device.kind],
-        row_sizes=measured.row_sizes,
         has_tiles=described.device.kind == "cuda",
     )
-    cost = msgspec.structs.replace(cost, quality=measured.quality, pace=measured.pace)
+    cost = msgspec.structs.replace(cost, quality=measured.quality)
     return Node(
         name=name,
         device=described.device,

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-
-from helixbench.errors import InputError
-from helixbench.profiler.cluster import ClusterProfile
-from helixbench.profiler.measure.pace import Pace
-from helixbench.records import load_record
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +29,7 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: where a node's links could
     not be measured at once, the best of them is what such a card carries. ``testbed`` is the line that says what the
     testbed isolates, ``command`` the user's. ``regions`` maps nodes to the place that shares fast links, where the
-    testbed names one. ``paces`` maps nodes to the processor that their share is of; others find it anew.
+    testbed names one.
     """
 
     model: str
@@ -47,30 +41,9 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     limited_nics: tuple[str, ...]
     command: str = ""
     regions: dict[str, str] = {}
-    paces: dict[str, Pace] = {}
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 100.0
     network: NetworkConfig = NetworkConfig()
     is_network_only: bool = False
     compute_of: Path | None = None
-
-
-def paces_of(path: Path, nodes: Sequence[str]) -> dict[str, Pace]:
-    """Node -> the processor that its share was of in that profile.
-
-    Raises:
-        InputError: no profile, or it does not say so for one of the nodes.
-    """
-    profiled = {node.name: node.cost for node in load_record(path, ClusterProfile).nodes}
-    paces = {}
-    for name in nodes:
-        cost = profiled.get(name)
-        if cost is None or cost.pace is None:
-            held = ", ".join(other for other, cost in profiled.items() if cost is not None and cost.pace)
-            raise InputError(
-                f"{path}: nodes.{name}.cost.pace is missing, so the pace of node {name} is not known (known "
-                f"are {held or 'none'}); name a profile of this testbed, or leave out --pace-of"
-            )
-        paces[name] = cost.pace
-    return paces

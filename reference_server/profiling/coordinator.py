@@ -20,7 +20,7 @@ _NODE = "null"
 _ROUNDS = 150
 _BATCHES = (1, 32)
 _PROMPT_TOKENS = 64
-_PAUSE_S = 0.002  # between steps: what is wanted is the time of a step, not of one waiting for its CPU quota
+_PAUSE_S = 0.002  # between steps: what is wanted is the time of a step, not of one waiting for a container's CPU quota
 _WAIT_MS = 10_000
 
 

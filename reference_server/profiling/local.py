@@ -9,37 +9,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
-import torch
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile, Node
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.cost.padding import RowSizes
 from helixbench.profiler.machine import library_versions
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, Block, least_seconds
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import preload
 from helixbench.profiler.staleness import identity_of
 from helixbench.records import load_record, provenance_now, save_record
-from helixbench.reference_server.node.agent import Agent, AgentConfig
+from helixbench.reference_server.node.agent import Agent, AgentConfig, use_processors
 from helixbench.reference_server.profiling import node as self_profile
-from helixbench.reference_server.testbed.heap import keep_heap
-from helixbench.reference_server.testbed.pacing import NOMINAL_S
 from helixbench.reference_server.wire.keys import make_key_file
 from helixbench.reference_server.wire.messages import Profile
 
 
 class NodeProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure, where. ``cpu_share`` as in ``AgentConfig``; ``command`` is the user's."""
+    """What to measure, where. ``threads`` as in ``AgentConfig``; ``command`` is the user's."""
 
     model: str
     dtype: str
     name: str
     device: str = "cpu"
     memory_bytes: float | None = None
-    cpu_share: float | None = None
+    threads: int | None = None
     max_batch_tokens: int = 128
     max_context_tokens: int = 512
     budget_s: float = 100.0
@@ -52,24 +47,18 @@ class PartialProfile(
     forbid_unknown_fields=True,
     kw_only=True,
     tag_field="schema",
-    tag="helixbench.partial-profile/2",
+    tag="helixbench.partial-profile/3",
 ):
-    """Blocks of an interrupted run. ``made_of`` is what has to be the same for them to count.
-
-    ``nominal_speed`` is that of the processor that the node was held back to a share of, where it was; ``row_sizes``
-    are those that its layers ran with.
-    """
+    """Blocks of an interrupted run. ``made_of`` is what has to be the same for them to count."""
 
     made_of: dict[str, str]
     blocks: tuple[Block, ...]
-    row_sizes: RowSizes
-    nominal_speed: ProcessorSpeed | None = None
 
 
 class NodeTimes(msgspec.Struct, frozen=True, kw_only=True):
     """What measuring would take. ``least_s`` is for the first rounds; noisy points use up the budget.
 
-    ``prepare_s`` goes before them: loading, and finding the pace of a node that is held back.
+    ``prepare_s`` goes before them: loading.
     """
 
     num_points: int
@@ -102,22 +91,12 @@ def profile_node(
     """
     with agent_here(config) as (agent, command, files):
         made_of = _made_of(agent, command)
-        pacer = agent.pacer
-        taken: tuple[Block, ...] = ()
-        if resume:
-            kept = _kept(partial, made_of, is_paced=pacer is not None)
-            taken = kept.blocks
-            command = msgspec.structs.replace(command, processor_speed=kept.nominal_speed, row_sizes=kept.row_sizes)
-
-        sizes: list[RowSizes] = []
-
-        def keep(blocks: tuple[Block, ...]) -> None:
-            nominal = None if pacer is None else pacer.pace.speed
-            record = PartialProfile(made_of=made_of, blocks=blocks, row_sizes=sizes[-1], nominal_speed=nominal)
-            save_record(partial, record)
-
         measured = self_profile.profile(
-            agent, command, taken=taken, on_block=on_block, on_sizes=sizes.append, on_round=keep
+            agent,
+            command,
+            taken=_kept(partial, made_of).blocks if resume else (),
+            on_block=on_block,
+            on_round=lambda blocks: save_record(partial, PartialProfile(made_of=made_of, blocks=blocks)),
         )
         device = agent.device
     cost = fit_cost(
@@ -126,7 +105,6 @@ def profile_node(
         max_batch_tokens=config.max_batch_tokens,
         source=measured.source,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
-        row_sizes=measured.row_sizes,
         has_tiles=device.kind == "cuda",
     )
     node = Node(
@@ -134,7 +112,7 @@ def profile_node(
         device=device,
         max_layers=measured.max_layers,
         versions=library_versions(),
-        cost=msgspec.structs.replace(cost, quality=measured.quality, pace=measured.pace),
+        cost=msgspec.structs.replace(cost, quality=measured.quality),
     )
     partial.unlink(missing_ok=True)
     return ClusterProfile(
@@ -152,7 +130,7 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
     """
     began = time.perf_counter()
     with agent_here(config) as (agent, command, _), self_profile.prepared(agent, command) as ready:
-        prepare_s = time.perf_counter() - began + (0.0 if agent.pacer is None else NOMINAL_S)
+        prepare_s = time.perf_counter() - began
         layers = [p for p in ready.points if p.part == "layers" and p.num_layers == ready.num_layers]
         small, large = (pick(layers, key=lambda p: (p.num_tokens, p.kv_tokens)) for pick in (min, max))
         timed = []
@@ -176,8 +154,6 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
 @contextlib.contextmanager
 def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, ModelFiles]]:
     """An agent as ``helixbench agent`` starts it, in this process, and what it is to measure."""
-    torch.set_num_threads(1)
-    keep_heap()
     preload()
     files = ModelFiles(config.model)
     command = Profile(
@@ -191,15 +167,15 @@ def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, Mode
     with tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
         key = Path(folder) / "cluster.key"
         make_key_file(key)
-        agent = Agent(
-            AgentConfig(
-                listen="127.0.0.1:0",
-                key=key,
-                device=config.device,
-                memory_bytes=config.memory_bytes,
-                cpu_share=config.cpu_share,
-            )
+        started = AgentConfig(
+            listen="127.0.0.1:0",
+            key=key,
+            device=config.device,
+            memory_bytes=config.memory_bytes,
+            threads=config.threads,
         )
+        use_processors(started)
+        agent = Agent(started)
         try:
             yield agent, command, files
         finally:
@@ -219,8 +195,8 @@ def _made_of(agent: Agent, command: Profile) -> dict[str, str]:
     return options | identity_of(agent.device, versions) | versions
 
 
-def _kept(partial: Path, made_of: dict[str, str], *, is_paced: bool) -> PartialProfile:
-    """What was kept there, checked to be of the same profile, and to know its pace where the node is held back to one.
+def _kept(partial: Path, made_of: dict[str, str]) -> PartialProfile:
+    """What was kept there, checked to be of the same profile.
 
     Raises:
         InputError: it is not.
@@ -235,6 +211,4 @@ def _kept(partial: Path, made_of: dict[str, str], *, is_paced: bool) -> PartialP
     ]
     if differing:
         raise InputError(f"{partial}: begun as another profile ({'; '.join(differing)}); leave out --resume")
-    if is_paced and kept.nominal_speed is None:
-        raise InputError(f"{partial}: does not say at which pace it was begun; leave out --resume")
     return kept

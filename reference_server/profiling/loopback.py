@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 SELF, RING = "self", "ring"
 """Names of the node in its own pipelines: as what runs a batch, and as the peer that it goes on to."""
 _TURN_TIMEOUT_MS = 60_000
-_REHEARSED_LOGITS = 32
 
 
 class Ring:
@@ -58,12 +56,10 @@ class Ring:
         hidden = torch.randn((point.num_tokens, stage.hidden_size), generator=generator).to(stage.dtype)
         if point.part == "embedding":
             ids = torch.randint(stage.vocab_size, (point.num_tokens,), generator=generator)
-            yield self._paced(lambda: self._embed(ids), rehearse=lambda: self._embed(ids))
+            yield lambda: self._embed(ids)
         elif point.part == "head":
-            on_device, small = hidden.to(stage.device), self._last.with_vocabulary(_REHEARSED_LOGITS)
-            yield self._paced(
-                lambda: self._sample(self._last, on_device), rehearse=lambda: self._sample(small, on_device)
-            )
+            on_device = hidden.to(stage.device)
+            yield lambda: self._sample(on_device)
         else:
             requests = self._open(point)
             self._agent.send_to_peer(RING, self._work(point, requests), tensor_bytes(hidden))
@@ -91,31 +87,10 @@ class Ring:
         if hidden.is_cuda:
             torch.cuda.synchronize(hidden.device)  # it stays there: the first layer follows
 
-    def _sample(self, stage: Stage, hidden: torch.Tensor) -> None:
+    def _sample(self, hidden: torch.Tensor) -> None:
         with out_of_memory_is(MeasurementError, "the head"), self._agent.runtime.device_timer:
-            tokens = stage.head(hidden).argmax(dim=-1)
+            tokens = self._last.head(hidden).argmax(dim=-1)
         tokens.cpu()  # they are sent on, so they are copied
-
-    def _paced(self, iterate: Iterate, *, rehearse: Iterate) -> Iterate:
-        """As slow as the node is to be: an iteration of the agent's loop is that by itself.
-
-        In the agent's loop embedding and head are a part of the layers' iteration, which holds the CPU time of holding
-        back, and of beginning with caches that others have used. Here that is left out: it is more than a token's
-        embedding. ``rehearse`` brings the code back into the caches, the weights as little as it can.
-        """
-        pacer = self._agent.pacer
-        if pacer is None:
-            return iterate
-
-        def paced() -> None:
-            begin = time.perf_counter()
-            rehearse()  # while there would be waiting
-            pacer.forget()
-            iterate()
-            pacer.hold(begin)
-            pacer.wakeups.computing()
-
-        return paced
 
     def _turn(self) -> None:
         if not self._agent.turn(_TURN_TIMEOUT_MS):

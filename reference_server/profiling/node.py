@@ -14,29 +14,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from helixbench.errors import InputError, MeasurementError
-from helixbench.profiler.cluster import CostSample, ModelFacts
+from helixbench.errors import InputError
+from helixbench.profiler.cluster import CostSample, MemoryUse, ModelFacts, Quality
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.cost.padding import RowSizes
-from helixbench.profiler.measure.cold_cache import CacheFlood, layers_in_turn
 from helixbench.profiler.measure.disturbance import find_disturbance
 from helixbench.profiler.measure.grid import GridPoint, grid, layer_counts_to_measure, peak_points
-from helixbench.profiler.measure.memory import LoadedMemory, out_of_memory_is
-from helixbench.profiler.measure.pace import USUAL, Pace
+from helixbench.profiler.measure.memory import LoadedMemory
 from helixbench.profiler.measure.refine import points_to_add
-from helixbench.profiler.measure.row_timing import measure_row_sizes
 from helixbench.profiler.measure.sampler import Block, Sampler
-from helixbench.profiler.measure.sensitivity import at_sensitivity, measure_sensitivity
-from helixbench.profiler.measure.stack import time_stack
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.quality import MemoryUse, Quality
 from helixbench.reference_server.profiling.loopback import RING, SELF, Ring
 from helixbench.reference_server.wire.messages import Load, Profile, Profiled, Progress
 
 if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent
-    from helixbench.reference_server.testbed.pacing import Pacer
 
 _MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its weights
 _CUDA_ROOM = 0.9  # part of a GPU's memory that may be held while it is measured: iterations need some too
@@ -48,7 +40,6 @@ def profile(
     *,
     taken: Sequence[Block] = (),
     on_block: Callable[[int, int], None] | None = None,
-    on_sizes: Callable[[RowSizes], None] = lambda _sizes: None,
     on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
 ) -> Profiled:
     """Measure stages of the model on this agent's node.
@@ -58,7 +49,6 @@ def profile(
         command: what to measure.
         taken: blocks of an earlier, interrupted run of the same command.
         on_block: told (blocks done, expected) instead of the controller.
-        on_sizes: told the numbers of rows that layers run with, before anything is timed.
         on_round: given all blocks so far, after each round.
 
     Raises:
@@ -66,32 +56,23 @@ def profile(
     """
     began = time.monotonic()
     with prepared(agent, command) as ready:
-        use, row_sizes = ready.memory, agent.runtime.stage.row_sizes
-        on_sizes(row_sizes)
         sampler = Sampler(
             ready.points,
             ready.ring.run,
             seed=0,
             taken=taken,
-            skipped_s=lambda: 0.0 if agent.pacer is None else agent.pacer.skipped_s,
-            work=lambda: None if agent.pacer is None else agent.pacer.work,
             timer=ready.ring.timer,
             disturbance=find_disturbance(agent.torch_device),
-            before_iteration=cold_between(agent, ready),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
         deadline = time.monotonic() + command.budget_s
-        _warm_up(sampler, ready, agent.pacer, command)
-        with out_of_memory_is(MeasurementError, "the whole stack of layers, timed"):
-            stack = time_stack(agent.runtime.stage)
-        refine = _refinement(sampler, command, device_type=agent.torch_device.type, row_sizes=row_sizes)
+        sampler.warm_up(next(point for point in ready.points if point.part == "layers"))
         sampled = sampler.measure(
             budget_s=deadline - time.monotonic(),
-            refine=refine,
-            finish=lambda blocks: _paced(blocks, agent.pacer, command),
+            refine=_refinement(sampler, command, device_type=agent.torch_device.type),
         )
-    workspace = use.workspace_bytes + use.overhead_bytes
+    workspace = ready.memory.workspace_bytes + ready.memory.overhead_bytes
     memory = agent.device.memory_bytes - workspace
     return Profiled(
         samples=sampled.samples,
@@ -101,42 +82,15 @@ def profile(
             discarded=sampled.discarded,
             num_refined=sampled.num_refined,
             seconds=time.monotonic() - began,
-            stack=stack,
-            memory=use,
-            processor_speed=None if agent.pacer is None else agent.pacer.mean_speed(),
+            memory=ready.memory,
         ),
-        pace=None if agent.pacer is None else agent.pacer.pace,
-        row_sizes=row_sizes,
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
         source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.torch_device}",
     )
 
 
-def _warm_up(sampler: Sampler, ready: Prepared, pacer: Pacer | None, command: Profile) -> None:
-    """Let the node come to that pace, or find its own; what the speed is from then on counts as that of the profile."""
-    first = next(p for p in ready.points if p.part == "layers")
-    sampler.warm_up(first)
-    if pacer is not None:
-        sensitivity = command.sensitivity or USUAL
-        pacer.pace = Pace(command.processor_speed or pacer.pace.speed, sensitivity)
-        if command.processor_speed is None:
-            with ready.ring.run(first) as iterate:
-                pacer.measure_nominal(iterate)
-        pacer.mean_speed()
-
-
-def _paced(blocks: Sequence[Block], pacer: Pacer | None, command: Profile) -> Sequence[Block]:
-    """The blocks of a node that is held back, at the sensitivity that they tell, which is its pace's from then on."""
-    if pacer is None or command.sensitivity is not None:
-        return blocks
-    measured = Pace(pacer.pace.speed, measure_sensitivity(blocks))
-    paced = at_sensitivity(blocks, measured.sensitivity, before=pacer.pace.sensitivity)
-    pacer.pace = measured
-    return paced
-
-
 def _refinement(
-    sampler: Sampler, command: Profile, *, device_type: str, row_sizes: RowSizes
+    sampler: Sampler, command: Profile, *, device_type: str
 ) -> Callable[[Sequence[CostSample]], Sequence[GridPoint]]:
     """Which points to add to the sampler's, given what it measured."""
 
@@ -147,7 +101,6 @@ def _refinement(
             max_batch_tokens=command.max_batch_tokens,
             source="so far",
             gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
-            row_sizes=row_sizes,
             has_tiles=device_type == "cuda",
         )
         already = sum(sample.is_refined for sample in samples)
@@ -157,7 +110,7 @@ def _refinement(
 
 
 class Prepared(NamedTuple):
-    """A stage that is loaded to be measured, with its rows chosen.
+    """A stage that is loaded to be measured.
 
     ``layer_bytes`` is a layer with the least room for KV cache.
     """
@@ -217,16 +170,13 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
     facts = files.facts(dtype=command.dtype)
     held, kv_tokens, layer_bytes = what_fits(facts, memory_bytes=memory, device_type=device_type)
 
-    def points(row_sizes: RowSizes, max_kv_tokens: int) -> tuple[GridPoint, ...]:
-        return grid(
-            layer_counts=layer_counts_to_measure(held, are_cold=agent.pacer is not None),
-            max_batch_tokens=command.max_batch_tokens,
-            max_context_tokens=command.max_context_tokens,
-            max_kv_tokens=max_kv_tokens,
-            has_tiles=device_type == "cuda",
-            row_sizes=row_sizes,
-        )
-
+    points = grid(
+        layer_counts=layer_counts_to_measure(held),
+        max_batch_tokens=command.max_batch_tokens,
+        max_context_tokens=command.max_context_tokens,
+        max_kv_tokens=kv_tokens,
+        has_tiles=device_type == "cuda",
+    )
     peaks = peak_points(
         num_layers=held,
         max_batch_tokens=command.max_batch_tokens,
@@ -234,7 +184,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         max_kv_tokens=kv_tokens,
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
     )
-    kv_tokens = min(kv_tokens, max(point.kv_tokens for point in (*points((), kv_tokens), *peaks)))
+    kv_tokens = min(kv_tokens, max(point.kv_tokens for point in (*points, *peaks)))
     loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
     agent.load(
         Load(
@@ -251,36 +201,12 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         )
     )
     try:
-        if agent.pacer is not None:
-            agent.pacer.profiling(True)
-        stage = agent.runtime.stage
-        use = loaded.use_of(stage)
+        use = loaded.use_of(agent.runtime.stage)
         ring = Ring(agent, files, end=1 + held)
         use = msgspec.structs.replace(use, workspace_bytes=ring.workspace_bytes(peaks))
-        sizes = command.row_sizes
-        stage.row_sizes = measure_row_sizes(stage, max_rows=command.max_batch_tokens) if sizes is None else sizes
-        yield Prepared(files, points(stage.row_sizes, kv_tokens), held, layer_bytes, use, ring)
+        yield Prepared(files, points, held, layer_bytes, use, ring)
     finally:
-        if agent.pacer is not None:
-            agent.pacer.profiling(False)
         agent.unload()
-
-
-def cold_between(agent: Agent, ready: Prepared) -> Callable[[GridPoint], None]:
-    """Between iterations others use a shared machine's cache; a node with a machine of its own keeps it."""
-    pacer = agent.pacer
-    if pacer is None:
-        return lambda _: None
-    counts = sorted({point.num_layers for point in ready.points if point.part == "layers"})
-    next_turn, flood = layers_in_turn(agent.runtime.stage, counts), CacheFlood()
-
-    def cold(point: GridPoint) -> None:
-        if point.part == "layers":
-            next_turn()
-        else:
-            pacer.leave_out(flood)
-
-    return cold
 
 
 def _own_address(address: str) -> str:

@@ -26,9 +26,9 @@ def profile_node_command(
     name: Annotated[str, typer.Option(help="The node's name in the profile.")] = "node",
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     memory: Annotated[str, typer.Option(help="For weights, workspace and KV cache, e.g. 20GB. Default: all.")] = "",
-    cpu_share: Annotated[
-        Optional[float],  # noqa: UP045 - typer reads it
-        typer.Option(min=0.01, max=1.0, help="Rest in proportion after each iteration, as a slower processor."),
+    threads: Annotated[
+        Optional[int],  # noqa: UP045 - typer reads it
+        typer.Option(min=1, help="Threads that compute on a CPU. Default: one for each core."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     max_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens of one iteration at most.")] = 128,
@@ -62,7 +62,7 @@ def profile_node_command(
         name=name,
         device=device,
         memory_bytes=memory_bytes,
-        cpu_share=cpu_share,
+        threads=threads,
         max_batch_tokens=max_batch_tokens,
         max_context_tokens=max_context_tokens,
         budget_s=budget_s,
@@ -146,17 +146,6 @@ def quality_lines(node: Node) -> list[str]:
             f"{use.overhead_bytes / 1e6:.1f} MB, workspace {use.workspace_bytes / 1e6:.1f} MB, KV cache "
             f"{use.kv_bytes_per_token_per_layer:.0f} bytes a token and layer"
         )
-    if quality.stack is not None:
-        stack = quality.stack
-        lines.append(
-            f"stack: {stack.num_layers} layers take {stack.stack_ratio:.3f} of the sum of their times, "
-            f"{stack.cold_hot_ratio:.3f} of one layer repeated ({stack.source})"
-        )
-        for kind in stack.kinds:
-            lines.append(
-                f"  {kind.num_layers} x {kind.kind}: {1e3 * kind.median_s:.3f} ms each, slowest "
-                f"{1e3 * kind.slowest_s:.3f} ms, {stack.batch_tokens} decoding"
-            )
     return lines
 
 

@@ -25,7 +25,7 @@ from helixbench.reference_server.simulation.study_spec import (
     inputs_of,
     workload_of,
 )
-from helixbench.solver import Infeasible, solve_placement
+from helixbench.solver import Infeasible, SolveConfig, solve_placement
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
 
@@ -209,12 +209,14 @@ def _plan(
     is_closed = load.arrivals().kind == "closed loop"
     try:
         plan = solve_placement(
-            profile,
-            workload,
-            concurrency=load.concurrency if is_closed else None,
-            objective=cast(Literal["throughput", "max-flow"], placement.objective),
-            method=placement.method,
-            time_limit_s=spec.solve_s,
+            SolveConfig(
+                cluster=profile,
+                workload=workload,
+                concurrency=load.concurrency if is_closed else None,
+                objective=cast(Literal["throughput", "max-flow"], placement.objective),
+                method=placement.method,
+                time_limit_s=spec.solve_s,
+            )
         )
     except InputError as error:
         return str(error)

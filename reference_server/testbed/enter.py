@@ -1,8 +1,8 @@
-"""Run a program in a network namespace and a cgroup, and let it die with the process that started it.
+"""Run a program in a network namespace, and let it die with the process that started it.
 
-Run by path, not imported: it joins both before the program's first instruction, and loads nothing of ours to do so.
+Run by path, not imported: it joins the namespace before the program's first instruction, and loads nothing of ours.
 
-    python -I -S enter.py --parent PID [--cgroup DIR] [--netns FILE] -- PROGRAM [ARGUMENT ...]
+    python -I -S enter.py --parent PID [--netns FILE] -- PROGRAM [ARGUMENT ...]
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ def main(arguments: list[str]) -> None:
     _require(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != int(options["--parent"]):
         sys.exit("the process that started this one is gone")
-    if "--cgroup" in options:
-        with open(os.path.join(options["--cgroup"], "cgroup.procs"), "w") as procs:
-            procs.write(str(os.getpid()))
     if "--netns" in options:
         descriptor = os.open(options["--netns"], os.O_RDONLY | os.O_CLOEXEC)
         _require(libc.setns(descriptor, _CLONE_NEWNET), f"setns({options['--netns']})")

@@ -1,4 +1,4 @@
-"""A process of a run: started in its namespace and group, waited for until it listens, watched for its end."""
+"""A process of a run: started in its namespace, waited for until it listens, watched for its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from helixbench.errors import InputError, MeasurementError
 from helixbench.reference_server.testbed import enter
 from helixbench.reference_server.testbed.namespaces import namespace_file
 from helixbench.reference_server.testbed.run_state import RUN_VARIABLE
-from helixbench.reference_server.testbed.wakeups import REALTIME_VARIABLE
 
 # An agent imports torch before it listens: some seconds of CPU, which several may have to share.
 READY_TIMEOUT_S = 60.0
@@ -24,17 +23,15 @@ _TAIL_LINES = 20
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent is told when it is started.
-
-    ``cpu_share`` is the part of a processor that each of its iterations is to be as slow as; ``None`` on CUDA.
-    """
+    """What an agent is started with; ``threads`` and ``cpus`` as in ``LocalNode``."""
 
     name: str
     listen: str
     key_file: Path
     memory_bytes: int
     device: str
-    cpu_share: float | None = None
+    threads: int = 1
+    cpus: tuple[int, ...] = ()
 
 
 AgentArgv = Callable[[AgentOptions], Sequence[str]]
@@ -44,35 +41,28 @@ def agent_argv(options: AgentOptions) -> list[str]:
     """Command line of the agent."""
     argv = [sys.executable, "-m", "helixbench.reference_server.node.agent", "--listen", options.listen]
     argv += ["--key", str(options.key_file), "--memory", str(options.memory_bytes), "--device", options.device]
-    if options.cpu_share is not None:
-        argv += ["--cpu-share", f"{options.cpu_share:g}"]
+    argv += ["--threads", str(options.threads)]
+    if options.cpus:
+        argv += ["--cpus", ",".join(map(str, options.cpus))]
     return argv
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a process runs: the run that it is of, and its namespace and group where it has them.
-
-    ``is_realtime``: it may schedule itself in real time.
-    """
+    """Where a process runs: the run that it is of, and its namespace where it has one."""
 
     run_id: str
     namespace: str | None = None
-    cgroup: Path | None = None
-    is_realtime: bool = False
 
     def enter_argv(self, argv: Sequence[str]) -> list[str]:
         """Command line that runs ``argv`` in this place, and ends it with this process."""
         entered = [sys.executable, "-I", "-S", enter.__file__, "--parent", str(os.getpid())]
-        if self.cgroup is not None:
-            entered += ["--cgroup", str(self.cgroup)]
         if self.namespace is not None:
             entered += ["--netns", str(namespace_file(self.namespace))]
         return [*entered, "--", *argv]
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, with one compute thread and the run's mark."""
-        realtime = {REALTIME_VARIABLE: "1"} if self.is_realtime else {}
-        return os.environ | realtime | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", RUN_VARIABLE: self.run_id}
+        """This process's environment with the run's mark."""
+        return os.environ | {RUN_VARIABLE: self.run_id}
 
 
 class LocalAgent:

@@ -14,11 +14,11 @@ import msgspec
 
 from helixbench.errors import InputError, MeasurementError
 from helixbench.records import save_bytes
-from helixbench.reference_server.testbed.cgroup import group_pids, remove_group
-from helixbench.reference_server.testbed.cpu import PROC
 from helixbench.reference_server.testbed.namespaces import delete_namespace
 
 logger = logging.getLogger(__name__)
+
+PROC = Path("/proc")
 
 # Every process of a run has this in its environment, and what it starts inherits it.
 RUN_VARIABLE = "HELIXBENCH_RUN"
@@ -36,7 +36,6 @@ class RunState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     owner_start_ticks: int
     boot_id: str
     namespaces: tuple[str, ...] = ()
-    cgroups: tuple[str, ...] = ()
 
 
 def new_run_id() -> str:
@@ -70,7 +69,7 @@ def key_path(folder: Path, run_id: str) -> Path:
     return folder / f"{run_id}.key"
 
 
-def owned_run(run_id: str, *, namespaces: tuple[str, ...], cgroups: tuple[str, ...]) -> RunState:
+def owned_run(run_id: str, *, namespaces: tuple[str, ...]) -> RunState:
     """State of a run that this process owns."""
     pid = os.getpid()
     return RunState(
@@ -79,7 +78,6 @@ def owned_run(run_id: str, *, namespaces: tuple[str, ...], cgroups: tuple[str, .
         owner_start_ticks=_start_ticks(pid) or 0,
         boot_id=_boot_id(),
         namespaces=namespaces,
-        cgroups=cgroups,
     )
 
 
@@ -95,13 +93,10 @@ def remove_run(folder: Path, state: RunState) -> None:
         MeasurementError: something could not be removed; the state file is kept, for the next run to try again.
     """
     if state.boot_id == _boot_id():
-        cgroups = [Path(cgroup) for cgroup in state.cgroups]
         try:
-            _kill_processes(state.run_id, cgroups)
+            _kill_processes(state.run_id)
             for namespace in state.namespaces:
                 delete_namespace(namespace)
-            for cgroup in cgroups:
-                remove_group(cgroup)
         except OSError as error:
             raise MeasurementError(f"run {state.run_id}: not all that it made could be removed: {error}") from error
     key_path(folder, state.run_id).unlink(missing_ok=True)
@@ -148,25 +143,21 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def _kill_processes(run_id: str, cgroups: list[Path]) -> None:
+def _kill_processes(run_id: str) -> None:
     deadline = time.monotonic() + _KILL_TIMEOUT_S
-    while pids := _processes(run_id, cgroups):
+    while pids := _processes(run_id):
         if time.monotonic() > deadline:
             raise MeasurementError(f"run {run_id}: processes {sorted(pids)} do not end; end them by hand")
         for pid in pids:
-            _kill(pid, run_id, cgroups)
+            _kill(pid, run_id)
         time.sleep(0.02)
 
 
-def _processes(run_id: str, cgroups: list[Path]) -> set[int]:
-    """Living processes that carry the run's mark or are in one of its groups."""
+def _processes(run_id: str) -> set[int]:
+    """Living processes that carry the run's mark."""
     everyone = {int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()}
-    found = {pid for pid in everyone if _is_marked(pid, run_id)} | _grouped(cgroups)
+    found = {pid for pid in everyone if _is_marked(pid, run_id)}
     return {pid for pid in found - {os.getpid()} if _start_ticks(pid) is not None}
-
-
-def _grouped(cgroups: list[Path]) -> set[int]:
-    return {pid for cgroup in cgroups for pid in group_pids(cgroup)}
 
 
 def _is_marked(pid: int, run_id: str) -> bool:
@@ -177,14 +168,14 @@ def _is_marked(pid: int, run_id: str) -> bool:
     return f"{RUN_VARIABLE}={run_id}".encode() in environment.split(b"\0")
 
 
-def _kill(pid: int, run_id: str, cgroups: list[Path]) -> None:
+def _kill(pid: int, run_id: str) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         # Asked again with the handle held: from here on the pid cannot become another process.
-        if _is_marked(pid, run_id) or pid in _grouped(cgroups):
+        if _is_marked(pid, run_id):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
     except ProcessLookupError:
         return

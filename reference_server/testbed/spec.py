@@ -1,8 +1,7 @@
-"""The testbed file (TOML): which nodes there are, how much of this machine each gets, and how they are linked."""
+"""The testbed file (TOML): which nodes there are, what each is, and how they are linked."""
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Callable
@@ -13,31 +12,26 @@ import msgspec
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.reference_server.testbed.cpu import available_cpus
 from helixbench.reference_server.wire.transport import require_address
 from helixbench.units import parse_bytes, parse_bytes_per_s
 
-DEFAULT_COORDINATOR_CPU = 0.3
-# A quota below this is less than the kernel grants in a period (see cgroup.py).
-MIN_CPU = 0.05
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEVICE = re.compile(r"cpu|cuda:\d+")
-# Floats add up to a little more than they should: 0.7 + 0.2 + 0.1 is not a request for more than one core.
-_CPU_TOLERANCE = 1e-6
 
 
 class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node whose agent is started on this machine.
 
-    ``cpu`` is in cores, and 0 on CUDA: such a node is as fast as its device, and its process is not limited.
-    ``memory_bytes`` is for weights, workspace and KV cache; ``bandwidth_bytes_per_s`` is its network card in each
-    direction, ``None`` where that is not limited. ``region`` is the place that shares fast links.
+    ``memory_bytes`` is for weights, workspace and KV cache. ``threads`` compute on a CPU, on the cores of ``cpus``
+    where it names any. ``bandwidth_bytes_per_s`` is the node's NIC in each direction, ``None`` where that is not
+    limited. ``region`` is the place that shares fast links.
     """
 
     name: str
-    cpu: float
     memory_bytes: float
     device: str = "cpu"
+    threads: int = 1
+    cpus: tuple[int, ...] = ()
     bandwidth_bytes_per_s: float | None = None
     region: str = ""
 
@@ -64,14 +58,8 @@ class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
     remote_nodes: tuple[RemoteNode, ...] = ()
     node_names: tuple[str, ...]
     links: tuple[LinkCap, ...] = ()
-    coordinator_cpu: float = DEFAULT_COORDINATOR_CPU
     coordinator_bandwidth_bytes_per_s: float | None = None
     key_file: Path | None = None
-
-    @property
-    def cpu(self) -> float:
-        """Cores asked for on this machine, the coordinator's among them."""
-        return self.coordinator_cpu + sum(node.cpu for node in self.local_nodes)
 
     @property
     def regions(self) -> dict[str, str]:
@@ -86,16 +74,11 @@ class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.links) or any(card is not None for card in cards)
 
 
-def load_testbed(path: Path, *, machine_cpus: float | None = None) -> TestbedSpec:
-    """Read a testbed file and check it against this machine.
-
-    Args:
-        path: the TOML file.
-        machine_cpus: cores that there are; asked of the machine where not given.
+def load_testbed(path: Path) -> TestbedSpec:
+    """Read a testbed file.
 
     Raises:
-        InputError: not TOML, an unknown key, a wrong type or value, names that do not fit together, or more CPU than
-            there is.
+        InputError: not TOML, an unknown key, a wrong type or value, or names that do not fit together.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -103,13 +86,11 @@ def load_testbed(path: Path, *, machine_cpus: float | None = None) -> TestbedSpe
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a TOML file ({error})") from error
-    spec = testbed_from_tree(tree, origin=str(path), folder=path.parent)
-    require_cpus(spec, origin=str(path), machine_cpus=machine_cpus)
-    return spec
+    return testbed_from_tree(tree, origin=str(path), folder=path.parent)
 
 
 def testbed_from_tree(tree: dict[str, Any], *, origin: str, folder: Path) -> TestbedSpec:
-    """The testbed that a TOML tree asks for, not yet held against a machine.
+    """The testbed that a TOML tree asks for.
 
     Args:
         tree: as ``tomllib`` reads it.
@@ -122,26 +103,12 @@ def testbed_from_tree(tree: dict[str, Any], *, origin: str, folder: Path) -> Tes
     return _Reader(origin, tree).spec(folder=folder)
 
 
-def require_cpus(spec: TestbedSpec, *, origin: str, machine_cpus: float | None = None) -> None:
-    """Refuse a testbed that asks for more cores than there are: ``machine_cpus``, or what this machine says.
-
-    Raises:
-        InputError: it does.
-    """
-    there_is = available_cpus() if machine_cpus is None else machine_cpus
-    if spec.cpu > there_is + _CPU_TOLERANCE:
-        raise InputError(
-            f"{origin}: the nodes ask for {spec.cpu - spec.coordinator_cpu:g} cores and the coordinator for "
-            f"{spec.coordinator_cpu:g}, {spec.cpu:g} in total, but this machine has {there_is:g}; "
-            "lower `cpu` of some nodes or take some of them out"
-        )
-
-
 class _NodeToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
-    cpu: float | None = None
     memory: str | None = None
     device: str | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    cpus: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] | None = None
     bandwidth: str | None = None
     address: str | None = None
     region: str = ""
@@ -157,7 +124,6 @@ class _LinkToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class _CoordinatorToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    cpu: float = DEFAULT_COORDINATOR_CPU
     bandwidth: str | None = None
 
 
@@ -195,7 +161,6 @@ class _Reader:
             remote_nodes=remote,
             node_names=tuple(node.name for node in nodes),
             links=self._links(toml, {node.name for node in remote}),
-            coordinator_cpu=self._cpu("coordinator.cpu", toml.coordinator.cpu),
             coordinator_bandwidth_bytes_per_s=network if own is None else own,
             key_file=None if toml.key is None else self._key_file(folder / toml.key),
         )
@@ -207,14 +172,14 @@ class _Reader:
             if not _NODE_NAME.fullmatch(node.name):
                 self._refuse(field, node.name, "use letters, digits, `.`, `_` and `-`, 63 at most")
             if node.name == COORDINATOR:
-                self._refuse(field, node.name, "that is the coordinator's name; its CPU goes under [coordinator]")
+                self._refuse(field, node.name, "that is the coordinator's name; its NIC goes under [coordinator]")
             if node.name in seen:
                 self._refuse(field, node.name, "another node has this name; names must differ")
             seen.add(node.name)
 
     def _node(self, field: str, node: _NodeToml, network: float | None) -> LocalNode | RemoteNode:
         if node.address is not None:
-            for key in ("cpu", "memory", "device", "bandwidth"):
+            for key in ("memory", "device", "threads", "cpus", "bandwidth"):
                 if (value := getattr(node, key)) is not None:
                     self._refuse(f"{field}.{key}", value, f"the agent at {node.address} owns this; take it out")
             return RemoteNode(
@@ -223,10 +188,9 @@ class _Reader:
         device = node.device or "cpu"
         if not _DEVICE.fullmatch(device):
             self._refuse(f"{field}.device", device, 'need "cpu" or "cuda:N"')
-        if device != "cpu" and node.cpu is not None:
-            self._refuse(f"{field}.cpu", node.cpu, f"a node on {device} is as fast as its device; take it out")
-        if device == "cpu" and node.cpu is None:
-            self._refuse(f"{field}.cpu", None, f"node {node.name} needs `cpu` and `memory`, or an `address`")
+        for key in ("threads", "cpus"):
+            if device != "cpu" and (value := getattr(node, key)) is not None:
+                self._refuse(f"{field}.{key}", value, f"only a node on cpu has it; with {device} take it out")
         if node.memory is None:
             self._refuse(
                 f"{field}.memory", None, f"node {node.name} needs the `memory` that it may use, or an `address`"
@@ -234,9 +198,10 @@ class _Reader:
         own = self._rate(f"{field}.bandwidth", node.bandwidth)
         return LocalNode(
             name=node.name,
-            cpu=0.0 if node.cpu is None else self._cpu(f"{field}.cpu", node.cpu),
             memory_bytes=self._quantity(f"{field}.memory", node.memory, parse_bytes),
             device=device,
+            threads=node.threads or 1,
+            cpus=node.cpus or (),
             bandwidth_bytes_per_s=network if own is None else own,
             region=node.region,
         )
@@ -261,11 +226,6 @@ class _Reader:
             rate = self._quantity(f"link[{index}].bandwidth", link.bandwidth, parse_bytes_per_s)
             links.append(LinkCap(between=(first, second), bandwidth_bytes_per_s=rate))
         return tuple(links)
-
-    def _cpu(self, field: str, value: float) -> float:
-        if not MIN_CPU <= value < math.inf:
-            self._refuse(field, value, f"need a number of cores of {MIN_CPU:g} or more, like 0.5")
-        return value
 
     def _rate(self, field: str, text: str | None) -> float | None:
         return None if text is None else self._quantity(field, text, parse_bytes_per_s)

@@ -11,11 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from helixbench.errors import MeasurementError
-from helixbench.profiler.cluster import CostSample, Device, MessageTime
-from helixbench.profiler.cost.padding import RowSizes
-from helixbench.profiler.measure.pace import Pace, Sensitivity
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
-from helixbench.profiler.quality import Quality
+from helixbench.profiler.cluster import CostSample, Device, MessageTime, Quality
 from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import OpenRequest, Scores, WorkItem
 
@@ -52,7 +48,6 @@ class Description(msgspec.Struct, frozen=True, tag="description"):
     device: Device
     versions: dict[str, str]
     machine: dict[str, str | float]
-    cpu_share: float | None
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -68,8 +63,6 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_batch_tokens: int
     max_decode_batch: int | None
     peers: dict[str, str]
-    pace: Pace | None = None
-    row_sizes: RowSizes = ()
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -80,11 +73,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
 
 
 class Profile(msgspec.Struct, frozen=True, tag="profile"):
-    """Measure the node: stages of this model over a grid of batches.
-
-    A node that is held back to a share of a processor is measured as that of ``processor_speed`` and ``sensitivity``,
-    and any node runs with ``row_sizes``, each where it is given; it finds its own else.
-    """
+    """Measure the node: stages of this model over a grid of batches."""
 
     model: str
     model_digest: str
@@ -92,9 +81,6 @@ class Profile(msgspec.Struct, frozen=True, tag="profile"):
     max_batch_tokens: int
     max_context_tokens: int
     budget_s: float
-    processor_speed: ProcessorSpeed | None = None
-    sensitivity: Sensitivity | None = None
-    row_sizes: RowSizes | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
@@ -113,8 +99,6 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
     max_layers: int
     source: str
     quality: Quality | None = None
-    pace: Pace | None = None
-    row_sizes: RowSizes = ()
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
@@ -140,7 +124,6 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     kv_capacity_tokens: int
     sent: dict[str, LinkCounters]
     history: History
-    processor_speed: ProcessorSpeed | None = None
 
 
 class Echo(msgspec.Struct, frozen=True, tag="echo"):

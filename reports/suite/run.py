@@ -11,7 +11,6 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import load_record, provenance_now, save_bytes, save_record
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reference_server.testbed.spec import require_cpus
 from helixbench.reports import loading
 from helixbench.reports.suite.child import INTERRUPTED, TERMINATED, Step, run_child
 from helixbench.reports.suite.judge import judge_case
@@ -84,8 +83,6 @@ class _SuiteRun:
         )
 
     def result(self) -> SuiteResult:
-        for testbed in self._suite.testbeds:
-            require_cpus(testbed.spec, origin=f"{self._suite.name}: testbed {testbed.name}")
         if self._layout.result.exists() and not self._options.resume:
             raise InputError(
                 f"-o {self._options.out}: holds the results of a suite; go on with --resume, or choose another folder"

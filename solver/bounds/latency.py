@@ -126,12 +126,7 @@ def _most(
     capacities: Capacities, name: str, layers: int, value: Callable[[Capacities, str, LayerRange], float]
 ) -> float:
     """The largest value of a range of that length over where it lies; 0 where it fits nowhere."""
-    num_layers = capacities.model.num_layers
-    pin = capacities.pins.get(name)
-    starts = {0, min(1, num_layers - layers), num_layers - layers} if pin is None else {pin.start}
-    ranges = [LayerRange(start, start + layers) for start in sorted(starts) if start + layers <= num_layers]
-    values = [value(capacities, name, held) for held in ranges if capacities.can_hold(name, held)]
-    return max(values, default=0.0)
+    return max((value(capacities, name, held) for held in capacities.places(name, layers)), default=0.0)
 
 
 def _least_hops_s(capacities: Capacities) -> tuple[float, float]:

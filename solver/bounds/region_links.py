@@ -3,7 +3,7 @@
 Let ``f_G(v)`` be the tokens/s that nodes of a group of regions ``G`` run at layer ``v``. Every token is run once at
 each layer, so over groups that part the nodes ``sum f_G(v) = F`` at every layer. From one layer to the next ``f_G``
 changes only by what comes in from nodes outside ``G`` and what goes out to them, and over all layers together that is
-at most what the links and network cards carry in and out, for each link has one capacity for all layers. So ``f_G(v)``
+at most what the links and NICs carry in and out, for each link has one capacity for all layers. So ``f_G(v)``
 is never above its least value ``b_G`` by more than ``d_G``, the larger of the two.
 
 The nodes of ``G`` run ``b_G`` at every layer, so ``b_G`` is at most any bound on what they carry by themselves, links
@@ -22,9 +22,8 @@ from collections.abc import Callable, Collection, Iterator
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.bounds.configurations import Configurations
-from helixbench.solver.bounds.work import best_rates, work_bound
+from helixbench.solver.bounds.work import best_rates, nic_limits, work_bound
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 
 MOST_REGIONS = 4
 """Of which all ways to part them are tried; with more, each by itself, and each against the rest."""
@@ -35,13 +34,12 @@ Group = frozenset[str]
 class RegionBound:
     """What the links between groups of a cluster's regions exclude."""
 
-    def __init__(self, capacities: Capacities, links: LinkTable, *, partial: bool) -> None:
-        self._capacities, self._links, self._partial = capacities, links, partial
+    def __init__(self, capacities: Capacities, *, partial: bool) -> None:
+        self._capacities, self._partial = capacities, partial
         self._region = {name: node.region for name, node in capacities.nodes.items()}
         self.regions = sorted(set(self._region.values()))
         self._most = {name: _most(capacities, name, partial=partial) for name in capacities.nodes}
-        profile = capacities.profile
-        self._cards = {n.name: (n.nic_out_bytes_per_s, n.nic_in_bytes_per_s) for n in profile.nodes}
+        self._nics = {name: nic_limits(capacities, name) for name in capacities.nodes}
         self._alone: dict[Group, float] = {}
         self._add_up_links()
 
@@ -77,10 +75,8 @@ class RegionBound:
         return min(sum(sent), sum(received))
 
     def _limit(self, name: str, *, way: int) -> float:
-        """What a node can run, and its network card send (0) or receive (1)."""
-        card = self._cards[name][way]
-        size = self._capacities.model.activation_bytes_per_token
-        return self._most[name] if card is None else min(self._most[name], card / size)
+        """What a node can run, and its NIC send (0) or receive (1)."""
+        return min(self._most[name], self._nics[name][way])
 
     def _add_up_links(self) -> None:
         """(node, region) -> tokens/s over all its links to the region, and from there."""
@@ -89,7 +85,7 @@ class RegionBound:
         self._received = dict(self._sent)
         for src, dst in itertools.permutations(self._region, 2):
             if self._region[src] != self._region[dst]:
-                rate = min((self._links.bandwidth(src, dst) or 0.0) / size, self._most[src], self._most[dst])
+                rate = min((self._capacities.links.bandwidth(src, dst) or 0.0) / size, self._most[src], self._most[dst])
                 self._sent[src, self._region[dst]] += rate
                 self._received[dst, self._region[src]] += rate
 
@@ -98,8 +94,8 @@ class RegionBound:
         if group not in self._alone:
             names = [name for name, region in self._region.items() if region in group]
             size = self._capacities.model.token_bytes
-            reached = sum((self._links.bandwidth(COORDINATOR, name) or 0.0) / size for name in names)
-            left = sum((self._links.bandwidth(name, COORDINATOR) or 0.0) / size for name in names)
+            reached = sum((self._capacities.links.bandwidth(COORDINATOR, name) or 0.0) / size for name in names)
+            left = sum((self._capacities.links.bandwidth(name, COORDINATOR) or 0.0) / size for name in names)
             most = min(high, reached, left, work_bound(self._capacities, partial=self._partial, names=names))
             configurations = Configurations(self._capacities, partial=self._partial, names=names)
             self._alone[group] = configurations.bound(low=0.0, high=most, may_go_on=may_go_on) if most else 0.0

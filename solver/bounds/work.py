@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
 
 ROUNDING = 1e-12
 """Relative. Where the bound is attained, work and need are equal over a whole interval of flows."""
@@ -15,7 +14,7 @@ ROUNDING = 1e-12
 def work_bound(capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> float:
     """The largest ``F`` with ``F * L <= `` the layers x tokens/s that all nodes can do when no token passes one twice.
 
-    No link, no memory and network card but each node's own, no fitting of ranges: every placement's max-flow is at most
+    No link, no memory and NIC but each node's own, no fitting of ranges: every placement's max-flow is at most
     this. The work of a node at flow ``F`` is the best mix of the runs of layers it can do, in time at most one and flow
     at most ``F``.
 
@@ -35,15 +34,12 @@ def work_bound(capacities: Capacities, *, partial: bool, names: Iterable[str] | 
 
 
 def coordinator_bound(capacities: Capacities) -> float:
-    """What the coordinator's network card and its links to and from the nodes carry, in tokens/s."""
-    profile = capacities.profile
-    size = profile.model.token_bytes
-    links = capacities.links
+    """What the coordinator's NIC and its links to and from the nodes carry, in tokens/s."""
+    size, links = capacities.model.token_bytes, capacities.links
     names = [name for name in capacities.nodes if capacities.max_layers(name) > 0]
     sent = sum(links.bandwidth(COORDINATOR, name) or 0.0 for name in names)
     received = sum(links.bandwidth(name, COORDINATOR) or 0.0 for name in names)
-    cards = (profile.coordinator.nic_out_bytes_per_s, profile.coordinator.nic_in_bytes_per_s)
-    return min(sent, received, *(card for card in cards if card is not None)) / size
+    return min(sent, received, *(nic for nic in links.nics(COORDINATOR) if nic is not None)) / size
 
 
 class Workers:
@@ -80,12 +76,11 @@ def best_rates(capacities: Capacities, name: str) -> tuple[float, ...]:
     return tuple(1.0 / seconds[k] if k in seconds else 0.0 for k in range(1, longest + 1))
 
 
-def card_limits(capacities: Capacities, name: str) -> tuple[float, float]:
-    """(in, out): tokens/s that a node's network card carries from and to other nodes; infinite where none is known."""
-    node, size = capacities.nodes[name], capacities.model.activation_bytes_per_token
-    cards = (node.nic_in_bytes_per_s, node.nic_out_bytes_per_s)
-    received, sent = (float("inf") if card is None else card / size for card in cards)
-    return received, sent
+def nic_limits(capacities: Capacities, name: str) -> tuple[float, float]:
+    """(out, in): tokens/s that a node's NIC sends to and receives from other nodes; infinite where none is known."""
+    size = capacities.model.activation_bytes_per_token
+    out, in_ = (float("inf") if nic is None else nic / size for nic in capacities.links.nics(name))
+    return out, in_
 
 
 def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, float]]:
@@ -93,19 +88,11 @@ def _runs(capacities: Capacities, name: str, *, mixes: bool) -> list[tuple[int, 
     best: dict[int, float] = {}
     num_layers = capacities.model.num_layers
     # Tokens come in from a node or go out to one, unless the range is the whole model. Entries of different cost share
-    # time, which is no share of the card: there it is left out.
-    least = 0.0 if mixes else 1.0 / max(card_limits(capacities, name))
+    # time, which is no share of the NIC: there it is left out.
+    least = 0.0 if mixes else 1.0 / max(nic_limits(capacities, name))
     for length in range(1, min(capacities.nodes[name].max_layers, num_layers) + 1):
-        pin = capacities.pins.get(name)
-        starts = {0, min(1, num_layers - length), num_layers - length} if pin is None else {pin.start}
-        for start in starts:
-            if start + length > num_layers:
-                continue
-            held = LayerRange(start, start + length)
-            if not capacities.can_hold(name, held):
-                continue
-            entries = range(held.start, held.end) if mixes else (held.start,)
-            for entry in entries:
+        for held in capacities.places(name, length):
+            for entry in range(held.start, held.end) if mixes else (held.start,):
                 seconds = 1.0 / capacities.tokens_per_s(name, held, entry)
                 if length < num_layers:
                     seconds = max(seconds, least)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from helixbench.profiler.cost.padding import RowSizes, rows_of_all
 from helixbench.solver.problem.capacity import RequestMix
 from helixbench.solver.problem.plan import Expected
 
@@ -36,7 +35,6 @@ def best_batching(
     stages: int,
     mix: RequestMix,
     max_batch_tokens: int,
-    row_sizes: Sequence[RowSizes],
     thorough: bool,
     follow_longer: FollowWith | None = None,
 ) -> tuple[Batching, Expected] | None:
@@ -53,7 +51,6 @@ def best_batching(
         stages: of the longest pipeline.
         mix: of the workload.
         max_batch_tokens: the most that was measured.
-        row_sizes: of the nodes; a limit is a number of tokens that all of them run without padding.
         thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
         follow_longer: the same until it has settled; decides between the ``FINALISTS`` that are best at first, for
             under some limits groups merge over time and under others they do not.
@@ -74,7 +71,7 @@ def best_batching(
     per_stage = math.ceil(in_flight / max(2, stages))
     steps = TOKEN_STEPS if thorough else TOKEN_STEPS[1::2]
     for step in steps:
-        tokens = rows_of_all(math.ceil(step * per_stage * (1 + mix.prompt_tokens / mix.output_tokens)), row_sizes)
+        tokens = math.ceil(step * per_stage * (1 + mix.prompt_tokens / mix.output_tokens))
         consider(Batching(per_stage, tokens if tokens < max_batch_tokens else None))
     if thorough:
         for groups in range(2, 2 * stages + 1):

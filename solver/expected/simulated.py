@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from helixbench.profiler.cost.padding import RowSizes
 from helixbench.solver.expected.analytic import predict_means
 from helixbench.solver.expected.batch_limits import Batching, best_batching
 from helixbench.solver.expected.starts import follow_from
@@ -188,7 +187,6 @@ def best_limits(
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
-        row_sizes=[row_sizes(question.capacities, name) for name in held],
         thorough=thorough,
         follow_longer=(
             (lambda batching: expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED))
@@ -197,12 +195,6 @@ def best_limits(
         ),
     )
     return None if found is None else BestLimits(*found, BATCHINGS_TRIED // 2 * unlimited.work)
-
-
-def row_sizes(capacities: Capacities, name: str) -> RowSizes:
-    """Numbers of rows that the node's layers run with; none where it was not measured."""
-    cost = capacities.nodes[name].cost
-    return () if cost is None else cost.stage.row_sizes
 
 
 def max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:

@@ -7,13 +7,12 @@ of one branch holds the caches of all requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver.flow.network import Network, Resource
+from helixbench.solver.flow.linear_program import FlowProgram
+from helixbench.solver.flow.network import SOURCE, Edge, Network
 from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import LayerRange
 
@@ -40,59 +39,55 @@ def cache_shares(capacities: Capacities, placement: Mapping[str, LayerRange]) ->
     return {name: requests / in_flight for name, requests in room.items()}
 
 
-def prefer_even_use(
-    highs: Any,
-    network: Network,
-    shared: Sequence[Resource],
-    shares: Mapping[str, float],
-    *,
-    best: float,
-    scale: float,
-) -> None:
-    """Turn the max-flow's LP into one for the flow of the same size that costs least.
+def evenest_flow(network: Network, shares: Mapping[str, float], tokens_per_s: float) -> dict[Edge, float]:
+    """The flow of that size that uses nodes and caches most evenly: a second linear program over all of that size.
 
-    Each use ``u`` of a node's time or cache costs the flow that would fill it times a convex function of ``u`` (about
-    ``u^2 / 2``, in straight steps): a token costs the same on two nodes that are equally used.
+    Each use ``u`` of a node's time or cache costs the flow that would fill it times a convex function of ``u``, about
+    ``u^2 / 2`` in straight steps: a token costs the same on two nodes that are equally used. A step is a column with
+    the step's width as its bound and its slope as its price; convexity fills cheaper steps first.
 
     Args:
-        highs: the solved LP; rows of ``shared`` first, one column for each arc.
         network: of the placement.
-        shared: the resources that have rows.
         shares: see ``cache_shares``.
-        best: the size of the flow, in units of ``scale``.
-        scale: tokens/s that the LP counts as one.
+        tokens_per_s: its max-flow.
     """
-    sources = [number for number, arc in enumerate(network.arcs) if arc.src == COORDINATOR]
-    num_arcs = len(network.arcs)
-    highs.addRow(best, np.inf, len(sources), np.array(sources), np.ones(len(sources)))
-    highs.changeColsCost(num_arcs, np.arange(num_arcs, dtype=np.int32), np.zeros(num_arcs))
-    for row, resource in enumerate(shared):
-        if resource.kind == "node":
-            # use - sum(steps) <= 0, steps <= their widths: the row's limit of one moves into the widths.
-            highs.changeRowBounds(row, -np.inf, 0.0)
-            _add_steps(highs, row, full=1.0 / (min(share for _, share in resource.use) * scale))
-    into: dict[str, list[int]] = {}
-    for number, arc in enumerate(network.arcs):
-        if arc.dst != COORDINATOR:
-            into.setdefault(arc.dst, []).append(number)
-    for name in sorted(into):
-        held, full = network.placement[name], best * shares[name]
-        if full <= 0:
+    program = FlowProgram(network)
+    best = tokens_per_s / program.scale
+    sources = [number for number, (tail, _) in enumerate(program.edges) if tail == SOURCE]
+    program.highs.addRow(best, np.inf, len(sources), np.array(sources), np.ones(len(sources)))
+    num_edges = len(program.edges)
+    program.highs.changeColsCost(num_edges, np.arange(num_edges, dtype=np.int32), np.zeros(num_edges))
+    mixed = {m.resource: m.use for m in network.mixed}
+    for name, held in sorted(network.placement.items()):
+        into = [(tail, head) for tail, head in network.graph.in_edges((name, "in"))]
+        if not into:
             continue
-        # A request that enters late takes room at the layers that it runs alone.
-        use = [(held.end - network.arcs[number].entry) / held.num_layers / full for number in into[name]]
-        row = highs.getNumRow()
-        highs.addRow(-np.inf, 0.0, len(use), np.array(into[name], dtype=np.int32), np.array(use))
-        _add_steps(highs, row, full=full)
-        _add_step(highs, row, price=OVERFULL_PRICE * full, width=np.inf)
+        time = mixed.get(("node", name))
+        if time is None:
+            full = network.graph.edges[(name, "in"), (name, "out")]["limits"]["node", name] / program.scale
+            time = dict.fromkeys(into, 1.0 / full / program.scale)
+        _add_use(program, {edge: share * program.scale for edge, share in time.items()})
+        full = best * shares[name]
+        if full > 0:
+            # A request that enters late takes room at the layers that it runs alone.
+            entry = {edge: network.graph.edges[edge]["entry"] for edge in into}
+            _add_use(program, {edge: (held.end - entry[edge]) / held.num_layers / full for edge in into}, full=full)
+    return dict(zip(program.edges, map(float, program.solve()), strict=True))
 
 
-def _add_steps(highs: Any, row: int, *, full: float) -> None:
+def _add_use(program: FlowProgram, use: Mapping[Edge, float], *, full: float | None = None) -> None:
+    """A row ``use - sum(steps) <= 0``, and the steps. A cache, of which ``full`` is given, can be more than full."""
+    row = program.highs.getNumRow()
+    columns = np.array([program.column[edge] for edge in use], dtype=np.int32)
+    program.highs.addRow(-np.inf, 0.0, len(use), columns, np.array(list(use.values())))
+    flow = 1.0 / min(use.values()) if full is None else full
     below = 0.0
     for step in USE_STEPS:
-        _add_step(highs, row, price=full * (below + step) / 2, width=step - below)
+        _add_step(program, row, price=flow * (below + step) / 2, width=step - below)
         below = step
+    if full is not None:
+        _add_step(program, row, price=OVERFULL_PRICE * full, width=np.inf)
 
 
-def _add_step(highs: Any, row: int, *, price: float, width: float) -> None:
-    highs.addCol(-price, 0.0, width, 1, np.array([row], dtype=np.int32), np.array([-1.0]))
+def _add_step(program: FlowProgram, row: int, *, price: float, width: float) -> None:
+    program.highs.addCol(-price, 0.0, width, 1, np.array([row], dtype=np.int32), np.array([-1.0]))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from helixbench.solver.flow.fast_flow import FastFlow, FloatArray, IntArray
-from helixbench.solver.placement.blocks import open_shop
+from helixbench.solver.placement.segments import stock_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
@@ -79,7 +79,7 @@ class _State:
         self._names = list(capacities.nodes)
         self._num_layers = capacities.model.num_layers
         self._network = FastFlow(capacities, partial=partial)
-        rates = open_shop(capacities, self._names).rates
+        rates = stock_of(capacities, self._names).rates
         self._rates = [rates.get(capacities.kind(name), np.zeros(0)) for name in self._names]
         self.free = [node for node, table in enumerate(self._rates) if len(table)]
         size = len(self._names)

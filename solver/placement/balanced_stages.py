@@ -83,8 +83,8 @@ def _stages(capacities: Capacities, members: dict[int, list[str]], most_side_by_
     found = []
     for kind, names in members.items():
         for layers in range(1, min(capacities.max_layers(names[0]), num_layers) + 1):
-            held = LayerRange(0, layers) if layers == num_layers else LayerRange(1, layers + 1)
-            if held.end > num_layers or not capacities.can_hold(names[0], held):
+            held = capacities.middle(layers)
+            if not capacities.can_hold(names[0], held):
                 continue
             requests = admitted_requests(capacities, names[0], held)
             rate = capacities.tokens_per_s(names[0], held)
@@ -112,9 +112,7 @@ def _seconds(
     hop_s: float,
     prompt_share: float,
 ) -> float:
-    num_layers = capacities.model.num_layers
-    start = 1 if stage.layers < num_layers else 0
-    held, name = LayerRange(start, start + stage.layers), members[stage.kind][0]
+    held, name = capacities.middle(stage.layers), members[stage.kind][0]
     decode_s = round_s(capacities, name, held, max(1.0, in_flight / stage.width))
     return hop_s + decode_s + prompt_share * prompt_s(capacities, name, held)
 

@@ -121,10 +121,7 @@ def _types_by_work(capacities: Capacities) -> list[list[str]]:
 
     def work(members: list[str]) -> float:
         longest = capacities.max_layers(members[0])
-        if longest == 0:
-            return 0.0
-        start = 1 if longest < capacities.model.num_layers else 0
-        return longest * capacities.tokens_per_s(members[0], LayerRange(start, start + longest))
+        return longest * capacities.tokens_per_s(members[0], capacities.middle(longest)) if longest else 0.0
 
     return sorted(types.values(), key=lambda members: -work(members))
 

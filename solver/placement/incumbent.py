@@ -1,4 +1,4 @@
-"""The state of a search: the best placement so far, and the bound proven so far. Both only improve."""
+"""The state of a search: the incumbent, which is the best placement so far, and the bound proven so far."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import coordinator_bound, work_bound
@@ -20,16 +21,24 @@ PROVEN = 1e-6
 """Relative gap at which a plan counts as optimal."""
 
 LEADING = 0.7
-"""Of the best by means alone: what may still turn out to be the best when requests are followed."""
+"""Of the best analytical score: what may still turn out to be the best when it is simulated."""
 
 WRITE_UP = 3.0
 """Times what it takes to score a placement: what it takes to write up its plan and to check it."""
 
-FOLLOWING = 0.1
-"""Of the time limit: what is kept for following the plan's requests as far as is reported, where that is the goal."""
+SIMULATING = 0.1
+"""Of the time limit: what is kept for simulating the plan as long as is reported, where throughput is the objective."""
 
-MOST_FOLLOWING_S = 6.0
+MOST_SIMULATING_S = 6.0
 """About as long as that takes at most."""
+
+
+class Candidate(NamedTuple):
+    """A placement with its score by the objective and its max-flow, tokens/s."""
+
+    score: float
+    flow: float
+    placement: Placement
 
 
 @dataclass
@@ -45,23 +54,22 @@ class Search:
     best_flow: float = 0.0
     bound: float = 0.0
     score_s: float = 0.0  # processor seconds of the slowest score so far
-    seen: set[tuple[tuple[str, LayerRange], ...]] = field(default_factory=set)
-    leaders: list[tuple[float, float, Placement]] = field(default_factory=list)  # (score, max-flow, placement) of each
+    seen: set[tuple[tuple[str, LayerRange], ...]] = field(default_factory=set)  # placements offered
+    candidates: list[Candidate] = field(default_factory=list)  # those to simulate, for the objective throughput
 
     def __post_init__(self) -> None:
         capacities = self.question.capacities
         self.bound = min(work_bound(capacities, partial=self.question.partial), coordinator_bound(capacities))
         self.configurations = Configurations(capacities, partial=self.question.partial)
-        self.links = capacities.links
 
     @property
     def is_for_flow(self) -> bool:
-        """Whether the largest flow itself is what is asked for."""
+        """Whether the objective is the max-flow."""
         return self.question.objective == "max-flow"
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to look for: the largest flow is asked for, and the best has it."""
+        """Whether there is nothing left to look for: the max-flow is the objective, and the incumbent's is proven."""
         return self.is_for_flow and self.is_proven()
 
     def elapsed(self) -> float:
@@ -70,15 +78,15 @@ class Search:
 
     def left(self) -> float:
         """Seconds until the search has to end, so that the plan is written up by the time limit."""
-        following_s = 0.0 if self.is_for_flow else min(MOST_FOLLOWING_S, FOLLOWING * self.limits.time_s)
-        return self.limits.time_s - max(following_s, WRITE_UP * self.score_s) - self.elapsed()
+        simulating_s = 0.0 if self.is_for_flow else min(MOST_SIMULATING_S, SIMULATING * self.limits.time_s)
+        return self.limits.time_s - max(simulating_s, WRITE_UP * self.score_s) - self.elapsed()
 
     def is_proven(self) -> bool:
-        """Whether no placement can have a larger max-flow than the best."""
+        """Whether no placement can have a larger max-flow than the incumbent."""
         return self.best is not None and self.bound <= self.best_flow * (1 + PROVEN)
 
     def offer(self, placement: Mapping[str, LayerRange] | None, doing: str) -> bool:
-        """Take a placement if it scores better than the best; whether it did."""
+        """Make a placement the incumbent if it scores better; whether it did."""
         if not placement:
             return False
         if any(not self.question.capacities.can_hold(name, held) for name, held in placement.items()):
@@ -88,34 +96,36 @@ class Search:
             return False
         self.seen.add(key)
         before = self.best_score
-        is_throughput = self.question.objective == "throughput"
-        self.score(placement, above=LEADING * before if is_throughput else before, doing=doing)
+        self.score(placement, above=before if self.is_for_flow else LEADING * before, doing=doing)
         return self.best_score > before
 
     def score(self, placement: Mapping[str, LayerRange], *, above: float, doing: str) -> float | None:
-        """Its score if that is more than ``above``, else ``None``; taken as the best where it is."""
+        """Its score if that is more than ``above``, else ``None``; it becomes the incumbent where it is the best.
+
+        Three looks, cheapest first: no flow exceeds what the scarcest layer's nodes can do, and no expected throughput
+        exceeds the max-flow.
+        """
         if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
             return None
         began_s = time.process_time()
         flow = largest_flow(self.question, placement)
         self.score_s = max(self.score_s, time.process_time() - began_s)
         if flow.tokens_per_s <= above * (1 + PROVEN):
-            return None  # what is expected never exceeds the max-flow
+            return None
         score = flow.tokens_per_s
-        if self.question.objective == "throughput":
+        if not self.is_for_flow:
             held = flow.used(placement)
-            capacities, asked = self.question.capacities, self.question.concurrency
-            score = predict_means(capacities, held, flow.links, asked).total_tokens_per_s
-            self.leaders.append((score, flow.tokens_per_s, held))
+            expected = predict_means(self.question.capacities, held, flow.links, self.question.concurrency)
+            score = expected.total_tokens_per_s
+            self.candidates.append(Candidate(score, flow.tokens_per_s, held))
         if score <= above * (1 + PROVEN):
             return None
         if score > self.best_score * (1 + PROVEN):
-            self.take(score, flow.tokens_per_s, dict(placement))
+            self.take(Candidate(score, flow.tokens_per_s, dict(placement)))
             self.tell(doing)
         return score
 
     def _most_at_scarcest_layer(self, placement: Mapping[str, LayerRange]) -> float:
-        """What the nodes of the layer that has least can do in all; no flow exceeds it."""
         capacities = self.question.capacities
         change = [0.0] * (capacities.model.num_layers + 1)
         for name, held in placement.items():
@@ -125,9 +135,9 @@ class Search:
             change[held.end] -= most
         return min(itertools.accumulate(change[:-1]))
 
-    def take(self, score: float, flow: float, placement: Placement) -> None:
-        """Make a placement the best."""
-        self.best, self.best_score, self.best_flow = placement, score, flow
+    def take(self, candidate: Candidate) -> None:
+        """Make a candidate the incumbent."""
+        self.best_score, self.best_flow, self.best = candidate
 
     def lower_bound_to(self, bound: float, doing: str) -> None:
         """Take a proven upper bound if it is lower than the one at hand."""

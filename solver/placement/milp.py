@@ -1,19 +1,19 @@
 """The placement problem as a mixed-integer program over arcs ``start -> end``, in PuLP, solved by HiGHS.
 
 Two models. ``pooled`` merges nodes of one kind into integer counts and lets flow meet at layer boundaries: exact when
-no link or network card can bind, a relaxation otherwise. ``linked`` decides node by node, with a flow on every link.
+no link or NIC can bind, a relaxation otherwise. ``linked`` decides node by node, with a flow on every link.
 Both clip every capacity at a bound ``U`` on the flow; without it HiGHS finds nothing for long (docs/design/bounds.md).
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 
@@ -27,6 +27,16 @@ class Limits:
     relative_gap: float = 1e-6
 
 
+class End(enum.Enum):
+    """Why HiGHS ended."""
+
+    OPTIMAL = enum.auto()
+    INFEASIBLE = enum.auto()
+    TIME_LIMIT = enum.auto()
+    INTERRUPTED = enum.auto()
+    OTHER = enum.auto()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What HiGHS itself reports. ``bound`` is its proven upper bound, tokens/s; ``placement`` its best, if any."""
@@ -34,7 +44,7 @@ class Outcome:
     placement: Placement | None
     value: float
     bound: float
-    status: str
+    end: End
     seconds: float
 
 
@@ -152,10 +162,8 @@ def _boundaries(
             problem += enter[v] + back[v + 1] == back[v] + pulp.lpSum(from_pool[v]), f"pool_{v}"
 
 
-def linked_model(
-    capacities: Capacities, names: Sequence[str], links: LinkTable, *, partial: bool, clip: float
-) -> Model:
-    """Node by node with a flow on every link at every boundary: exact where links and network cards bind."""
+def linked_model(capacities: Capacities, names: Sequence[str], *, partial: bool, clip: float) -> Model:
+    """Node by node with a flow on every link at every boundary: exact where links and NICs bind."""
     import pulp
 
     num_layers = capacities.model.num_layers
@@ -187,7 +195,7 @@ def linked_model(
     number_of = {COORDINATOR: len(names), **{name: number for number, name in enumerate(names)}}
     for src in (COORDINATOR, *names):
         for dst in (*names, COORDINATOR):
-            bandwidth = None if src == dst else links.bandwidth(src, dst)
+            bandwidth = None if src == dst else capacities.links.bandwidth(src, dst)
             if bandwidth is None:
                 continue
             size = capacities.profile.bytes_per_token(src, dst)
@@ -219,7 +227,7 @@ def linked_model(
             model.problem += pulp.lpSum(leaving.get(at, [])) == pulp.lpSum(ended.get(at, []))
     model.problem += pulp.lpSum(leaving.get((COORDINATOR, 0), [])) == total
     model.problem += pulp.lpSum(arriving.get((COORDINATOR, num_layers), [])) == total
-    _cards(model.problem, capacities, sent, received)
+    _limit_nics(model.problem, capacities, sent, received)
     model.problem.setObjective(total)
     return model
 
@@ -244,17 +252,14 @@ def _late_flows(
     return flows
 
 
-def _cards(
+def _limit_nics(
     problem: Any, capacities: Capacities, sent: Mapping[str, list[Any]], received: Mapping[str, list[Any]]
 ) -> None:
     import pulp
 
-    cards = {node.name: (node.nic_out_bytes_per_s, node.nic_in_bytes_per_s) for node in capacities.profile.nodes}
-    coordinator = capacities.profile.coordinator
-    cards[COORDINATOR] = (coordinator.nic_out_bytes_per_s, coordinator.nic_in_bytes_per_s)
     for way, flows in enumerate((sent, received)):
         for name, sizes in flows.items():
-            limit = cards[name][way]
+            limit = capacities.links.nics(name)[way]
             if limit is not None:
                 problem += pulp.lpSum(sizes) / limit <= 1
 
@@ -282,20 +287,26 @@ def solve(
     highs.HandleKeyboardInterrupt = True
     highs.solve()
     info = highs.getInfo()
-    status = highs.modelStatusToString(highs.getModelStatus()).lower()
+    ends = {
+        highspy.HighsModelStatus.kOptimal: End.OPTIMAL,
+        highspy.HighsModelStatus.kInfeasible: End.INFEASIBLE,
+        highspy.HighsModelStatus.kTimeLimit: End.TIME_LIMIT,
+        highspy.HighsModelStatus.kInterrupt: End.INTERRUPTED,
+    }
+    end = ends.get(highs.getModelStatus(), End.OTHER)
     has_solution = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     values = highs.getSolution().col_value if has_solution else []
     bound = -info.mip_dual_bound if model.choices or model.decode else 0.0
-    if status == "optimal" and has_solution:
+    if end is End.OPTIMAL and has_solution:
         # The gap that remains is the tolerance; the bound never stands below the value that proves it.
         bound = max(bound, -info.objective_function_value)
-    if status == "infeasible":
+    if end is End.INFEASIBLE:
         bound = 0.0
     return Outcome(
         placement=_placement(model, values) if has_solution else None,
         value=-info.objective_function_value if has_solution else 0.0,
         bound=bound,
-        status=status,
+        end=end,
         seconds=highs.getRunTime(),
     )
 

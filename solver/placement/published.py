@@ -3,7 +3,7 @@
 Source: Helix, ASPLOS 2025, section 4.4. Every node has an integer start and one binary for each number of layers;
 every link has a binary that says whether the ranges at its ends join up, and carries flow only where it is one. Two
 further binaries for each link say the two halves of that under partial inference. As published, links are limited one
-by one and network cards are not; a node's throughput depends on how many layers it holds, not on which.
+by one and NICs are not; a node's throughput depends on how many layers it holds, not on which.
 
 A link is taken to carry no more than either of its ends can, which the published form leaves out: otherwise a binary
 within HiGHS's tolerance of zero lets hundreds of tokens/s through a link that is not there.
@@ -17,7 +17,6 @@ from typing import Any
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.placement.milp import Model
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange
 
 PUBLISHED = "published"
@@ -27,7 +26,7 @@ PUBLISHED = "published"
 def published_model(capacities: Capacities, *, partial: bool) -> Model:
     """The program over every node that can hold a layer.
 
-    Its bound holds for the whole problem where every node has a capacity table: network cards only lower the flow.
+    Its bound holds for the whole problem where every node has a capacity table: NICs only lower the flow.
     """
     import pulp
 
@@ -69,9 +68,9 @@ def _lengths(capacities: Capacities, name: str) -> dict[int, float]:
     pin = capacities.pins.get(name)
     found = {}
     for k in range(1, min(capacities.nodes[name].max_layers, num_layers) + 1):
-        start = min(1, num_layers - k) if pin is None else pin.start
-        if start + k <= num_layers and capacities.can_hold(name, LayerRange(start, start + k)):
-            found[k] = capacities.tokens_per_s(name, LayerRange(start, start + k))
+        held = capacities.middle(k) if pin is None else pin
+        if held.num_layers == k and capacities.can_hold(name, held):
+            found[k] = capacities.tokens_per_s(name, held)
     return found
 
 
@@ -88,12 +87,11 @@ def _link_flows(
     import pulp
 
     num_layers = capacities.model.num_layers
-    links = LinkTable(capacities.profile)
     most = {name: max(rates.values()) for name, rates in lengths.items()}
     flows = {}
     for a, src in enumerate((COORDINATOR, *lengths)):
         for b, dst in enumerate((COORDINATOR, *lengths)):
-            bandwidth = None if src == dst else links.bandwidth(src, dst)
+            bandwidth = None if src == dst else capacities.links.bandwidth(src, dst)
             if bandwidth is None:
                 continue
             carries = bandwidth / capacities.profile.bytes_per_token(src, dst)

@@ -13,11 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from helixbench.solver.bounds.work import work_bound
-from helixbench.solver.placement.blocks import open_shop
-from helixbench.solver.placement.segments import MOST_SIDE_BY_SIDE, Part, Segments, Width, Yard
-from helixbench.solver.placement.well_linked import well_linked
+from helixbench.solver.placement.segments import MOST_SIDE_BY_SIDE, Part, Segments, Width, Yard, stock_of, well_linked
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 Regions = frozenset[str]
@@ -56,14 +53,11 @@ class _Leg:
 Row = tuple[_Leg, ...]
 
 
-def regional_placements(
-    capacities: Capacities, links: LinkTable, *, bound: float, may_go_on: Callable[[], bool]
-) -> Iterator[Placement]:
+def regional_placements(capacities: Capacities, *, bound: float, may_go_on: Callable[[], bool]) -> Iterator[Placement]:
     """Placements of sets of regions as they are planned, then of the best way to part the regions.
 
     Args:
         capacities: of the nodes; a node's ``region`` says where it is.
-        links: the profile's.
         bound: no placement carries more.
         may_go_on: asked before each flow that is tried.
     """
@@ -71,7 +65,7 @@ def regional_placements(
     yards: list[int] = []
     work: dict[Regions, float] = {}
     for states in STATES:
-        planner = _Planner(capacities, names, links, bound, states=states, work=work, may_go_on=may_go_on)
+        planner = _Planner(capacities, names, bound, states=states, work=work, may_go_on=may_go_on)
         if planner.num_yards == yards:
             break
         yards = planner.num_yards
@@ -123,7 +117,6 @@ class _Planner:
         self,
         capacities: Capacities,
         names: Sequence[str],
-        links: LinkTable,
         bound: float,
         *,
         states: int,
@@ -139,7 +132,7 @@ class _Planner:
         self.regions = sorted(self._names)
         share = states // max(1, len(self._names))
         self._yards = {region: _yards(capacities, names, share) for region, names in self._names.items()}
-        self._means = self._rates = self._link_rates(links)
+        self._means = self._rates = self._link_rates()
         self._segments: dict[tuple[str, float], list[Segments]] = {}
         self._rows: dict[tuple[Regions, float], Row | None] = {}
         self._flows: dict[Regions, float] = {}
@@ -152,13 +145,13 @@ class _Planner:
         self._flows.clear()
         return self
 
-    def _link_rates(self, links: LinkTable) -> dict[tuple[str, str], float]:
+    def _link_rates(self) -> dict[tuple[str, str], float]:
         """(region, region) -> tokens/s of a link between them: the mean, for links at a crossing add up."""
         size = self._capacities.model.activation_bytes_per_token
         found = {}
         for src, dst in itertools.permutations(self.regions, 2):
             pairs = [(a, b) for a in self._names[src] for b in self._names[dst]]
-            found[src, dst] = sum(links.bandwidth(a, b) or 0.0 for a, b in pairs) / len(pairs) / size
+            found[src, dst] = sum(self._capacities.links.bandwidth(a, b) or 0.0 for a, b in pairs) / len(pairs) / size
         return found
 
     @property
@@ -305,19 +298,19 @@ def _ends(segments: Sequence[Segments]) -> Iterator[tuple[bool, bool, Segments]]
 
 def _yards(capacities: Capacities, names: Sequence[str], most: int) -> list[tuple[Yard, dict[int, list[str]]]]:
     """A region's nodes as one yard, or dealt out to several with at most so many states in all; names by kind."""
-    shop = open_shop(capacities, names)
+    stock = stock_of(capacities, names)
     by_kind: dict[int, list[str]] = {}
     for name in names:
         by_kind.setdefault(capacities.kind(name), []).append(name)
 
     def states(num_yards: int) -> int:
-        return num_yards * math.prod(-(-count // num_yards) + 1 for count in shop.counts.values())
+        return num_yards * math.prod(-(-count // num_yards) + 1 for count in stock.counts.values())
 
     num_yards = next((number for number in range(1, len(names)) if states(number) <= most), max(1, len(names)))
     found = []
     for number in range(num_yards):
         dealt = {kind: of_kind[number::num_yards] for kind, of_kind in sorted(by_kind.items())}
-        yard = Yard({kind: len(of_kind) for kind, of_kind in dealt.items()}, shop.rates)
+        yard = Yard({kind: len(of_kind) for kind, of_kind in dealt.items()}, stock.rates)
         if yard.kinds:
             found.append((yard, dealt))
     return found

@@ -1,180 +1,329 @@
-"""The best plan for a model on a cluster: from the question to a checked plan, or to why there is none.
+"""The search for a placement: its steps in their order, from rules that cost nothing to local search until time is up.
 
-Whatever ends the search - proof, time limit or Ctrl-C - the best plan so far is returned, with the bound proven so far.
+Each step offers placements to the incumbent or lowers the bound (``incumbent.Search``). For the objective ``max-flow``
+the search ends as soon as the two meet. For ``throughput`` the max-flow is only a bound on the score, so the last step
+simulates the placements that score best analytically and keeps the best of those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 
-from helixbench.errors import InputError
-from helixbench.profiler.cluster import ClusterProfile
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.solver.bounds.region_links import RegionBound
+from helixbench.solver.expected.simulated import best_limits
+from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.placement import milp
+from helixbench.solver.placement.annealing import annealed
+from helixbench.solver.placement.balanced_stages import FEW_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE, stacks
 from helixbench.solver.placement.baselines import METHODS
-from helixbench.solver.placement.feasibility import why_infeasible
-from helixbench.solver.placement.incumbent import Search
-from helixbench.solver.placement.progress import OnProgress
-from helixbench.solver.placement.published import PUBLISHED
-from helixbench.solver.placement.steps import run_search, solve_published
+from helixbench.solver.placement.chains import widest_chain
+from helixbench.solver.placement.incumbent import PROVEN, Candidate, Search
+from helixbench.solver.placement.local_search import search_neighbourhood
+from helixbench.solver.placement.published import PUBLISHED, published_model
+from helixbench.solver.placement.regions import regional_placements
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.checker import require_sound
-from helixbench.solver.problem.plan import Infeasible, LayerRange, Plan, SolverFacts
-from helixbench.solver.problem.question import Objective, Question
-from helixbench.solver.problem.workload import Workload
-from helixbench.solver.questions.assemble import CUT_SHORT_NOTE, assemble, interrupted
-from helixbench.solver.questions.verdict import with_verdicts
+from helixbench.solver.problem.plan import SearchStatus
 
-MAX_SEED = 2**31 - 1
-"""What HiGHS takes."""
+MAX_ASIDE_S = 10.0
+"""Of each program where the largest flow is not the objective, only a bound and a place to start from."""
+
+MOST_FOR_BOUND = 0.15
+"""Of the time that is left, for the bound by configurations."""
+
+MOST_FOR_STACKS = 0.25
+"""Of the time that is left, for stages that fill evenly."""
+
+WIDE_GAIN = 1.02
+"""Of the best score: what stages of more than two nodes side by side have to bring. The analytical score assumes that
+routing fills all of them evenly, and is further off than this."""
+
+MOST_ANNEALED = 150
+"""Nodes. Above this a max-flow takes too long to ask for tens of thousands."""
+
+COOLINGS = 10
+
+MOST_AT_ONCE = 8_000
+"""Variables of the node-by-node program up to which it ends so soon that it comes before annealing."""
+
+MAX_LINKED_VARIABLES = 40_000
+"""Above this the node-by-node program does not move in the time that people wait."""
+
+MOST_SIMULATED = 16
+"""So many placements are simulated of those that score best analytically, and of those with the largest flow."""
+
+MOST_SIMULATION_WORK = 6_000_000
+"""Events and tokens of all these simulations; some ten seconds."""
 
 
-def solve_placement(
-    profile: ClusterProfile,
-    workload: Workload,
-    *,
-    concurrency: int | None = None,
-    objective: Objective = "throughput",
-    method: str = "auto",
-    time_limit_s: float = 60.0,
-    threads: int = 1,
-    seed: int = 0,
-    partial: bool = True,
-    pins: Mapping[str, LayerRange] | None = None,
-    start: Mapping[str, LayerRange] | None = None,
-    is_brief: bool = False,
-    on_progress: OnProgress | None = None,
-) -> Plan | Infeasible:
-    """The best plan found for a model on a cluster, checked, or why there is none.
-
-    Args:
-        profile: the cluster and the model.
-        workload: lengths of requests.
-        concurrency: requests in flight; ``None`` for as many as the KV caches hold.
-        objective: ``throughput`` for the most expected tokens/s, ``max-flow`` for the largest flow.
-        method: ``auto`` for the search, the name of a baseline, or ``published`` for the published formulation.
-        time_limit_s: the search ends by then with the best so far.
-        threads: for HiGHS.
-        seed: of everything random.
-        partial: whether a request may enter a node's range late.
-        pins: node -> the range that it has to hold where it is used.
-        start: a placement that the search begins with, such as the one that is served now.
-        is_brief: only the flow is of interest: what is expected is taken by means alone.
-        on_progress: called as the search goes.
-
-    Raises:
-        InputError: no such method or node, an option out of range, or a node with a capacity table that has no memory
-            for any layer.
-    """
-    _require_options(method, time_limit_s, threads, concurrency, seed)
-    require_pins(profile, pins or {})
-    capacities = Capacities(profile, workload, concurrency=concurrency, pins=pins)
-    _require_room_at_tables(capacities)
-    reason = why_infeasible(capacities)
-    if reason is not None:
-        return Infeasible(reason=reason)
-    question = Question(capacities, objective, partial)
-    limits = milp.Limits(time_s=time_limit_s, threads=threads, seed=seed)
-    search = Search(question, limits, on_progress or (lambda _: None))
+def run_search(search: Search, method: str) -> SearchStatus:
+    """Search by a method until a proof, the time limit or Ctrl-C."""
     try:
-        status = _searched(search, method, start)
+        if method in METHODS:
+            search.offer(METHODS[method](search.question.capacities), f"{method} placement")
+            return "not searched"
+        if method == PUBLISHED:
+            return _solve_published(search)
+        for step in _steps(search):
+            if search.left() <= 0:
+                return "time limit"
+            step(search)
+            if search.is_over:
+                return "optimal"
     except KeyboardInterrupt:
-        status = "interrupted"
-    if search.best is None:
-        return Infeasible(reason=_why_nothing(search, method, status))
-    facts = SolverFacts(
-        method=method, backend=_backend(), seconds=search.elapsed(), status=status, seed=seed, threads=threads
+        return "interrupted"
+    if search.left() <= 0:
+        return "time limit"
+    # What is expected never exceeds the max-flow, so a score at the bound is optimal for either objective.
+    return "optimal" if search.best_score * (1 + PROVEN) >= search.bound else "search done"
+
+
+def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
+    capacities = search.question.capacities
+    is_one_region = len({node.region for node in capacities.profile.nodes}) == 1
+    yield _try_baselines
+    if not search.is_for_flow:
+        yield _try_stacks
+    yield _bound_by_configurations
+    yield _try_regions
+    if is_one_region:
+        yield _try_chain
+    yield _prove_by_configurations
+    # Programs find more than annealing does where links hardly bind or the program is small; elsewhere they start from
+    # what annealing found.
+    is_small = linked_size(capacities, partial=search.question.partial) <= MOST_AT_ONCE
+    programs = (_solve_pooled, _solve_linked)
+    yield from (*programs, _anneal) if is_small or is_one_region else (_anneal, *programs)
+    if not search.is_for_flow:
+        yield _try_fewer_nodes
+    yield search_neighbourhood
+    if not search.is_for_flow:
+        yield _simulate_candidates
+
+
+def _try_baselines(search: Search) -> None:
+    for name, rule in METHODS.items():
+        search.offer(rule(search.question.capacities), f"{name} placement")
+
+
+def _bound_by_configurations(search: Search) -> None:
+    """Lower bounds than the work of all nodes: half a node holds no layer, and links between regions carry little."""
+    end_s = search.elapsed() + MOST_FOR_BOUND * search.left()
+    found = search.configurations.bound(
+        low=search.best_flow, high=search.bound, may_go_on=lambda: search.elapsed() < end_s
     )
-    plan = _written_up(search, search.best, facts, is_brief=is_brief)
-    require_sound(profile, plan)
-    return plan
+    search.lower_bound_to(found, "configurations of layers")
+    between = RegionBound(search.question.capacities, partial=search.question.partial)
+    found = between.bound(high=search.bound, may_go_on=lambda: search.elapsed() < end_s)
+    search.lower_bound_to(found, "links between regions")
 
 
-def _searched(search: Search, method: str, start: Mapping[str, LayerRange] | None) -> str:
-    """Search by the method; the status."""
-    if method in METHODS:
-        search.offer(METHODS[method](search.question.capacities), f"{method} placement")
-        return "done" if search.best is not None else ""
-    if method == PUBLISHED:
-        return solve_published(search)
-    search.offer(start, "the placement to start from")
-    return run_search(search)
+def _prove_by_configurations(search: Search) -> None:
+    """Ask whether anything better than the best is excluded: the bisection of the bound stops a little above."""
+    better = search.best_flow * (1 + PROVEN / 2)
+    if search.best is not None and not search.is_proven() and search.configurations.excludes(better):
+        search.lower_bound_to(better, "configurations of layers")
 
 
-def _written_up(search: Search, best: Mapping[str, LayerRange], facts: SolverFacts, *, is_brief: bool) -> Plan:
-    """The plan of the best placement. Ctrl-C ends what takes long about it; a plan is returned all the same."""
-    try:
-        plan = assemble(search.question, best, bound=search.bound, facts=facts, is_brief=is_brief)
-    except KeyboardInterrupt:
-        notes = () if is_brief else (CUT_SHORT_NOTE,)
-        plan = assemble(search.question, best, bound=search.bound, facts=facts, notes=notes, is_brief=True)
-        return interrupted(plan)
-    try:
-        return plan if is_brief else with_verdicts(search.question, plan)
-    except KeyboardInterrupt:
-        return interrupted(plan)
+def _try_stacks(search: Search) -> None:
+    """Chains of stages that admit alike; wide ones only where they are clearly better, for they need even routing."""
+    capacities = search.question.capacities
+    end_s = search.elapsed() + MOST_FOR_STACKS * search.left()
+    for width, gain in ((FEW_SIDE_BY_SIDE, 1.0), (MOST_SIDE_BY_SIDE, WIDE_GAIN)):
+        for placement in stacks(capacities, hop_s=_median_latency_s(capacities), most_side_by_side=width):
+            if gain == 1.0:
+                search.offer(placement, "stages that fill evenly")
+            elif all(capacities.can_hold(name, held) for name, held in placement.items()):
+                search.score(placement, above=gain * search.best_score, doing="stages that fill evenly")
+            if search.elapsed() > end_s:
+                return
 
 
-def _backend() -> str:
-    from importlib.metadata import version
-
-    return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
-
-
-def _require_options(method: str, time_limit_s: float, threads: int, concurrency: int | None, seed: int) -> None:
-    known = ("auto", *METHODS, PUBLISHED)
-    if method not in known:
-        raise InputError(f"--method {method}: no such method; choose from {', '.join(known)}")
-    if not 0 < time_limit_s < float("inf"):
-        raise InputError(f"--time-limit-s {time_limit_s}: need a finite limit of more than 0 seconds")
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"--seed {seed}: need 0 to {MAX_SEED}")
-    if threads < 1:
-        raise InputError(f"--threads {threads}: need at least 1")
-    if concurrency is not None and concurrency < 1:
-        raise InputError(f"--concurrency {concurrency}: need at least 1 request in flight")
+def _median_latency_s(capacities: Capacities) -> float:
+    profile = capacities.profile
+    if profile.default_link is not None:
+        return profile.default_link.latency_s
+    latencies = sorted(link.latency_s for link in profile.links)
+    return latencies[len(latencies) // 2] if latencies else 0.0
 
 
-def _require_room_at_tables(capacities: Capacities) -> None:
-    """A capacity table is taken at its word on layers, but beside one of them some KV cache has to fit.
+def _try_regions(search: Search) -> None:
+    """Chains of segments: regions by themselves, and in a row where that is worth the slow links between them."""
+    is_large = len(search.question.capacities.nodes) > MOST_ANNEALED
+    end_s = search.elapsed() + (0.7 if is_large else 0.4) * search.left()
+    for placement in regional_placements(
+        search.question.capacities,
+        bound=search.bound,
+        may_go_on=lambda: search.elapsed() < end_s and not search.is_over,
+    ):
+        search.offer(placement, "regions")
 
-    Raises:
-        InputError: a node with a table whose memory holds no layer.
-    """
-    last = capacities.model.num_layers - 1
-    for name, node in capacities.nodes.items():
-        if node.cost is not None or not node.max_layers:
+
+def _try_chain(search: Search) -> None:
+    """The widest single chain of blocks in one region: with many kinds of nodes it finds more than segments do."""
+    if not search.is_proven():
+        found = widest_chain(search.question.capacities, bound=search.bound, seconds=0.1 * search.left())
+        search.offer(found, "the widest chain")
+
+
+def _anneal(search: Search) -> None:
+    """From the best placement, where links may bind and the network is small enough to ask about very often."""
+    capacities = search.question.capacities
+    if search.best is None or search.is_proven() or len(capacities.nodes) > MOST_ANNEALED:
+        return
+    end_s = search.elapsed() + (0.6 if search.is_for_flow else 0.2) * search.left()
+    for placement in annealed(
+        capacities,
+        search.best,
+        partial=search.question.partial,
+        bound=search.bound,
+        coolings=COOLINGS if search.is_for_flow else 1,
+        may_go_on=lambda: search.elapsed() < end_s and not search.is_over,
+        seed=search.limits.seed,
+    ):
+        search.offer(placement, "annealing")
+
+
+def _solve_pooled(search: Search) -> None:
+    """The aggregated program: exact where nothing between nodes binds, and a bound everywhere."""
+    question = search.question
+    is_exact = not links_bind(question.capacities, search.bound)
+    model = milp.pooled_model(
+        question.capacities, list(question.capacities.nodes), partial=question.partial, clip=search.bound
+    )
+    # Where links bind, the program is a relaxation: worth a look for its bound, not most of the time.
+    share = 0.7 if is_exact else 0.15
+    _solve(search, model, share * search.left(), "program without links", is_exact=is_exact)
+
+
+def _solve_linked(search: Search) -> None:
+    """The node-by-node program, where links or NICs can bind and it is small enough to move."""
+    question = search.question
+    capacities = question.capacities
+    if search.is_proven() or not links_bind(capacities, search.bound) or search.left() <= 0:
+        return
+    if linked_size(capacities, partial=question.partial) > MAX_LINKED_VARIABLES:
+        return
+    model = milp.linked_model(capacities, list(capacities.nodes), partial=question.partial, clip=search.bound)
+    share = 0.7 if search.is_for_flow else 0.3
+    _solve(search, model, share * search.left(), "program with links")
+
+
+def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_exact: bool = True) -> None:
+    is_goal = search.is_for_flow
+    limits = milp.Limits(
+        time_s=max(0.1, seconds if is_goal else min(seconds, MAX_ASIDE_S)),
+        threads=search.limits.threads,
+        seed=search.limits.seed,
+        relative_gap=PROVEN if is_goal else 0.01,
+    )
+
+    def report(incumbent: float, bound: float, _: float) -> None:
+        is_ours = is_exact and 0 < incumbent <= search.bound
+        search.tell(doing, incumbent=incumbent if is_ours else None, bound=bound)
+
+    outcome = milp.solve(model, limits, hint=search.best, report=report)
+    search.offer(outcome.placement, doing)
+    search.lower_bound_to(outcome.bound, doing)
+    if outcome.end is milp.End.INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+def _solve_published(search: Search) -> SearchStatus:
+    """The published formulation alone, which knows of max-flow only."""
+    question = search.question
+
+    def report(incumbent: float, bound: float, _: float) -> None:
+        search.tell("published formulation", incumbent=incumbent if incumbent > 0 else None, bound=bound)
+
+    model = published_model(question.capacities, partial=question.partial)
+    outcome = milp.solve(model, search.limits, report=report)
+    search.offer(outcome.placement, "published formulation")
+    if not any(question.capacities.is_time_shared(name) for name in question.capacities.nodes):
+        search.lower_bound_to(outcome.bound, "published formulation")
+    if outcome.end is milp.End.TIME_LIMIT:
+        return "time limit"
+    if outcome.end is milp.End.INTERRUPTED:
+        return "interrupted"
+    return "optimal" if search.is_proven() else "search done"
+
+
+def _try_fewer_nodes(search: Search) -> None:
+    """Each few largest nodes alone: short pipelines have short rounds."""
+    capacities = search.question.capacities
+    by_memory = sorted(capacities.nodes, key=lambda name: -capacities.max_layers(name))
+    for count in range(1, min(len(by_memory), 6)):
+        if search.left() <= 0:
+            return
+        chosen = by_memory[:count]
+        if sum(capacities.max_layers(name) for name in chosen) < capacities.model.num_layers:
             continue
-        if not any(capacities.kv_tokens(name, LayerRange(at, at + 1)) for at in {0, min(1, last), last}):
-            raise InputError(
-                f"node {name}: device.memory_bytes {node.device.memory_bytes:.4g}, which does not hold the KV cache of "
-                f"a token beside one layer of {capacities.model.layer_weight_bytes:.4g} bytes, though its capacity "
-                f"table says {node.max_layers} layers; give its memory in bytes, or leave it out (--exclude {name})"
-            )
+        model = milp.pooled_model(capacities, chosen, partial=search.question.partial, clip=search.bound)
+        limits = milp.Limits(
+            time_s=min(2.0, 0.05 * search.left()),
+            threads=search.limits.threads,
+            seed=search.limits.seed,
+            relative_gap=0.005,
+        )
+        search.offer(milp.solve(model, limits).placement, f"program on {count} nodes")
 
 
-def require_pins(profile: ClusterProfile, pins: Mapping[str, LayerRange]) -> None:
-    """Refuse a pin that no plan can keep.
+def _simulate_candidates(search: Search) -> None:
+    """Simulate the placements with the best scores and the largest flows; keep the one that delivers most.
 
-    Raises:
-        InputError: no such node, more layers than it holds, or layers that the model does not have.
+    The best analytical score stays where one of them takes too long to simulate: short pipelines are simulated soonest,
+    and would otherwise be compared with their like alone.
     """
-    nodes = {node.name: node for node in profile.nodes}
-    for name, held in pins.items():
-        if name not in nodes:
-            raise InputError(f"--pin {name}={held}: no node {name!r}; there are {', '.join(nodes)}")
-        if held.num_layers > nodes[name].max_layers:
-            raise InputError(f"--pin {name}={held}: {name} holds at most {nodes[name].max_layers} layers")
-        if held.end > profile.model.num_layers:
-            raise InputError(f"--pin {name}={held}: the model has {profile.model.num_layers} layers")
+    question = search.question
+    simulated: list[Candidate] = []
+    work = 0
+    for candidate in _chosen_candidates(search.candidates):
+        if simulated and (search.left() <= 0 or work > MOST_SIMULATION_WORK):
+            break
+        flow = largest_flow(question, candidate.placement, spread=True)
+        found = best_limits(question, flow.used(candidate.placement), flow, thorough=False)
+        if found is None:
+            return
+        work += found.work
+        simulated.append(candidate._replace(score=found.expected.total_tokens_per_s))
+    if simulated:
+        search.take(max(simulated, key=lambda candidate: candidate.score))
+        search.tell("simulating the best placements")
 
 
-def _why_nothing(search: Search, method: str, status: str) -> str:
-    num_layers = search.question.capacities.model.num_layers
-    if method in METHODS:
-        return f"the {method} rule finds no placement of all {num_layers} layers on this cluster; try --method auto"
-    if status in ("time limit", "interrupted"):
-        return f"no placement was found before the search ended ({status}); none is proven not to exist"
-    return (
-        f"no placement of all {num_layers} layers carries any flow: the ranges that fit the nodes do not join up "
-        "over the links that there are"
-    )
+def _chosen_candidates(candidates: list[Candidate]) -> list[Candidate]:
+    """The best score of each set of nodes, the best scores, the largest flows: each in its order, and once."""
+    by_score = sorted(candidates, key=lambda candidate: -candidate.score)
+    by_flow = sorted(candidates, key=lambda candidate: -candidate.flow)
+    by_nodes: dict[frozenset[str], Candidate] = {}
+    for candidate in by_score:
+        by_nodes.setdefault(frozenset(candidate.placement), candidate)
+    chosen = list(by_nodes.values())[: MOST_SIMULATED // 2]
+    for pair in zip(by_score, by_flow, strict=True):
+        if len(chosen) >= 2 * MOST_SIMULATED:
+            break
+        chosen += [candidate for candidate in pair if candidate not in chosen]
+    return chosen
+
+
+def links_bind(capacities: Capacities, bound: float) -> bool:
+    """Whether a link or a NIC could limit a flow of at most ``bound`` tokens/s."""
+    profile, model = capacities.profile, capacities.model
+    if profile.default_link is None:
+        return True  # some nodes are not connected at all
+    largest = max(model.activation_bytes_per_token, model.token_bytes)
+    carried = [profile.default_link.bandwidth_bytes_per_s / largest]
+    carried += [k.bandwidth_bytes_per_s / profile.bytes_per_token(k.src, k.dst) for k in profile.links]
+    for name in (COORDINATOR, *capacities.nodes):
+        size = model.token_bytes if name == COORDINATOR else largest
+        carried += [nic / size for nic in capacities.links.nics(name) if nic is not None]
+    return min(carried) < bound
+
+
+def linked_size(capacities: Capacities, *, partial: bool) -> int:
+    """Variables of the node-by-node program."""
+    size = len(capacities.nodes) ** 2 * capacities.model.num_layers
+    for name in capacities.nodes:
+        for held in milp.ranges_of(capacities, name):
+            size += 1 + (held.num_layers if partial else 1)
+    return size

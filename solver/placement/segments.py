@@ -9,6 +9,7 @@ links to the other side.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helixbench.solver.bounds.knapsack import FloatArray
+from helixbench.solver.bounds.work import nic_limits
+from helixbench.solver.problem.capacity import Capacities
+
+FAR_SLOWER = 0.5
+"""Of what links of the region's nodes carry in the middle, or of the flow that is aimed at if that is less."""
+
+FEWEST = 3
+"""Nodes of a region, below which none can be told apart from the others."""
 
 MOST_IN_A_ROW = 4
 MOST_SIDE_BY_SIDE = 8
@@ -26,6 +35,77 @@ SLACK = 1e-9
 
 LengthArray = NDArray[np.int16]
 Counts = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The nodes that segments are made of, by kind.
+
+    Attributes:
+        counts: kind -> number of nodes.
+        rates: kind -> tokens/s with 1, 2, ... layers held; 0 where that cannot be.
+    """
+
+    counts: dict[int, int]
+    rates: dict[int, FloatArray]
+
+
+def stock_of(capacities: Capacities, names: Sequence[str]) -> Stock:
+    """The stock of the nodes named; pinned nodes are not in it.
+
+    Rates are those in the middle of the model, where tokens come in and go out through the node's NIC.
+    """
+    counts: dict[int, int] = {}
+    rates: dict[int, FloatArray] = {}
+    for name in names:
+        kind = capacities.kind(name)
+        if name in capacities.pins:
+            continue
+        counts[kind] = counts.get(kind, 0) + 1
+        if kind not in rates:
+            held = [capacities.middle(length) for length in range(1, capacities.max_layers(name) + 1)]
+            most = min(nic_limits(capacities, name))
+            rates[kind] = np.array(
+                [min(capacities.tokens_per_s(name, h), most) if capacities.can_hold(name, h) else 0.0 for h in held]
+            )
+    return Stock(counts, rates)
+
+
+def well_linked(capacities: Capacities, flow: float) -> list[str]:
+    """The nodes whose links are not far slower than those of their region, in their order.
+
+    Segments are planned as if all links inside a region were alike. A node behind a slow link would be given a share
+    that it cannot pass on, so they are planned without such nodes; the searches that follow know each link.
+
+    Args:
+        capacities: of the nodes.
+        flow: tokens/s; links that carry it are fast enough.
+    """
+    region = {name: node.region for name, node in capacities.nodes.items()}
+    links = capacities.profile.links
+    if not any(link.src in region and region[link.src] == region.get(link.dst) for link in links):
+        return list(region)  # all links inside a region are the default one
+    members: dict[str, list[str]] = {}
+    for name, place in region.items():
+        members.setdefault(place, []).append(name)
+    slow: set[str] = set()
+    for names in members.values():
+        if len(names) >= FEWEST:
+            slow |= _far_slower({name: _in_the_middle(capacities, name, names) for name in names}, flow)
+    return [name for name in region if name not in slow]
+
+
+def _far_slower(rates: Mapping[str, float], flow: float) -> set[str]:
+    least = FAR_SLOWER * min(flow, statistics.median(rates.values()))
+    return {name for name, rate in rates.items() if rate < least}
+
+
+def _in_the_middle(capacities: Capacities, name: str, names: Sequence[str]) -> float:
+    """Tokens/s of the node's links to and from the others in the middle, the slower way of each."""
+    links, size = capacities.links, capacities.model.activation_bytes_per_token
+    others = [other for other in names if other != name]
+    both_ways = [min(links.bandwidth(name, other) or 0.0, links.bandwidth(other, name) or 0.0) for other in others]
+    return statistics.median(both_ways) / size
 
 
 @dataclass(frozen=True)

@@ -188,16 +188,26 @@ class Capacities:
             return False
         return node.cost is None or self.kv_tokens(name, held) >= self.mix.max_kv_tokens
 
+    def middle(self, length: int) -> LayerRange:
+        """A range of that many layers that holds neither embedding nor head, where there is one."""
+        start = min(1, self.model.num_layers - length)
+        return LayerRange(start, start + length)
+
+    def places(self, name: str, length: int) -> list[LayerRange]:
+        """Ranges of that many layers that the node can hold, one of each sort: with the embedding, the head, neither.
+
+        Ranges of one sort have one capacity. A pinned node has its pin alone.
+        """
+        last = self.model.num_layers - length
+        pin = self.pins.get(name)
+        starts = {0, min(1, last), last} if pin is None else {pin.start}
+        ranges = [LayerRange(start, start + length) for start in sorted(starts) if 0 <= start <= last]
+        return [held for held in ranges if self.can_hold(name, held)]
+
     def max_layers(self, name: str) -> int:
         """The longest range that the node can hold anywhere in the model; 0 where it can hold none."""
-        num_layers = self.model.num_layers
-        if name in self.pins:
-            return self.pins[name].num_layers if self.can_hold(name, self.pins[name]) else 0
-        for length in range(min(self.nodes[name].max_layers, num_layers), 0, -1):
-            starts = {0, min(1, num_layers - length), num_layers - length}
-            if any(self.can_hold(name, LayerRange(start, start + length)) for start in starts):
-                return length
-        return 0
+        longest = min(self.nodes[name].max_layers, self.model.num_layers)
+        return next((length for length in range(longest, 0, -1) if self.places(name, length)), 0)
 
     def rate(self, name: str, held: LayerRange, entry: int | None = None) -> Rate:
         """Capacity of the node, holding ``held``, for requests that enter at layer ``entry`` (default: its start)."""

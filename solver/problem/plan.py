@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.profiler.cost.padding import RowSizes
-from helixbench.profiler.measure.pace import Pace
 from helixbench.records import Provenance, require_unique
 from helixbench.solver.problem.workload import Workload
 
@@ -63,8 +61,7 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
     ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
-    (device facts and versions), against which a node is checked before it serves. ``pace`` too: a testbed's
-    node keeps the speed that it was profiled at by it. ``row_sizes`` are those that the node's layers run with.
+    (device facts and versions), against which a node is checked before it serves.
     """
 
     flow_tokens_per_s: float
@@ -74,8 +71,6 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str = ""
     region: str = ""
     made_on: dict[str, str] = {}
-    pace: Pace | None = None
-    row_sizes: RowSizes = ()
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -111,19 +106,6 @@ class Marginal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     loss_tokens_per_s: float
 
 
-class OneMore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a search finds with one more node of a type, in the objective's tokens/s; ``gain`` of 0.06 is 6 %.
-
-    ``is_optimal`` says that no placement does better; otherwise more may be possible than was found in ``seconds``.
-    """
-
-    device: str
-    tokens_per_s: float
-    gain: float
-    is_optimal: bool
-    seconds: float
-
-
 class ExpectedBound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What no plan's expected exceeds: ``tokens_per_s`` in the long run, with ``in_flight`` requests at most.
 
@@ -141,9 +123,9 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """The two numbers, never one: the bound (``max_flow`` of this plan, ``upper_bound`` of any plan) and the expected.
 
     ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words. ``marginal`` has an
-    entry for each full resource that limits the flow, where there are not too many; ``one_more`` one for each type of
-    device, where asked. ``bound_of_expected`` is to ``expected`` what ``upper_bound`` is to ``max_flow``;
-    ``least_nodes`` is what any plan of the tokens/s that were asked for has at least.
+    entry for each full resource that limits the flow, where there are not too many. ``bound_of_expected`` is to
+    ``expected`` what ``upper_bound`` is to ``max_flow``; ``least_nodes`` is a lower bound on the nodes of any plan with
+    the tokens/s asked for.
     """
 
     max_flow_tokens_per_s: float
@@ -152,7 +134,6 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     expected: tuple[Expected, ...] = ()
     bottleneck: tuple[str, ...] = ()
     marginal: tuple[Marginal, ...] = ()
-    one_more: tuple[OneMore, ...] = ()
     bound_of_expected: ExpectedBound | None = None
     least_nodes: int | None = None
 
@@ -167,13 +148,17 @@ class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     notes: tuple[str, ...] = ()
 
 
+SearchStatus: TypeAlias = Literal["optimal", "time limit", "interrupted", "search done", "not searched"]
+"""Why a search ended: a proof, its time limit, Ctrl-C, nothing left to try; or the placement was made without one."""
+
+
 class SolverFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """How the plan was found. ``status`` is the solver's own, e.g. ``optimal`` or ``time limit``."""
+    """How the plan was found."""
 
     method: str
     backend: str
     seconds: float
-    status: str
+    status: SearchStatus
     seed: int = 0
     threads: int = 1
 
@@ -185,7 +170,7 @@ class Plan(
     kw_only=True,
     omit_defaults=True,
     tag_field="schema",
-    tag="helixbench.plan/1",
+    tag="helixbench.plan/2",
 ):
     """A placement with its flows. A node that is not in ``placement`` is not used.
 
@@ -193,6 +178,8 @@ class Plan(
     ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how
     the model was run.
     """
+
+    remade_by: ClassVar[str] = "helixbench solve"
 
     model: str
     num_layers: int
@@ -225,6 +212,18 @@ class Plan(
         for flow in self.flows:
             if flow.src not in known or flow.dst not in known:
                 raise ValueError(f"flows: {flow.src} -> {flow.dst} names a node that holds no layers")
+
+    @property
+    def objective_tokens_per_s(self) -> float:
+        """Value of the objective: the max-flow, or the expected total at the concurrency asked for."""
+        if self.assumptions.objective == "max-flow":
+            return self.predicted.max_flow_tokens_per_s
+        return self.predicted.expected[-1].total_tokens_per_s
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C ended the search."""
+        return self.solver.status == "interrupted"
 
     def _require_covered(self) -> None:
         reached = 0

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from helixbench.profiler.measure.pace import Pace
 from helixbench.profiler.staleness import identity_of_node
 from helixbench.records import digest, provenance_now
 from helixbench.solver.expected.analytic import predict_means
@@ -22,7 +21,6 @@ from helixbench.solver.expected.simulated import (
     expected_of,
     follow,
     max_batch_tokens,
-    row_sizes,
 )
 from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
@@ -40,14 +38,14 @@ SATURATED = 0.98
 CHANCE = 1.03
 """Starts that differ by more have led to other groups."""
 
-BY_MEANS_NOTE = (
-    "expected at the most requests in flight is by means alone, which promise up to a third more than is served: there "
-    "are too many to follow one by one; give --concurrency for a closer figure"
+ANALYTIC_NOTE = (
+    "expected throughput at the highest concurrency is computed analytically and can be a third too high: "
+    "there are too many requests in flight to simulate; give --concurrency for a closer figure"
 )
 
 CUT_SHORT_NOTE = (
-    "expected is by means alone, which promise up to a third more than is served, and no limits on iterations were "
-    "looked for: the plan was interrupted while it was written up"
+    "expected throughput is computed analytically and can be a third too high, and no batch limits were searched: "
+    "the plan was interrupted before it was simulated"
 )
 
 
@@ -63,7 +61,7 @@ def assemble(
     bound: float,
     facts: SolverFacts,
     notes: tuple[str, ...] = (),
-    is_brief: bool = False,
+    is_analytic: bool = False,
 ) -> Plan:
     """The plan of a placement that carries something. Nodes that carry nothing are left out.
 
@@ -73,19 +71,19 @@ def assemble(
         bound: proven tokens/s that no placement exceeds.
         facts: how it was found.
         notes: remarks to keep with the assumptions.
-        is_brief: what is expected does not matter, and is taken by means alone.
+        is_analytic: compute what is expected analytically, without simulation.
     """
     capacities = question.capacities
     flow = largest_flow(question, placement, spread=True)
     held = flow.used(placement)
     bound = max(bound, flow.tokens_per_s)
     has_tables = any(capacities.nodes[name].cost is None for name in held)
-    limits = None if is_brief or has_tables else best_limits(question, held, flow, thorough=True)
-    if limits is None and question.objective == "throughput" and not (is_brief or has_tables):
+    limits = None if is_analytic or has_tables else best_limits(question, held, flow, thorough=True)
+    if limits is None and question.objective == "throughput" and not (is_analytic or has_tables):
         limits = best_limits(question, held, flow, thorough=False, effort=LIMITED)
     batching = NO_LIMITS if limits is None else limits.batching
     network = build_network(capacities, held, partial=question.partial)
-    expected, remarks = _over_concurrency(question, held, flow, batching, is_brief=is_brief)
+    expected, remarks = _over_concurrency(question, held, flow, batching, is_analytic=is_analytic)
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -100,8 +98,6 @@ def assemble(
                 device=capacities.nodes[name].device.name,
                 region=capacities.nodes[name].region,
                 made_on=identity_of_node(capacities.nodes[name]),
-                pace=_pace(capacities, name),
-                row_sizes=row_sizes(capacities, name),
             )
             for name in held
         },
@@ -110,7 +106,7 @@ def assemble(
             upper_bound_tokens_per_s=bound,
             gap=(bound - flow.tokens_per_s) / flow.tokens_per_s,
             expected=expected,
-            bottleneck=describe(capacities, held, network, flow),
+            bottleneck=describe(capacities, network, flow),
             marginal=marginals(network, flow),
         ),
         assumptions=Assumptions(
@@ -130,19 +126,19 @@ def assemble(
 
 
 def _over_concurrency(
-    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching, *, is_brief: bool
+    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching, *, is_analytic: bool
 ) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
     """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
 
     The steps end where means alone say that more requests in flight bring no more.
     """
     capacities, asked = question.capacities, question.concurrency
-    if is_brief:
+    if is_analytic:
         return (predict_means(capacities, held, flow.links, asked),), ()
     effort = REPORTED if question.objective == "throughput" else REPORTED_BESIDE
     rolled = follow(question, held, flow, asked, batching=batching, effort=effort)
     means = predict_means(capacities, held, flow.links, asked)
-    end, notes = (means, (BY_MEANS_NOTE,)) if rolled is None else (rolled.expected, _notes(rolled))
+    end, notes = (means, (ANALYTIC_NOTE,)) if rolled is None else (rolled.expected, _notes(rolled))
     if any(capacities.nodes[name].cost is None for name in held):
         notes = (*notes, TABLE_NOTE)
     steps, step = [], 1
@@ -163,14 +159,13 @@ def _notes(rolled: ClosedLoopResult) -> tuple[str, ...]:
     notes = []
     if not rolled.is_settled:
         notes.append(
-            f"expected: requests were followed for {rolled.rounds:.0f} rounds of all in flight; over the last two "
-            "windows it still changed"
+            f"expected throughput had not settled after {rolled.rounds:.0f} simulated rounds of all requests in flight"
         )
     low, high = min(rolled.totals, default=0.0), max(rolled.totals, default=0.0)
     if high > CHANCE * low:
         notes.append(
-            f"expected: it is chance which groups requests gather in; {len(rolled.totals)} starts gave {low:,.4g} to "
-            f"{high:,.4g} tokens/s, of which it is the mean"
+            f"expected throughput is the mean of {len(rolled.totals)} simulations with {low:,.4g} to {high:,.4g} "
+            "tokens/s: how requests group depends on how they start"
         )
     return tuple(notes)
 
@@ -180,8 +175,3 @@ def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow
     entries = [(entry, amount) for (node, entry), amount in flow.entries.items() if node == name]
     time = sum(amount / capacities.tokens_per_s(name, held, entry) for entry, amount in entries)
     return flow.through(name) / time
-
-
-def _pace(capacities: Capacities, name: str) -> Pace | None:
-    cost = capacities.nodes[name].cost
-    return cost.pace if cost else None

@@ -1,4 +1,4 @@
-"""Clusters made from a seed: nodes of several types in several regions, with slow and unequal links between them.
+"""Synthetic clusters from a seed: nodes of several types in several regions, with slow and unequal links between them.
 
 Figures of the types are of the size of published ones for a model of 80 layers; nothing here was measured.
 """

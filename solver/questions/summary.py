@@ -1,10 +1,12 @@
-"""A plan in a few lines of plain text."""
+"""A plan, and what it changes against another one, in a few lines of plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from helixbench.profiler.cluster import ClusterProfile
 from helixbench.solver.problem.plan import Plan
+from helixbench.solver.questions.what_if import bytes_to_load
 
 
 def summary_lines(plan: Plan) -> Iterator[str]:
@@ -20,7 +22,7 @@ def summary_lines(plan: Plan) -> Iterator[str]:
             f"tokens/s  {use:4.0%}"
         )
     yield (
-        f"max-flow {predicted.max_flow_tokens_per_s:.1f} tokens/s, no plan's can pass "
+        f"max-flow {predicted.max_flow_tokens_per_s:.1f} tokens/s, upper bound of any plan "
         f"{predicted.upper_bound_tokens_per_s:.1f} (gap {predicted.gap:.2%}; {plan.solver.status}, "
         f"{plan.solver.seconds:.1f} s)"
     )
@@ -35,15 +37,36 @@ def summary_lines(plan: Plan) -> Iterator[str]:
 
 
 def _bounds_of_targets(plan: Plan) -> Iterator[str]:
-    """What the proven bounds bound: expected throughput, latency, nodes."""
+    """The proven bounds on expected throughput, latency and the number of nodes."""
     predicted = plan.predicted
     bound = predicted.bound_of_expected
     if bound is not None and plan.assumptions.objective == "throughput":
         asked = predicted.expected[-1].total_tokens_per_s
         yield (
-            f"no plan can be expected to give more than {bound.tokens_per_s:.1f} tokens/s with {bound.in_flight} "
-            f"in flight (gap {bound.tokens_per_s / asked - 1:.1%}), nor take less than "
-            f"{bound.least_tpot_s * 1000:.1f} ms per output token"
+            f"bounds of any plan with {bound.in_flight} in flight: at most {bound.tokens_per_s:.1f} tokens/s expected "
+            f"(gap {bound.tokens_per_s / asked - 1:.1%}), at least {bound.least_tpot_s * 1000:.1f} ms per output token"
         )
     if predicted.least_nodes is not None:
-        yield f"no plan with so many tokens/s has fewer than {predicted.least_nodes} nodes"
+        yield f"bound of any plan with the tokens/s asked for: at least {predicted.least_nodes} nodes"
+
+
+def difference_lines(profile: ClusterProfile, before: Plan, after: Plan) -> Iterator[str]:
+    """Differences between two plans: ranges, bytes to load, tokens/s."""
+    names = [n for n in {**before.placement, **after.placement} if before.placement.get(n) != after.placement.get(n)]
+    in_order = sorted(names, key=lambda name: (after.placement.get(name) or before.placement[name], name))
+    loads = {
+        name: bytes_to_load(profile.model, before.placement.get(name), after.placement.get(name)) for name in in_order
+    }
+    width = max(map(len, names), default=0)
+    for name, load in loads.items():
+        old, new = before.placement.get(name), after.placement.get(name)
+        yield f"  {name:<{width}}  {old or 'unused'!s:>9} -> {new or 'unused'!s:<9}  {load / 1e9:6.2f} GB to load"
+    kept = sum(held == after.placement.get(name) for name, held in before.placement.items())
+    yield f"  {len(names)} nodes change, {kept} stay as they are; {sum(loads.values()) / 1e9:.2f} GB to load in all"
+    was, now = before.predicted, after.predicted
+    for label, old_value, new_value in (
+        ("max-flow", was.max_flow_tokens_per_s, now.max_flow_tokens_per_s),
+        ("expected", was.expected[-1].total_tokens_per_s, now.expected[-1].total_tokens_per_s),
+    ):
+        change = new_value - old_value
+        yield f"  {label}: {old_value:.1f} -> {new_value:.1f} tokens/s, {change:+.1f} ({change / old_value:+.1%})"

@@ -6,46 +6,24 @@ Bounds stay those of the whole question: of all nodes, and of as many requests i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence, Set
-from typing import Protocol
+from collections.abc import Callable, Sequence, Set
 
-import msgspec
+from msgspec.structs import replace
 
-from helixbench.profiler.cluster import ClusterProfile
 from helixbench.solver.bounds.latency import least_nodes, least_round_s, least_ttft_s
 from helixbench.solver.problem.capacity import Capacities, admitted_requests
-from helixbench.solver.problem.plan import Expected, Infeasible, LayerRange, Plan
+from helixbench.solver.problem.plan import Expected, Infeasible, Plan
+from helixbench.solver.questions.config import SolveConfig
 from helixbench.solver.questions.what_if import without_nodes
 
 MOST_TRIES = 6
 """Numbers in flight that are tried between one whose plan keeps the limits and one whose plan does not."""
 
-
-class Solve(Protocol):
-    """(cluster, requests in flight, seconds) -> answer; everything else of the question is settled."""
-
-    def __call__(
-        self,
-        profile: ClusterProfile,
-        concurrency: int | None,
-        seconds: float,
-        /,
-        *,
-        start: Mapping[str, LayerRange] | None = None,
-    ) -> Plan | Infeasible:
-        """Search that cluster with so many in flight; it may begin with a placement."""
+Solve = Callable[[SolveConfig], Plan | Infeasible]
+"""One search, whatever the targets."""
 
 
-def most_within_latency(
-    solve: Solve,
-    profile: ClusterProfile,
-    capacities: Capacities,
-    *,
-    concurrency: int | None,
-    max_tpot_s: float | None,
-    max_ttft_s: float | None,
-    seconds: float,
-) -> Plan | Infeasible:
+def most_within_latency(solve: Solve, config: SolveConfig, capacities: Capacities) -> Plan | Infeasible:
     """The plan with the most expected throughput whose latency is within the limits.
 
     Fewer requests in flight wait less, so the number in flight is lowered by halves from what is asked for (or from the
@@ -53,8 +31,8 @@ def most_within_latency(
     left. Where one token alone takes longer through any placement, no plan can: that is proven without a search.
     """
     for limit_s, least_s, what in (
-        (max_tpot_s, least_round_s(capacities), "per output token"),
-        (max_ttft_s, least_ttft_s(capacities), "to the first output token"),
+        (config.max_tpot_s, least_round_s(capacities), "per output token"),
+        (config.max_ttft_s, least_ttft_s(capacities), "to the first output token"),
     ):
         if limit_s is not None and least_s > limit_s:
             return Infeasible(
@@ -62,38 +40,34 @@ def most_within_latency(
                 f"{_milliseconds(least_s)} through the {capacities.model.num_layers} layers at the least"
             )
     began_s = time.perf_counter()
-    answer = solve(profile, concurrency, seconds / 2)
-    bound = answer.predicted.upper_bound_tokens_per_s if isinstance(answer, Plan) else 0.0
+    found = solve(replace(config, time_limit_s=config.time_limit_s / 2))
+    bound = found.predicted.upper_bound_tokens_per_s if isinstance(found, Plan) else 0.0
     tried: list[Expected] = []
     failed: set[int] = set()
-    left, number = seconds / 2, 0
-    while isinstance(answer, Plan):
-        asked = answer.predicted.expected[-1]
-        if _keeps(asked, max_tpot_s, max_ttft_s):
+    left = config.time_limit_s / 2
+    while isinstance(found, Plan):
+        *_, asked = steps = found.predicted.expected
+        if config.is_met_by(asked):
             more = _more_in_flight(
                 solve,
-                profile,
-                answer,
+                config,
+                found,
                 tried=[step.concurrency for step in tried],
                 doubtful=failed,
-                max_tpot_s=max_tpot_s,
-                max_ttft_s=max_ttft_s,
-                seconds=seconds - (time.perf_counter() - began_s),
+                seconds=config.time_limit_s - (time.perf_counter() - began_s),
             )
             return _bounded(more, bound)
         tried.append(asked)
-        failed.update(
-            step.concurrency for step in answer.predicted.expected if not _keeps(step, max_tpot_s, max_ttft_s)
-        )
+        failed.update(step.concurrency for step in steps if not config.is_met_by(step))
         # A plan made for many requests often keeps the limits with fewer: go on from the largest step that does.
-        kept = [step.concurrency for step in answer.predicted.expected if _keeps(step, max_tpot_s, max_ttft_s)]
+        kept = [step.concurrency for step in steps if config.is_met_by(step)]
         number = max(kept) if kept else asked.concurrency // 2
         if number < 1:
             break
         left /= 2
-        answer = solve(profile, number, max(1.0, left))
-    if isinstance(answer, Infeasible):
-        return answer
+        found = solve(replace(config, concurrency=number, time_limit_s=max(1.0, left)))
+    if isinstance(found, Infeasible):
+        return found
     best = min(tried, key=lambda step: step.tpot_s or 0.0)
     return Infeasible(
         reason=(
@@ -104,15 +78,7 @@ def most_within_latency(
 
 
 def _more_in_flight(
-    solve: Solve,
-    profile: ClusterProfile,
-    best: Plan,
-    *,
-    tried: Sequence[int],
-    doubtful: Set[int],
-    max_tpot_s: float | None,
-    max_ttft_s: float | None,
-    seconds: float,
+    solve: Solve, config: SolveConfig, best: Plan, *, tried: Sequence[int], doubtful: Set[int], seconds: float
 ) -> Plan:
     """The best of this plan and of others that keep the limits with more in flight, up to what was tried in vain.
 
@@ -123,14 +89,14 @@ def _more_in_flight(
     high = min((number for number in tried if number > low), default=low)
     for left in range(MOST_TRIES, 0, -1):
         seconds = end_s - time.perf_counter()
-        if high - low < 2 or seconds <= 0 or best.solver.status == "interrupted":
+        if high - low < 2 or seconds <= 0 or best.is_interrupted:
             break
         number = min((number for number in doubtful if low < number < high), default=(low + high) // 2)
-        answer = solve(profile, number, seconds / left, start=best.placement)
-        if isinstance(answer, Plan) and answer.solver.status == "interrupted":
+        found = solve(replace(config, concurrency=number, time_limit_s=seconds / left, start=best.placement))
+        if isinstance(found, Plan) and found.is_interrupted:
             break
-        if isinstance(answer, Plan) and _keeps(answer.predicted.expected[-1], max_tpot_s, max_ttft_s):
-            low, best = number, max(best, answer, key=_throughput)
+        if isinstance(found, Plan) and config.is_met_by(found.predicted.expected[-1]):
+            low, best = number, max(best, found, key=_throughput)
         else:
             high = number
     return best
@@ -140,67 +106,56 @@ def _throughput(plan: Plan) -> float:
     return plan.predicted.expected[-1].total_tokens_per_s
 
 
-def fewest_nodes(
-    solve: Solve,
-    profile: ClusterProfile,
-    capacities: Capacities,
-    *,
-    concurrency: int | None,
-    wanted: float,
-    seconds: float,
-    partial: bool,
-) -> Plan | Infeasible:
-    """A plan of few nodes that is expected to give ``wanted`` tokens/s: bisection over the nodes that do most work."""
-    least = least_nodes(capacities, wanted, partial=partial)
+def fewest_nodes(solve: Solve, config: SolveConfig, capacities: Capacities) -> Plan | Infeasible:
+    """A plan of few nodes that is expected to give the tokens/s asked for: bisection over the nodes that do most work.
+
+    That fewer nodes give less is assumed, not proven; ``least_nodes`` of the plan is.
+    """
+    wanted = config.min_tokens_per_s
+    assert wanted is not None, "a target of its own"
+    least = least_nodes(capacities, wanted, partial=config.partial)
     if least > len(capacities.nodes):
         return Infeasible(reason=f"no plan can give {wanted:.1f} tokens/s: all nodes together do not do that much work")
-    best = solve(profile, concurrency, seconds / 3)
+    best = solve(replace(config, time_limit_s=config.time_limit_s / 3))
     if isinstance(best, Infeasible):
         return best
     bound = best.predicted.upper_bound_tokens_per_s
-    given = best.predicted.expected[-1].total_tokens_per_s
-    if given < wanted:
+    if not config.is_met_by(best.predicted.expected[-1]):
+        given = _throughput(best)
         return Infeasible(reason=f"all nodes together are expected to give {given:.1f} of {wanted:.1f} tokens/s")
     order = _by_work(capacities)
     low, high = least, len(best.placement)  # the plan at hand shows that `high` nodes are enough
-    rounds = max(1, high.bit_length())
+    seconds = config.time_limit_s * 2 / 3 / max(1, high.bit_length())
     while low < high:
         count = (low + high) // 2
-        answer = solve(without_nodes(profile, order[count:]), concurrency, seconds * 2 / 3 / rounds)
-        if isinstance(answer, Plan) and answer.predicted.expected[-1].total_tokens_per_s >= wanted:
-            best, high = answer, min(count, len(answer.placement))
+        fewer = config.on(without_nodes(config.cluster, order[count:]))
+        found = solve(replace(fewer, time_limit_s=seconds))
+        if isinstance(found, Plan) and config.is_met_by(found.predicted.expected[-1]):
+            best, high = found, min(count, len(found.placement))
         else:
             low = count + 1
     best = _bounded(best, bound)
-    return msgspec.structs.replace(best, predicted=msgspec.structs.replace(best.predicted, least_nodes=least))
+    return replace(best, predicted=replace(best.predicted, least_nodes=least))
 
 
 def _bounded(plan: Plan, bound: float) -> Plan:
     """The plan beside the bound of the question, not that of the fewer nodes or requests that it was found with."""
     flow = plan.predicted.max_flow_tokens_per_s
     bound = max(bound, flow)
-    predicted = msgspec.structs.replace(plan.predicted, upper_bound_tokens_per_s=bound, gap=(bound - flow) / flow)
-    return msgspec.structs.replace(plan, predicted=predicted)
+    predicted = replace(plan.predicted, upper_bound_tokens_per_s=bound, gap=(bound - flow) / flow)
+    return replace(plan, predicted=predicted)
 
 
 def _by_work(capacities: Capacities) -> Sequence[str]:
     """Nodes by layers x tokens/s at half of what they hold, with room for KV cache to break ties; most first."""
 
     def work(name: str) -> tuple[float, float]:
-        layers = max(1, capacities.max_layers(name) // 2)
-        start = 1 if layers < capacities.model.num_layers else 0
-        held = LayerRange(start, start + layers)
+        held = capacities.middle(max(1, capacities.max_layers(name) // 2))
         if not capacities.can_hold(name, held):
             return 0.0, 0.0
-        return layers * capacities.tokens_per_s(name, held), admitted_requests(capacities, name, held)
+        return held.num_layers * capacities.tokens_per_s(name, held), admitted_requests(capacities, name, held)
 
     return sorted(capacities.nodes, key=work, reverse=True)
-
-
-def _keeps(expected: Expected, max_tpot_s: float | None, max_ttft_s: float | None) -> bool:
-    is_tpot = max_tpot_s is None or (expected.tpot_s is not None and expected.tpot_s <= max_tpot_s)
-    is_ttft = max_ttft_s is None or (expected.ttft_s is not None and expected.ttft_s <= max_ttft_s)
-    return is_tpot and is_ttft
 
 
 def _milliseconds(seconds: float | None) -> str:

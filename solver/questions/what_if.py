@@ -1,4 +1,4 @@
-"""What if: clusters with nodes added or taken away, and what a new plan moves against an old one."""
+"""What-if clusters, with nodes added or removed, and the weights that a new plan has to load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile, Link, ModelFacts, Node
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange, Plan
+from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 def without_nodes(profile: ClusterProfile, names: Sequence[str]) -> ClusterProfile:
@@ -121,7 +121,7 @@ def parse_pin(text: str) -> tuple[str, LayerRange]:
 
 def with_fewest_bytes_moved(
     capacities: Capacities, before: Mapping[str, LayerRange], after: Mapping[str, LayerRange]
-) -> dict[str, LayerRange]:
+) -> Placement:
     """``after`` with the ranges of alike nodes given to those that have the least to load for them.
 
     Nodes are alike when they differ only in name; their links may still differ, so the caller compares the flows.
@@ -132,7 +132,7 @@ def with_fewest_bytes_moved(
     members_of: dict[int, list[str]] = {}
     for name in capacities.nodes:
         members_of.setdefault(capacities.kind(name), []).append(name)
-    placement: dict[str, LayerRange] = {}
+    placement: Placement = {}
     for members in members_of.values():
         ranges = sorted(after[name] for name in members if name in after)
         if not ranges:
@@ -162,31 +162,3 @@ def bytes_to_load(model: ModelFacts, before: LayerRange | None, after: LayerRang
     size = (after.num_layers - kept) * model.layer_weight_bytes
     size += model.embedding_bytes * (after.start == 0 and not has_embedding)
     return size + model.head_bytes * (after.end == model.num_layers and not has_head)
-
-
-def difference_lines(profile: ClusterProfile, before: Plan, after: Plan) -> Iterator[str]:
-    """What changes from one plan to another: ranges, bytes to load, tokens/s."""
-    names = [n for n in {**before.placement, **after.placement} if before.placement.get(n) != after.placement.get(n)]
-    in_order = sorted(names, key=lambda name: (after.placement.get(name) or before.placement[name], name))
-    loads = {
-        name: bytes_to_load(profile.model, before.placement.get(name), after.placement.get(name)) for name in in_order
-    }
-    width = max(map(len, names), default=0)
-    for name, load in loads.items():
-        old, new = before.placement.get(name), after.placement.get(name)
-        was, now = (str(held or "unused") for held in (old, new))
-        yield f"  {name:<{width}}  {was:>9} -> {now:<9}  {load / 1e9:6.2f} GB to load"
-    kept = sum(held == after.placement.get(name) for name, held in before.placement.items())
-    yield f"  {len(names)} nodes change, {kept} stay as they are; {sum(loads.values()) / 1e9:.2f} GB to load in all"
-    for label, value_before, value_after in (
-        ("max-flow", before.predicted.max_flow_tokens_per_s, after.predicted.max_flow_tokens_per_s),
-        (
-            "expected",
-            before.predicted.expected[-1].total_tokens_per_s,
-            after.predicted.expected[-1].total_tokens_per_s,
-        ),
-    ):
-        change = value_after - value_before
-        yield (
-            f"  {label}: {value_before:.1f} -> {value_after:.1f} tokens/s, {change:+.1f} ({change / value_before:+.1%})"
-        )

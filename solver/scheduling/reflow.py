@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 from helixbench.solver.flow.max_flow import solve_network
-from helixbench.solver.flow.network import Arc, Network, Resource, build_network
+from helixbench.solver.flow.network import Network, Resource, build_network
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.flow.spread import cache_shares
 from helixbench.solver.problem.capacity import Capacities
@@ -71,33 +71,8 @@ def is_worth_changing(before: Mapping[Pipeline, float], after: Mapping[Pipeline,
 
 
 def _observed(network: Network, observed: Observed) -> Network:
-    """The network without links that are down, with capacities as they were observed."""
-    down = set(observed.links_down)
-    number_of: dict[int, int] = {}  # arc's number in the profile's network -> its number here
-    arcs: list[Arc] = []
-    for number, arc in enumerate(network.arcs):
-        ends = (arc.src, arc.dst)
-        if ends not in down:
-            number_of[number] = len(arcs)
-            capacity = arc.capacity_tokens_per_s * observed.link_shares.get(ends, 1.0)
-            arcs.append(dataclasses.replace(arc, capacity_tokens_per_s=capacity))
-    resources: list[Resource] = []
-    for resource in network.resources:
-        use = tuple(
-            (number_of[number], share * _slowdown(resource, network, number, observed))
-            for number, share in resource.use
-            if number in number_of
-        )
-        if use or resource.kind != "link":
-            resources.append(Resource(resource.kind, resource.name, use))
-    return dataclasses.replace(network, arcs=tuple(arcs), resources=tuple(resources))
-
-
-def _slowdown(resource: Resource, network: Network, number: int, observed: Observed) -> float:
-    """By how much more a token takes of a resource than the profile says."""
-    if resource.kind == "node":
-        return observed.ratios.get(resource.name, 1.0)
-    if resource.kind == "link":
-        arc = network.arcs[number]
-        return 1.0 / observed.link_shares.get((arc.src, arc.dst), 1.0)
-    return 1.0
+    """The network with capacities as they were observed: none on links that are down."""
+    factors: dict[Resource, float] = {("node", node): 1.0 / ratio for node, ratio in observed.ratios.items()}
+    factors |= {("link", f"{src} -> {dst}"): share for (src, dst), share in observed.link_shares.items()}
+    factors |= {("link", f"{src} -> {dst}"): 0.0 for src, dst in observed.links_down}
+    return network.scaled(factors)

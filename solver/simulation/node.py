@@ -129,7 +129,6 @@ class SimulatedNode:
         self._gather: Gather[InFlight] = Gather()
         self._routes: dict[int, _Route] = {}  # pipeline -> how it passes, made when its first prompt comes
         self._has_late_entries = False  # pipelines enter at several layers
-        self._ended_s = 0.0
         self._is_running = False
         self._is_woken = False  # it is scheduled at this very moment to begin an iteration
 
@@ -174,7 +173,7 @@ class SimulatedNode:
             self._loop.at(now_s + math.ceil(wait_s / POLL_S) * POLL_S, ITERATION_BEGIN, self._begin)
             return
         iteration = self._next_iteration()
-        seconds = self._timer.seconds(iteration.counts, idle_s=now_s - self._ended_s) * self.slowdown
+        seconds = self._timer.seconds(iteration.counts) * self.slowdown
         self._is_running = True
         self._loop.at(now_s + seconds, ITERATION_END, self._end, iteration)
 
@@ -215,7 +214,7 @@ class SimulatedNode:
     def _end(self, ran: _Iteration) -> None:
         now_s = self._loop.now_s
         seconds = now_s - ran.begin_s
-        self._is_running, self._ended_s = False, now_s
+        self._is_running = False
         self.busy_s += seconds
         self.iterations += 1
         self.prefill_tokens += ran.prefill_tokens

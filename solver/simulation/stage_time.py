@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from helixbench.profiler.cluster import Node
-from helixbench.profiler.cost.model import IDLE_S, StageCost, gathered_tokens
+from helixbench.profiler.cost.model import StageCost, gathered_tokens
 from helixbench.solver.expected.analytic import table_round_s
 from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import LayerRange
@@ -128,16 +128,11 @@ class StageTimer:
         self._is_last = held.end == num_layers
         self._tokens_s: dict[float, float] = {}  # tokens of a batch -> their part of a layer's time
 
-    def seconds(self, entries: Mapping[int, Sequence[float]], *, idle_s: float = 0.0) -> float:
-        """Seconds of an iteration over what enters at those layers, in the order of the layers.
-
-        ``idle_s`` is how long the node has stood idle before.
-        """
+    def seconds(self, entries: Mapping[int, Sequence[float]]) -> float:
+        """Seconds of an iteration over what enters at those layers, in the order of the layers."""
         cost = self._cost
         tokens = decodes = context = chunks = sampled = pairs = 0.0
-        after_idle = min(1.0, idle_s / IDLE_S)
-        seconds = after_idle * cost.step_idle_s
-        begin, layer_s = self._end, 0.0
+        seconds, begin, layer_s = 0.0, self._end, 0.0
         for entry, (prefill, entering_chunks, entering_pairs, decoding, entering_context, sampling) in entries.items():
             seconds += max(0, entry - begin) * layer_s
             begin = entry
@@ -158,7 +153,6 @@ class StageTimer:
                 + gathered_tokens(decodes, context, up_to=cost.gather_up_to_tokens) * cost.layer_gather_context_s
                 + chunks * cost.layer_prefill_chunk_s
                 + pairs * cost.layer_prefill_pair_s
-                + after_idle * cost.layer_idle_s
             )
         seconds += (self._end - begin) * layer_s
         seconds += cost.step_s + (decodes + chunks) * cost.step_item_s + tokens * cost.step_token_s

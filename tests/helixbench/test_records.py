@@ -25,6 +25,8 @@ from helixbench.records import (
     save_record,
     source_commit,
 )
+from helixbench.reference_server.run_log import RunLog
+from helixbench.solver.problem.plan import Plan
 
 
 def cluster(**changes: Any) -> ClusterProfile:
@@ -85,7 +87,7 @@ def test_a_saved_record_is_loaded_as_it_was(tmp_path: Path) -> None:
             {"bandwidth_bytes_per_s": 1e9, "latency_s": -1e-3},
             r"default_link\.latency_s: need a finite value >= 0, got -0\.001",
         ),
-        (["schema"], "helixbench.plan/1", r"helixbench\.plan/1.*helixbench\.cluster/1"),
+        (["schema"], "helixbench.plan/2", r"helixbench\.plan/2.*helixbench\.cluster/2"),
         (["colour"], 1, r"unknown field `colour`"),
     ],
 )
@@ -99,6 +101,27 @@ def test_an_error_names_the_file_and_the_field(tmp_path: Path, keys: list[str | 
 
     assert str(caught.value).startswith(f"{path}: ")
     assert caught.value.exit_code == 2
+
+
+def test_a_cluster_of_version_1_is_read_where_nothing_in_it_was_removed(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    save_record(path, cluster())
+    edited(path, "schema", value="helixbench.cluster/1")
+
+    assert load_record(path, ClusterProfile) == cluster()
+
+
+def test_a_record_of_an_earlier_version_says_how_to_make_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.json"
+    save_record(path, cluster())
+    edited(path, "schema", value="helixbench.cluster/1")
+    edited(path, "nodes", 0, "pace", value={})
+    with pytest.raises(InputError, match=r"cluster/1 .*unknown field `pace`.*make it again with `helixbench profile`"):
+        load_record(path, ClusterProfile)
+    for kind, command in ((Plan, "solve"), (RunLog, "bench")):
+        schema = str(kind.__struct_config__.tag).replace("/2", "/1")
+        with pytest.raises(InputError, match=rf"x: a {schema} record .*make it again with `helixbench {command}`"):
+            decode_record(b'{"schema": "%s"}' % schema.encode(), kind, origin="x")
 
 
 @pytest.mark.parametrize(

@@ -47,20 +47,6 @@ def test_what_decides_a_gpus_speed_and_is_known_on_one_side_only_is_named(fact: 
     assert differences(without, whole) == (f"{fact} not known when profiled ({value} now)",)
 
 
-def test_the_share_of_a_processor_that_a_node_is_held_back_to_counts() -> None:
-    half, most, free = (identity_of(describe_device("cpu", cpu_share=share), {}) for share in (0.5, 0.9, None))
-    assert differences(half, most) == ("cpu_share 0.5 -> 0.9",)
-    assert differences(free, half) == ("cpu_share none -> 0.5",)
-    assert differences(half, half) == ()
-
-
-def test_a_profile_from_before_a_fact_was_stated_still_compares() -> None:
-    now = identity_of(describe_device("cpu", cpu_share=0.5), VERSIONS)
-    before = {name: value for name, value in now.items() if name != "cpu_share"}
-    assert differences(before, now) == ()
-    assert differences(now, before) == ("cpu_share not known now (0.5 when profiled)",)
-
-
 def test_another_cuda_of_the_same_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(uuid="aaaa", major=9, minor=0, multi_processor_count=132, total_memory=80 << 30)
     found = []

@@ -51,7 +51,7 @@ def _run_agent(key_file: Path, out: Path, log: Path, memory_bytes: int) -> None:
 
     for path, descriptor in ((out, 1), (log, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
-    run_agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes))
+    run_agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes, threads=1))
 
 
 class AgentProcess:

@@ -98,7 +98,7 @@ def spoilt(plan: Path, change: Callable[[dict[str, object]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda raw: raw.update(schema="helixbench.run/1"), "expected a helixbench.plan/1 record"),
+        (lambda raw: raw.update(schema="helixbench.run/2"), "expected a helixbench.plan/2 record"),
         (lambda raw: raw.pop("flows"), "missing required field `flows`"),
         (lambda raw: raw.update(colour="red"), "unknown field `colour`"),
         (lambda raw: raw.update(num_layers="six"), "Expected `int`, got `str` - at `$.num_layers`"),
@@ -142,7 +142,7 @@ def test_profile_refuses_what_it_cannot_run_before_it_starts_anything(
     weights = (half / "model.safetensors").read_bytes()
     (half / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (other / "config.json").write_text('{"model_type": "mamba"}')
-    (tmp_path / "greedy.toml").write_text('[[node]]\nname = "n"\ncpu = 1000\nmemory = "1GB"\n')
+    (tmp_path / "old.toml").write_text('[[node]]\nname = "n"\ncpu = 0.4\nmemory = "1GB"\n')
 
     def profile(model: Path, *options: str) -> tuple[int, str, str]:
         return helix("profile", "--model", model, "-o", tmp_path / "out" / "cluster.json", *options)
@@ -151,7 +151,7 @@ def test_profile_refuses_what_it_cannot_run_before_it_starts_anything(
     refused(profile(other), "model_type 'mamba' is not supported; supported: llama, mistral, qwen2, qwen3")
     refused(profile(tmp_path), "config.json: no such file")
     refused(profile(model_dir("test-llama"), "--dtype", "int8"), "--dtype int8: need auto or one of float32")
-    refused(profile(model_dir("test-llama"), "--testbed", "greedy.toml"), "greedy.toml: the nodes ask for 1000 cores")
+    refused(profile(model_dir("test-llama"), "--testbed", "old.toml"), "old.toml: Object contains unknown field `cpu`")
     assert not (tmp_path / "out").exists()
 
 
@@ -205,7 +205,7 @@ def address_testbed(running: RunningAgents, folder: Path) -> Path:
     """A testbed of agents that were started by hand."""
     path = folder / "testbed.toml"
     nodes = "".join(f'[[node]]\nname = "{name}"\naddress = "{at}"\n' for name, at in running.addresses.items())
-    path.write_text(f'key = "{running.key_file}"\n{nodes}[coordinator]\ncpu = 1.5\n')
+    path.write_text(f'key = "{running.key_file}"\n{nodes}')
     return path
 
 

@@ -18,11 +18,9 @@ END_MS = 30_000
 
 
 @contextmanager
-def agent_in_thread(
-    key_file: Path, *, memory_bytes: float = MEMORY_BYTES, cpu_share: float | None = None
-) -> Iterator[Agent]:
-    """An agent that serves until the block ends. Its thread makes it, because its pacer reads that thread's clock."""
-    config = AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes, cpu_share=cpu_share)
+def agent_in_thread(key_file: Path, *, memory_bytes: float = MEMORY_BYTES) -> Iterator[Agent]:
+    """An agent that serves until the block ends."""
+    config = AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes)
     made: queue.Queue[Agent] = queue.Queue()
 
     def run() -> None:
@@ -46,9 +44,7 @@ def agent_in_thread(
 
 
 @contextmanager
-def agents_in_threads(
-    nodes: Sequence[str], key_file: Path, *, cpu_share: float | None = None
-) -> Iterator[dict[str, str]]:
+def agents_in_threads(nodes: Sequence[str], key_file: Path) -> Iterator[dict[str, str]]:
     """Node -> address."""
     with ExitStack() as stack:
-        yield {node: stack.enter_context(agent_in_thread(key_file, cpu_share=cpu_share)).address for node in nodes}
+        yield {node: stack.enter_context(agent_in_thread(key_file)).address for node in nodes}

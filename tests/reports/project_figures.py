@@ -13,11 +13,10 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import Provenance, save_record
 from helixbench.reference_server.wire.messages import Sampled, Work, encode
 from helixbench.reports.gate.exact import Figure, Figures
-from helixbench.solver import Plan, problems_of, solve_placement
+from helixbench.solver import Plan, SolveConfig, problems_of, solve_placement
 from helixbench.solver.bounds.work import work_bound
 from helixbench.solver.placement import milp
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.solver.clusters import WORKLOAD, published, random_cluster
@@ -54,7 +53,9 @@ def project_figures() -> Figures:
 def _flows_and_plans() -> Iterator[tuple[str, Figure]]:
     num_problems, num_open = 0, 0
     for name, profile, seconds in _clusters():
-        answer = solve_placement(profile, WORKLOAD, objective="max-flow", time_limit_s=seconds)
+        answer = solve_placement(
+            SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", time_limit_s=seconds)
+        )
         flow = 0.0
         if isinstance(answer, Plan):
             flow = answer.predicted.max_flow_tokens_per_s
@@ -92,11 +93,11 @@ def milp_effort(profile: ClusterProfile, *, is_linked: bool) -> tuple[int, int]:
     capacities = Capacities(profile, WORKLOAD)
     names, clip = list(capacities.nodes), work_bound(capacities, partial=True)
     if is_linked:
-        model = milp.linked_model(capacities, names, LinkTable(profile), partial=True, clip=clip)
+        model = milp.linked_model(capacities, names, partial=True, clip=clip)
     else:
         model = milp.pooled_model(capacities, names, partial=True, clip=clip)
     outcome = milp.solve(model, milp.Limits(time_s=240.0, threads=1, seed=0))
-    assert outcome.status == "optimal", outcome
+    assert outcome.end is milp.End.OPTIMAL, outcome
     info = model.problem.solverModel.getInfo()
     return int(info.mip_node_count), int(info.simplex_iteration_count)
 

@@ -68,7 +68,7 @@ BAD_FILES: dict[str, tuple[bytes, int, str]] = {
     "missing window": (run_bytes(RUN, window=None), 2, "window"),
     "backward window": (run_bytes(RUN, window={"start_s": 9, "end_s": 8}), 2, "start_s < end_s"),
     "unknown key": (run_bytes(RUN, speed=3), 2, "speed"),
-    "a plan": (encode_record(example_plan()), 2, "helixbench.run/1"),
+    "a plan": (encode_record(example_plan()), 2, "helixbench.run/2"),
     "cut short": (run_bytes(RUN, cut_short="the agent of mid died"), 3, "the agent of mid died"),
     "no requests": (run_bytes(RUN, requests=[]), 3, "no request finished"),
     "another concurrency": (run_bytes(RUN, concurrency=99), 3, "no prediction at this concurrency"),
@@ -108,6 +108,9 @@ def test_report_refuses_what_it_cannot_read(command: Command, save: Save, tmp_pa
     unknown = command("report", save(b'{"schema": "helixbench.run/9"}', "later.json"))
     assert unknown.exit_code == 2
     assert "helixbench.run/9" in unknown.stderr
+    earlier = command("report", save(b'{"schema": "helixbench.run/1"}', "earlier.json"))
+    assert earlier.exit_code == 2
+    assert "make it again with `helixbench bench`" in earlier.stderr
 
 
 def test_a_run_of_another_plan_is_refused(command: Command, save: Save) -> None:

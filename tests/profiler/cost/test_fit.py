@@ -11,19 +11,11 @@ from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import CostSample
 from helixbench.profiler.cost.fit import fit_cost, relative_errors
 from helixbench.profiler.cost.model import BatchShape, StageCost
-from helixbench.profiler.cost.padding import RowSizes
 from helixbench.profiler.measure.grid import GridPoint, grid
 
 MAX_BATCH_TOKENS = 128
 KNOTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 POINTS = grid(layer_counts=(7, 14), max_batch_tokens=MAX_BATCH_TOKENS, max_context_tokens=512, max_kv_tokens=20_000)
-SIZED_POINTS = grid(
-    layer_counts=(7, 14),
-    max_batch_tokens=MAX_BATCH_TOKENS,
-    max_context_tokens=512,
-    max_kv_tokens=20_000,
-    row_sizes=(1, 3, 4, 9, 16, 32, 48, 64, 128),
-)
 TOLERANCE = 0.02
 
 
@@ -178,44 +170,6 @@ def test_samples_of_one_kind_alone_give_no_cost(is_held_out: bool) -> None:
     samples = [msgspec.structs.replace(sample_of(point, true_cost()), held_out=is_held_out) for point in POINTS[:5]]
     with pytest.raises(MeasurementError, match=r"samples to fit and . to check it: need some of each"):
         fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="")
-
-
-def test_samples_of_the_rows_that_run_tell_the_time_between_them() -> None:
-    """A batch of 10 tokens runs with 16 rows, one of 35 with 48: more than a line between samples says."""
-    sizes = (1, 3, 4, 9, 16, 32, 48, 64, 128)
-    true = msgspec.structs.replace(true_cost(), row_sizes=sizes)
-    samples = [sample_of(point, true) for point in SIZED_POINTS]
-
-    def error(row_sizes: RowSizes, tokens: int) -> float:
-        made = fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="", row_sizes=row_sizes)
-        assert made.stage.row_sizes == row_sizes
-        assert not row_sizes or {*made.stage.token_knots} <= {*row_sizes}
-        batch = BatchShape(prefill_tokens=tokens, prefill_chunks=1, prefill_pairs=tokens * (tokens + 1) / 2)
-        times = [cost.time_s(num_layers=10, batch=batch, first=False, last=False) for cost in (true, made.stage)]
-        return times[1] / times[0] - 1
-
-    for tokens in (2, 3, 5, 9, 10, 33, 35, 36, 49, 97):
-        assert abs(error(sizes, tokens)) < TOLERANCE, tokens
-    assert error((), 10) < -TOLERANCE
-    assert error((), 65) < -TOLERANCE
-
-
-def test_a_jump_from_one_size_to_the_next_is_found() -> None:
-    """Of three rows and four, of which one is half as long again on some processors."""
-    sizes = (1, 3, 4, 9, 16, 32, 64, 128)
-    knots, prices = (1.0, 3.0, 4.0, 9.0, 16.0), (1e-6, 9e-4, 2e-5, 1e-6, 1e-5)
-    true = msgspec.structs.replace(true_cost(), token_knots=knots, layer_token_s=prices, row_sizes=sizes)
-    samples = [sample_of(point, true) for point in SIZED_POINTS]
-
-    made = fit_cost(samples, workspace_bytes=0.0, max_batch_tokens=MAX_BATCH_TOKENS, source="", row_sizes=sizes)
-
-    for count in range(1, 20):
-        batch = BatchShape(decode_tokens=count, decode_context_tokens=count * 100, sampled_tokens=count)
-        true_s, found_s = (
-            cost.time_s(num_layers=10, batch=batch, first=False, last=True) for cost in (true, made.stage)
-        )
-        assert found_s == pytest.approx(true_s, rel=TOLERANCE), count
-    assert made.held_out_error_p90 < TOLERANCE
 
 
 def test_fewer_tokens_than_were_measured_take_as_long_as_the_fewest() -> None:

@@ -23,7 +23,6 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
         not in (
             "token_knots",
             "layer_token_s",
-            "row_sizes",
             "max_tokens",
             "max_context_tokens",
         )
@@ -32,7 +31,6 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
         **plain,
         token_knots=knots,
         layer_token_s=tuple(draw(SECONDS) for _ in knots),
-        row_sizes=draw(st.sampled_from([(), (1, 4, 8, 12), (1, 2, 3, 9, 16, 64, 256)])),
         max_tokens=256.0,
         max_context_tokens=512.0,
     )
@@ -42,7 +40,6 @@ def flat_cost(**changes: Any) -> StageCost:
     """All coefficients 0 but those given."""
     zeros: dict[str, Any] = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     shape = {"token_knots": (1.0,), "layer_token_s": (0.0,), "max_tokens": 64.0, "max_context_tokens": 64.0}
-    zeros |= {"row_sizes": ()}
     return StageCost(**(zeros | shape | changes))
 
 
@@ -74,7 +71,6 @@ def test_time_is_the_product_that_was_fitted(
         last=last,
         token_knots=cost.token_knots,
         gather_up_to_tokens=cost.gather_up_to_tokens,
-        row_sizes=cost.row_sizes,
     )
     seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
     assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
@@ -146,30 +142,6 @@ def test_contexts_are_gathered_where_several_sequences_decode(sequences: int, co
     assert cost.time_s(num_layers=2, batch=batch, first=False, last=False) == 2 * gathered
 
 
-@pytest.mark.parametrize(
-    ("tokens", "rows"),
-    [
-        (0, 0),
-        (1, 1),
-        (1.5, 2),
-        (2, 3),
-        (3, 3),
-        (3.25, 4.5),
-        (4, 9),
-        (9, 9),
-        (10, 16),
-        (15.5, 16),
-        (17, 17),
-        (20.5, 20.5),
-    ],
-)
-def test_tokens_cost_what_the_rows_do_that_they_run_with(tokens: float, rows: float) -> None:
-    cost = flat_cost(token_knots=(1.0, 16.0), layer_token_s=(1.0, 1.0), row_sizes=(1, 3, 9, 16))
-    batch = BatchShape(prefill_tokens=tokens)
-    assert cost.time_s(num_layers=1, batch=batch, first=False, last=False) == max(0, rows - 1)
-    assert cost.breakpoints == (1, 2, 3, 4, 9, 10, 16, 17)
-
-
 def test_embedding_alone_has_no_step_and_no_layers() -> None:
     row = feature_row(
         num_layers=0,
@@ -189,8 +161,6 @@ def test_embedding_alone_has_no_step_and_no_layers() -> None:
         ({"token_knots": ()}, "need one length"),
         ({"token_knots": (1.0, 4.0)}, "need one length"),
         ({"token_knots": (1.0, 4.0, 4.0), "layer_token_s": (0.0, 0.0, 0.0)}, "need ascending values"),
-        ({"row_sizes": (2, 4)}, "row_sizes: need ascending values from 1"),
-        ({"row_sizes": (1, 4, 4)}, "row_sizes: need ascending values from 1"),
         ({"step_s": -1e-9}, "finite values >= 0"),
         ({"layer_token_s": (-1.0,)}, "finite values >= 0"),
         ({"head_s": float("nan")}, "finite values >= 0"),

@@ -55,14 +55,14 @@ def test_grid_covers_each_quantity_in_the_fit_and_mixes_out_of_it() -> None:
 def test_fewer_layers_run_a_part_of_what_all_do() -> None:
     made = grid(**FULL, max_kv_tokens=100_000)  # type: ignore[arg-type]
     few, many = (
-        {(p.prefills, p.decodes, p.idle_s, p.held_out) for p in made if p.part == "layers" and p.num_layers == count}
+        {(p.prefills, p.decodes, p.held_out) for p in made if p.part == "layers" and p.num_layers == count}
         for count in FULL["layer_counts"]  # type: ignore[attr-defined]
     )
 
     assert few < many
     assert len(few) < len(many) / 2
-    assert {1, 128} <= {len(decodes) for _, decodes, _, _ in few}
-    assert {held_out for prefills, decodes, _, held_out in few if prefills and decodes} == {True, False}
+    assert {1, 128} <= {len(decodes) for _, decodes, _ in few}
+    assert {held_out for prefills, decodes, held_out in few if prefills and decodes} == {True, False}
 
 
 def test_tile_edges_are_measured_at_both_sides_and_resolved_by_the_fit() -> None:
@@ -129,9 +129,4 @@ def test_shape_of_a_batch() -> None:
 
 @pytest.mark.parametrize(("max_layers", "counts"), [(1, (1,)), (2, (1, 2)), (3, (2, 3)), (14, (7, 14))])
 def test_layer_counts_are_half_and_all(max_layers: int, counts: tuple[int, ...]) -> None:
-    assert layer_counts_to_measure(max_layers, are_cold=False) == counts
-
-
-@pytest.mark.parametrize(("max_layers", "counts"), [(1, (1,)), (2, (1, 2)), (14, (1, 14))])
-def test_layer_counts_are_one_and_all_where_weights_are_cold(max_layers: int, counts: tuple[int, ...]) -> None:
-    assert layer_counts_to_measure(max_layers, are_cold=True) == counts
+    assert layer_counts_to_measure(max_layers) == counts

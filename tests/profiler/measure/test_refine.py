@@ -77,16 +77,6 @@ def test_bisection_goes_to_the_jump_and_lowers_the_error() -> None:
     assert relative_errors(cost.stage, taken).max() < relative_errors(before.stage, taken).max() * 0.8
 
 
-def test_batches_that_are_added_run_without_padding() -> None:
-    of = points((*HELD, 35))
-    taken = samples(of, jump_at=41)
-    cost = fit_cost(taken, workspace_bytes=0, max_batch_tokens=128, source="", row_sizes=(1, *range(4, 129, 4)))
-    added = points_to_add(of, taken, cost, already_added=0)
-    assert added
-    assert all(point.num_tokens % 4 == 0 for point in added)
-    assert not {point.num_tokens for point in added} & {point.num_tokens for point in of}
-
-
 @pytest.mark.parametrize("noise", [{"spread": 0.5}, {"variation": 0.5}])
 def test_what_is_within_the_noise_is_left_alone(noise: dict[str, float]) -> None:
     of = points(HELD)

@@ -18,7 +18,6 @@ from helixbench.profiler.measure.sampler import (
     MIN_BLOCK_ITERATIONS,
     MIN_BLOCK_S,
     MIN_ROUNDS,
-    MOST_BLOCK_S,
     Block,
     Sampled,
     Sampler,
@@ -88,37 +87,6 @@ def test_the_variation_of_a_sample_is_that_of_all_its_iterations() -> None:
     assert both.variation == pytest.approx((0.09 + 0.02 / 3) ** 0.5)
 
 
-def test_what_is_done_before_an_iteration_is_not_timed() -> None:
-    (point,) = points(1)
-    node = Node({point: [0.05]})
-    calls = []
-
-    def before(asked: GridPoint) -> None:
-        assert asked == point
-        calls.append(node.clock())
-        node.now_s += 9.0
-
-    sampled = Sampler((point,), node.run, seed=0, clock=node.clock, before_iteration=before).measure(budget_s=0.0)
-
-    assert sampled.samples[0].median_s == pytest.approx(0.05)
-    assert len(calls) == sum(count - 1 for count in node.iterations.values())
-
-
-@pytest.mark.parametrize(("before_s", "iterations"), [(0.0, 120), (0.009, 40), (9.0, MIN_BLOCK_ITERATIONS)])
-def test_a_block_ends_where_what_goes_before_its_iterations_takes_long(before_s: float, iterations: int) -> None:
-    (point,) = points(1)
-    node = Node({point: [0.001]})
-
-    def before(_: GridPoint) -> None:
-        node.now_s += before_s
-
-    Sampler((point,), node.run, seed=0, clock=node.clock, before_iteration=before).measure(budget_s=0.0)
-
-    for count in node.iterations.values():
-        assert count == pytest.approx(1 + iterations, abs=1)
-        assert (count - 1) * (before_s + 0.001) <= MOST_BLOCK_S + before_s + 0.002 or count == 1 + MIN_BLOCK_ITERATIONS
-
-
 @pytest.mark.parametrize(("iteration_s", "iterations"), [(0.001, 120), (0.04, 3), (7.0, MIN_BLOCK_ITERATIONS)])
 def test_a_block_is_long_enough_and_its_first_iteration_is_not_timed(iteration_s: float, iterations: int) -> None:
     (point,) = points(1)
@@ -130,18 +98,6 @@ def test_a_block_is_long_enough_and_its_first_iteration_is_not_timed(iteration_s
     for count in node.iterations.values():
         assert count == pytest.approx(1 + iterations, abs=1)  # adding up times in floats may take one more
         assert (count - 1) * iteration_s >= MIN_BLOCK_S - 1e-9
-
-
-def test_what_an_iteration_was_not_waited_for_counts_as_its_time() -> None:
-    """Blocks last as long as ever by the clock, so they hold more iterations of such a point."""
-    (point,) = points(1)
-    node = Node({point: [0.03]})
-    sampler = Sampler((point,), node.run, seed=0, clock=node.clock, skipped_s=lambda: 3 * node.now_s)
-
-    (sample,) = sampler.measure(budget_s=0).samples
-
-    assert sample.median_s == pytest.approx(4 * 0.03)
-    assert node.iterations[0] == 1 + 4
 
 
 def test_blocks_that_agree_by_chance_do_not_hide_how_iterations_scatter() -> None:

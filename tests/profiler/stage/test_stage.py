@@ -174,20 +174,6 @@ def test_first_stage_runs_requests_that_enter_at_each_of_its_layers(model_dir: M
     assert distances(found, whole_logits(load_whole(directory), sequences)).max() < LOGITS_TOLERANCE
 
 
-def test_something_else_may_be_done_before_each_layer_that_runs(model_dir: ModelDir) -> None:
-    stage = stage_of(model_dir("test-llama"), 2, 5)
-    stage.kv.reserve(0, 4)
-    stage.kv.reserve(1, 4)
-    calls: list[int] = []
-    stage.between_layers = lambda: calls.append(len(calls))
-    hidden = torch.zeros(1, stage.hidden_size)
-
-    stage.forward([StageItem(0, 0, 1, 2, False, hidden), StageItem(1, 0, 1, 4, False, hidden)])
-    stage.with_layers([0, 0]).forward([StageItem(0, 1, 1, 2, False, hidden)])
-
-    assert len(calls) == 3, "layers 2, 3 and 4, whoever enters where; what is only timed is left alone"
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_several_chunks_of_one_sequence_in_one_batch(model_dir: ModelDir, preset: str) -> None:
     directory = model_dir(preset)
@@ -430,29 +416,3 @@ def test_schedule_helper_covers_all_tokens() -> None:
 
     totals = [sum(size for n, size in itertools.chain(*schedule) if n == number) for number in range(20)]
     assert totals == lengths
-
-
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (2, 4), (4, 4), (5, 9), (9, 9), (10, 12), (12, 12), (13, 13)])
-def test_tokens_run_with_the_rows_that_were_chosen_and_give_the_same(
-    model_dir: ModelDir, tokens: int, rows: int
-) -> None:
-    stage, alone = stage_of(model_dir("test-qwen3"), 0, 6), stage_of(model_dir("test-qwen3"), 0, 6)
-    stage.row_sizes = (1, 4, 9, 12)
-    ids = torch.arange(1, tokens + 1)
-    seen: list[int] = []
-    stage.layers[0].mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
-    for request in range(tokens):
-        stage.kv.reserve(request, 2)
-        alone.kv.reserve(request, 2)
-
-    for past in range(2):
-        together = stage.forward([StageItem(n, past, 1, 0, True, ids[n : n + 1]) for n in range(tokens)])
-        each = [alone.forward([StageItem(n, past, 1, 0, True, ids[n : n + 1])]) for n in range(tokens)]
-        assert together.logits is not None
-        expected = torch.cat([output.logits for output in each if output.logits is not None])
-        assert together.layer_rows == 6 * rows
-        assert together.logits.shape == expected.shape
-        assert (together.logits - expected).abs().max() < LOGITS_TOLERANCE
-
-    assert seen == [rows, rows]
-    assert not stage.kv.arena[:, :, :, 2 * tokens :].any(), "padding is written nowhere"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
 from helixbench.errors import InputError, MeasurementError
-from helixbench.profiler.measure.pace import Pace, Sensitivity
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.coordinator import engine as engine_module
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.wire.client import AgentFailedError, Agents
-from helixbench.reference_server.wire.messages import Counters, Load
+from helixbench.reference_server.wire.messages import Counters
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.scheduling.coordinator import Request
 from helixbench.solver.scheduling.work import Routing
@@ -207,32 +203,6 @@ def test_an_agent_that_hangs_is_an_error_and_no_hang(
             signal_in_the_middle(engine, requests_of(references), hanging, signal.SIGSTOP)
     finally:
         hanging.end()
-
-
-def test_each_node_is_told_its_own_pace_and_row_sizes(
-    running: RunningAgents, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    powers = Sensitivity(arithmetic_weights=0.3, arithmetic_matmul=0.4, other_weights=0.5, other_matmul=0.2)
-    paces = {f"n{n}": Pace(ProcessorSpeed(weights_s=(n + 1) * 1e-4, matmul_s=6e-5), powers) for n in range(3)}
-    sizes = {"n0": (1, 2, 8), "n1": (), "n2": (1, 4, 16, 24)}
-    plan = make_plan(model, *THREE_IN_A_ROW)
-    nodes = {
-        node: msgspec.structs.replace(flow, pace=paces[node], row_sizes=sizes[node])
-        for node, flow in plan.nodes.items()
-    }
-    told: dict[str, Load] = {}
-    ask = Agents.ask
-
-    def asked(own: Agents, commands: dict[str, Load], *rest: Any, **more: Any) -> Any:
-        told.update(commands)
-        return ask(own, commands, *rest, **more)
-
-    monkeypatch.setattr(Agents, "ask", asked)
-    served(running, msgspec.structs.replace(plan, nodes=nodes), model)
-
-    assert {node: (load.pace, load.row_sizes) for node, load in told.items()} == {
-        node: (paces[node], sizes[node]) for node in nodes
-    }
 
 
 # Plans that cannot be served

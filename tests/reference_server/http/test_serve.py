@@ -36,14 +36,10 @@ ANSWER_S = 120.0
 TESTBED = """
 [[node]]
 name = "a"
-cpu = 0.4
 memory = "200MB"
 [[node]]
 name = "b"
-cpu = 0.4
 memory = "200MB"
-[coordinator]
-cpu = 0.9
 """
 PLAN = ({"a": (0, 3), "b": (2, 6)}, [(["a", "b"], 1.0)])
 
@@ -142,10 +138,9 @@ def test_a_request_that_fits_nowhere_is_refused(served: Served) -> None:
 
 @pytest.mark.root
 @needs_root
-def test_nodes_are_in_namespaces_and_groups_of_their_own(served: Served) -> None:
+def test_nodes_are_in_namespaces_of_their_own(served: Served) -> None:
     behind = left_behind(served.run_id)
     assert len([path for path in behind if "netns" in path]) >= 3
-    assert len([path for path in behind if f"helixbench-{served.run_id}" in path]) >= 3
 
 
 def test_sigterm_ends_all_and_leaves_nothing(served: Served) -> None:

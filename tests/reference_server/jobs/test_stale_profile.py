@@ -20,7 +20,7 @@ from tests.reference_server.plans import make_plan
 
 HERE = Device(kind="cpu", name="Example CPU", memory_bytes=1e9, facts={"torch_threads": 1.0})
 VERSIONS = {"torch": "2.11.0", "transformers": "5.10.0"}
-DESCRIBED = {"a": Description(device=HERE, versions=VERSIONS, machine={}, cpu_share=None)}
+DESCRIBED = {"a": Description(device=HERE, versions=VERSIONS, machine={})}
 
 
 def plan_made_on(model: Path, made_on: dict[str, str]) -> Plan:
@@ -53,14 +53,6 @@ def test_another_device_or_version_is_refused_with_what_differs(files: ModelFile
     assert line in str(refused.value)
     assert "--allow-stale" in str(refused.value)
     assert stale_parts_of(plan, files, DESCRIBED, allow_stale=True) == (line,)
-
-
-def test_a_share_of_a_processor_that_was_set_since_is_refused(files: ModelFiles) -> None:
-    half, most = (msgspec.structs.replace(HERE, facts={"cpu_share": share}) for share in (0.5, 0.9))
-    plan = plan_made_on(files.directory, identity_of(half, VERSIONS))
-    described = {"a": Description(device=most, versions=VERSIONS, machine={}, cpu_share=0.9)}
-    with pytest.raises(InputError, match=r"a: cpu_share 0.5 -> 0.9"):
-        stale_parts_of(plan, files, described, allow_stale=False)
 
 
 def test_other_files_of_as_many_layers_are_refused_unless_allowed(files: ModelFiles, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from helixbench.profiler.measure.memory import LoadedMemory, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.stage import Stage, preload
-from helixbench.reference_server.testbed.heap import keep_heap
 from helixbench.solver.problem.capacity import kv_capacity_tokens
 from helixbench.solver.problem.plan import LayerRange
 
@@ -81,7 +80,7 @@ def planned_kv_tokens(files: ModelFiles, memory_bytes: float, workspace: float) 
     """As the solver works it out from a profile with that workspace."""
     nothing = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     cost = MeasuredCost(
-        stage=StageCost(**(nothing | {"token_knots": (1.0,), "layer_token_s": (0.0,), "row_sizes": ()})),
+        stage=StageCost(**(nothing | {"token_knots": (1.0,), "layer_token_s": (0.0,)})),
         samples=(),
         held_out_error_median=0.0,
         held_out_error_p90=0.0,
@@ -141,7 +140,6 @@ def in_another_process(measure: Callable[[ModelFiles], float], files: ModelFiles
 def main(model: str, memory_bytes: float) -> dict[str, object]:
     """Plan and fill, with less memory than the node has and with what it has."""
     torch.set_num_threads(1)
-    keep_heap()
     preload()
     files = ModelFiles(model)
     kv_tokens = planned_kv_tokens(files, memory_bytes, in_another_process(measured_workspace, files))

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from helixbench.errors import InputError, MeasurementError
+from helixbench.errors import InputError
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.kv_cache import KvCache
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.agent import Agent, AgentConfig
-from helixbench.reference_server.node.runtime import Outbound
-from helixbench.reference_server.testbed.wakeups import Wakeups
 from helixbench.reference_server.wire.messages import (
     MAX_HEADER_BYTES,
     Answer,
@@ -141,8 +137,6 @@ def test_an_agent_says_what_it_is(talk: Talk) -> None:
     assert isinstance(described, Description)
     assert described.device.kind == "cpu"
     assert described.device.memory_bytes == MEMORY_BYTES
-    assert described.cpu_share is None
-    assert described.device.facts["cpu_share"] == "none"
     assert {"torch", "transformers"} <= set(described.versions)
 
 
@@ -174,7 +168,6 @@ def test_a_load_that_cannot_be_leaves_nothing_loaded(talk: Talk, model_dir: Mode
         "need >= 1, got 100, 0, None": {"max_batch_tokens": 0},
         "need >= 1, got 100, 8, 0": {"max_decode_batch": 0},
         "not an address of the form HOST:PORT": {"peers": {"n1": "nowhere"}},
-        "row_sizes: need ascending values from 1 to 65536 at most": {"row_sizes": (1, 4, 3)},
     }
     for message, change in refused.items():
         answer = failed(talk.ask(msgspec.structs.replace(good, **change)))
@@ -207,77 +200,6 @@ def small_agent(running: RunningAgents) -> Iterator[Agent]:
         agent.close()
 
 
-def test_the_share_that_an_agent_is_held_back_to_is_a_fact_of_its_device(running: RunningAgents) -> None:
-    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=running.key_file, memory_bytes=1e5, cpu_share=0.4))
-    agent.close()
-    assert agent.device.facts["cpu_share"] == 0.4
-
-
-def test_a_cuda_device_is_not_paced(
-    running: RunningAgents, small_agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("helixbench.reference_server.node.agent.describe_device", lambda *_, **__: small_agent.device)
-    config = AgentConfig(listen="127.0.0.1:0", key=running.key_file, device="cuda:0")
-
-    with pytest.raises(InputError, match=r"--cpu-share 0\.4: only slows a node on cpu; with cuda:0 leave it out"):
-        Agent(msgspec.structs.replace(config, cpu_share=0.4))
-    agent = Agent(config)
-    agent.close()
-    assert agent.pacer is None
-    assert agent.torch_device == torch.device("cuda:0")
-
-
-def test_a_stage_runs_with_the_rows_that_it_was_loaded_with(small_agent: Agent, model_dir: ModelDir) -> None:
-    small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
-    small_agent.load(load_of(model_dir("test-llama"), row_sizes=(1, 4, 8)))
-    assert small_agent.runtime.stage.row_sizes == (1, 4, 8)
-
-
-HELD_S = 0.2
-
-
-class Held:
-    """A pacer that holds every iteration back."""
-
-    pace = None
-    looks = 0
-
-    def forget(self) -> None:
-        pass
-
-    def look(self) -> None:
-        self.looks += 1
-
-    def hold(self, begin: float, *, flops: float) -> None:
-        time.sleep(HELD_S)
-
-
-def test_how_long_a_paced_node_waits_follows_from_how_long_it_was_held_back(
-    small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
-    held = Held()
-    small_agent.pacer = held  # type: ignore[assignment]
-    small_agent.load(load_of(model_dir("test-llama")))
-    told: list[object] = []
-    monkeypatch.setattr(small_agent, "_send", told.append)
-    monkeypatch.setattr(
-        small_agent.runtime._gather, "sampled", lambda requests, *, now_s, iteration_s: told.append(iteration_s)
-    )
-    opened = OpenRequest(1, (Hop("n0", 0, 6),), 4, SamplingParams())
-    item = WorkItem(1, 0, 1, sample=True, is_decode=False)
-    small_agent.runtime.accept(Work(items=(item,), opens=(opened,)), np.int32(40).tobytes())
-
-    assert small_agent.turn(0)
-
-    iteration_s, sent = told
-    assert isinstance(iteration_s, float)
-    assert iteration_s >= HELD_S
-    assert isinstance(sent, Outbound)
-    assert held.looks == 6, "before each layer"
-
-
 def test_memory_that_runs_out_in_an_iteration_is_told_to_the_coordinator_and_the_agent_goes_on(
     running: RunningAgents, small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,58 +224,6 @@ def test_memory_that_runs_out_in_an_iteration_is_told_to_the_coordinator_and_the
         small_agent.stop()
         serving.join(ANSWER_MS / 1000)
         transport.close()
-
-
-class States(Wakeups):
-    """Notes what it is told, and asks nothing of the kernel."""
-
-    def __init__(self) -> None:
-        super().__init__(is_realtime=False)
-        self.state = "computing"
-
-    def waiting(self) -> None:
-        self.state = "waiting"
-
-    def computing(self) -> None:
-        self.state = "computing"
-
-
-def test_a_node_waits_and_sends_in_real_time_and_does_all_else_in_turn(
-    running: RunningAgents, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wakeups, seen = States(), []
-    config = AgentConfig(listen="127.0.0.1:0", key=running.key_file, memory_bytes=1e9, cpu_share=1.0)
-    agent = Agent(config, wakeups)
-
-    def noting(owner: object, name: str) -> None:
-        real = getattr(owner, name)
-        noted = lambda *args, **named: (seen.append((name, wakeups.state)), real(*args, **named))[1]  # noqa: E731
-        monkeypatch.setattr(owner, name, noted)
-
-    noting(KvCache, "reserve")
-    noting(Stage, "forward")
-    noting(agent, "_send")
-    opened = OpenRequest(1, (Hop("n0", 0, 6),), 4, SamplingParams())
-    work = Work(items=(WorkItem(1, 0, 1, sample=True, is_decode=False),), opens=(opened,), dtype="int32")
-    try:
-        agent.load(load_of(model_dir("test-llama")))
-        agent._controller = b"who has gone"
-        agent._receive([b"who has gone", encode(work), np.int32([7]).tobytes()])
-        assert agent.turn(0)
-        assert seen == [("reserve", "computing"), ("forward", "computing"), ("_send", "waiting")]
-        assert wakeups.state == "computing", "what follows is no part of the loop"
-
-        def forward(_stage: Stage, _items: object) -> None:
-            raise torch.OutOfMemoryError("2 GiB wanted")
-
-        monkeypatch.setattr(Stage, "forward", forward)
-        item = WorkItem(1, 1, 1, sample=True, is_decode=True)
-        agent.runtime.accept(Work(items=(item,), dtype="int32"), np.int32([7]).tobytes())
-        with pytest.raises(MeasurementError, match="no memory is left"):
-            agent.turn(0)
-        assert wakeups.state == "computing"
-    finally:
-        agent.close()
 
 
 def test_memory_that_does_not_fit_is_refused_before_weights_are_read(

@@ -303,23 +303,8 @@ def test_tokens_are_counted_as_prompt_and_decode(whole: NodeRuntime) -> None:
     assert counted == {True: 1, False: 11}
 
 
-def test_arithmetic_is_counted_for_rows_beyond_a_few(middle: NodeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every layer that they pass: request 1 both, request 2 the second. Two tokens are four rows."""
-    monkeypatch.setattr("helixbench.reference_server.node.runtime.FEW_TOKENS", 4)
-    hops = [(Hop("here", 2 + n, 4), Hop("next", 4, 6)) for n in range(2)]
-    middle.accept(Work(opens=(opened(1, *hops[0]), opened(2, *hops[1]))), None)
-    hidden = torch.randn((4, HIDDEN))
-    middle.accept(work(prompt_item(1, 4), dtype="float32"), tensor_bytes(hidden))
-    middle.accept(work(prompt_item(2, 4), dtype="float32"), tensor_bytes(hidden))
-    run_all(middle)
-    assert middle.arithmetic_flops == 2 * middle.stage.layer_parameters * (4 * 2 + 4 * 1 - 4 * 2)
-    middle.accept(work(prompt_item(1, 2, past=4), dtype="float32"), tensor_bytes(hidden[:2]))
-    run_all(middle)
-    assert middle.arithmetic_flops == 0
-
-
 def test_a_batch_is_waited_for_from_when_it_is_let_go(whole: NodeRuntime) -> None:
-    """A share of the whole iteration's time: 1 s that it takes here, and 9 s for which a paced node holds it back."""
+    """A share of the whole iteration's time: what it takes here, and for how long an emulated device holds it back."""
     times = iter([100.0, 110.0])  # it begins, and ends
     whole._clock = lambda: next(times)
     whole.accept(work(prompt_item(1, 3), opens=(opened(1),)), ids(40, 41, 42))

@@ -14,24 +14,22 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.measure import sampler as sampling
 from helixbench.profiler.measure.grid import GridPoint
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, least_seconds
 from helixbench.records import load_record, save_record
 from helixbench.reference_server.profiling import local as module
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.profiling.local import NodeProfileConfig, PartialProfile, plan_node, profile_node
-from helixbench.reference_server.testbed import pacing
 from tests.conftest import ModelDir
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times of no use, in little time; the test's own process keeps its heap and its threads."""
+    """Times of no use, in little time; the test's own process keeps its threads."""
     monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.001)
     monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
     monkeypatch.setattr(sampling, "MIN_ROUNDS", 2)
     monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
-    monkeypatch.setattr(module, "keep_heap", lambda: True)
+    monkeypatch.setattr(module, "use_processors", lambda _config: None)
 
 
 @pytest.fixture
@@ -69,8 +67,6 @@ def test_a_node_is_a_cluster_of_one_without_links(config: NodeProfileConfig, tmp
     assert made.links == ()
     assert node.cost is not None
     assert node.cost.quality is not None
-    assert node.cost.quality.stack is not None
-    assert node.cost.quality.stack.num_layers == 4
     assert node.cost.quality.memory is not None
     assert node.cost.quality.memory.kv_bytes_per_token_per_layer == made.model.kv_bytes_per_token_per_layer
     assert len(node.cost.quality.drift) == 1
@@ -96,7 +92,7 @@ def test_an_interrupted_run_keeps_its_rounds_and_is_gone_on_with(config: NodePro
     assert not partial.exists()
 
 
-def test_refined_points_discards_and_pace_are_gone_on_with(
+def test_refined_points_and_discards_are_gone_on_with(
     config: NodeProfileConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added = GridPoint(part="layers", num_layers=4, decodes=(7,) * 5)
@@ -105,9 +101,7 @@ def test_refined_points_discards_and_pace_are_gone_on_with(
         self_profile, "points_to_add", lambda *_, already_added, **__: () if already_added else (added,)
     )
     monkeypatch.setattr(self_profile, "find_disturbance", lambda _: lambda: lambda: next(causes, None))
-    monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
-    monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
-    config = msgspec.structs.replace(config, cpu_share=1.0, budget_s=600.0)
+    config = msgspec.structs.replace(config, budget_s=600.0)
     monkeypatch.setattr(sampling, "NOISE_TARGET", 1e9)  # no further rounds of what is noisy
     partial = tmp_path / "node.json.partial"
 
@@ -119,8 +113,6 @@ def test_refined_points_discards_and_pace_are_gone_on_with(
         profile_node(config, partial=partial, resume=False, on_block=interrupt)
     kept = load_record(partial, PartialProfile)
     assert [block.point for block in kept.blocks if block.is_refined] == [added]
-    other_pace = msgspec.structs.replace(kept, nominal_speed=ProcessorSpeed(weights_s=1e-9, matmul_s=1e-9))
-    save_record(partial, other_pace)
 
     made = profile_node(config, partial=partial, resume=True).nodes[0].cost
 
@@ -128,8 +120,6 @@ def test_refined_points_discards_and_pace_are_gone_on_with(
     assert made.quality is not None
     assert (made.quality.num_refined, made.quality.discarded) == (1, {"steal": 2})
     assert sum(sample.is_refined for sample in made.samples) == 1
-    assert made.pace is not None
-    assert made.pace.speed == other_pace.nominal_speed
 
 
 @pytest.mark.parametrize(
@@ -148,22 +138,9 @@ def test_blocks_of_another_device_of_the_same_name_are_refused(
                 agent.device, facts={name: agent.device.facts[name] for name in agent.device.facts if name not in facts}
             )
     partial = tmp_path / "node.json.partial"
-    save_record(partial, PartialProfile(made_of=made_of[0], blocks=(), row_sizes=()))
+    save_record(partial, PartialProfile(made_of=made_of[0], blocks=()))
     with pytest.raises(InputError, match=differing):
-        module._kept(partial, made_of[1], is_paced=False)
-
-
-def test_another_share_or_a_pace_that_was_not_kept_is_refused(config: NodeProfileConfig, tmp_path: Path) -> None:
-    made_of = []
-    for share in (0.5, 0.9):
-        with module.agent_here(msgspec.structs.replace(config, cpu_share=share)) as (agent, command, _):
-            made_of.append(module._made_of(agent, command))
-    partial = tmp_path / "node.json.partial"
-    save_record(partial, PartialProfile(made_of=made_of[0], blocks=(), row_sizes=()))
-    with pytest.raises(InputError, match=r"cpu_share: 0\.5 then, 0\.9 now"):
-        module._kept(partial, made_of[1], is_paced=True)
-    with pytest.raises(InputError, match="at which pace"):
-        module._kept(partial, made_of[0], is_paced=True)
+        module._kept(partial, made_of[1])
 
 
 def test_another_runs_blocks_are_refused(config: NodeProfileConfig, tmp_path: Path, model_dir: ModelDir) -> None:
@@ -194,15 +171,6 @@ def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPa
     assert least_seconds(points, first=(1.0, 1.0), second=(11.0, 3.0)) == pytest.approx(3 * (3 * 1 + 3 * 3))
 
 
-def test_time_of_the_rounds_holds_standing_idle_between_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.12)
-    monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
-    monkeypatch.setattr(sampling, "MIN_ROUNDS", 3)
-    point = GridPoint(part="layers", num_layers=4, decodes=(1,), idle_s=0.5)
-    took_s = least_seconds([point], first=(1.0, 1.0), second=(11.0, 3.0))
-    assert took_s == pytest.approx(3 * (3 * 1 + 2 * 0.5)), "not before the one that warms up"
-
-
 def test_the_command_writes_a_profile_and_prints_it(config: NodeProfileConfig, tmp_path: Path) -> None:
     output = tmp_path / "node.json"
     options = ["--model", config.model, "--memory", "100MB", "--max-batch-tokens", "16", "--max-context-tokens", "64"]
@@ -210,7 +178,6 @@ def test_the_command_writes_a_profile_and_prints_it(config: NodeProfileConfig, t
 
     assert run.exit_code == 0, run.output
     assert "held-out error" in run.stdout
-    assert "stack: 4 layers take" in run.stdout
     assert load_record(output, ClusterProfile).nodes[0].device.memory_bytes == 1e8
 
     planned = CliRunner().invoke(app, ["profile", "node", *options, "--plan-only", "--json"])

@@ -14,12 +14,8 @@ import torch
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, ModelFacts
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.cost.padding import RowSizes
-from helixbench.profiler.measure import cold_cache
 from helixbench.profiler.measure import sampler as sampling
 from helixbench.profiler.measure.grid import grid, peak_points
-from helixbench.profiler.measure.pace import Pace, Sensitivity
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.stage import Stage, StageOutput
@@ -30,9 +26,8 @@ from helixbench.reference_server.profiling import coordinator as coordinator_cos
 from helixbench.reference_server.profiling import loopback as ring
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.profiling.cluster import profile_cluster
-from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig, paces_of
+from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
-from helixbench.reference_server.testbed import pacing
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file, make_key_file
 from helixbench.reference_server.wire.messages import Profile
 from tests.conftest import ModelDir
@@ -98,7 +93,6 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
         return real(stage, items)
 
     monkeypatch.setattr(Stage, "forward", forward)
-    monkeypatch.setattr(self_profile, "time_stack", lambda _stage: None)
     monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
 
     profiled = self_profile.profile(agent, profile_command(model_dir("test-llama")))
@@ -110,7 +104,7 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
         "max_context_tokens": MAX_CONTEXT_TOKENS,
         "max_kv_tokens": int((1e8 - 4 * layer_bytes) // kv_bytes),
     }
-    points = grid(layer_counts=(2, 4), row_sizes=profiled.row_sizes, **sizes)
+    points = grid(layer_counts=(2, 4), **sizes)
     peaks = peak_points(num_layers=4, gather_up_to_tokens=GATHER_UP_TO_TOKENS["cpu"], **sizes)
     expected: set[Ran] = {
         (p.num_layers, tuple(sorted([*p.prefills, *((past, 1) for past in p.decodes)])))
@@ -165,22 +159,20 @@ def test_memory_that_runs_out_in_an_iteration_ends_the_profile_at_once_and_not_t
     assert self_profile.profile(agent, command).samples
 
 
-@pytest.mark.parametrize(("device_type", "has_tiles", "row_sizes"), [("cpu", False, (1, 4)), ("cuda", True, ())])
+@pytest.mark.parametrize(("device_type", "has_tiles"), [("cpu", False), ("cuda", True)])
 def test_points_are_added_where_the_fit_of_that_kind_of_device_misses(
-    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool, row_sizes: RowSizes
+    monkeypatch: pytest.MonkeyPatch, model_dir: ModelDir, device_type: str, has_tiles: bool
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(self_profile, "fit_cost", lambda _samples, **options: asked.append(options))
     monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
     sampler = sampling.Sampler((), lambda _: pytest.fail("run"), seed=0)
 
-    refine = self_profile._refinement(
-        sampler, profile_command(model_dir("test-llama")), device_type=device_type, row_sizes=row_sizes
-    )
+    refine = self_profile._refinement(sampler, profile_command(model_dir("test-llama")), device_type=device_type)
 
     assert refine(()) == ()
-    assert [(one["has_tiles"], one["gather_up_to_tokens"], one["row_sizes"]) for one in asked] == [
-        (has_tiles, GATHER_UP_TO_TOKENS[device_type], row_sizes)
+    assert [(one["has_tiles"], one["gather_up_to_tokens"]) for one in asked] == [
+        (has_tiles, GATHER_UP_TO_TOKENS[device_type])
     ]
 
 
@@ -303,56 +295,4 @@ def test_a_cluster_is_measured_whole(
     assert made.coordinator.message_s is not None
 
 
-def test_a_cluster_is_measured_at_the_pace_of_an_earlier_profile(
-    key_file: Path,
-    key: ClusterKey,
-    model_dir: ModelDir,
-    tmp_path: Path,
-    no_iperf3: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(pacing, "NOMINAL_S", 0.0)
-    monkeypatch.setattr(pacing, "_NOMINAL_RUNS", 1)
-    output = tmp_path / "cluster.json"
-    powers = Sensitivity(arithmetic_weights=1, arithmetic_matmul=1, other_weights=1, other_matmul=1)
-    kept = Pace(ProcessorSpeed(weights_s=1e-9, matmul_s=2e-9), powers)  # of a processor that nobody waits for
-    with agents_in_threads(("kept", "free"), key_file, cpu_share=1.0) as addresses, Reporter() as reporter:
-        config = quick_config(model_dir("test-llama"), addresses, key_file, output, paces={"kept": kept})
-        profile_cluster(config, key, reporter)
-
-    paces = paces_of(output, ["kept", "free"])
-    assert paces["kept"] == kept
-    assert paces["free"].speed.weights_s > 1e-7
-    with pytest.raises(InputError, match=r"nodes\.other\.cost\.pace is missing.*known are kept, free"):
-        paces_of(output, ["kept", "other"])
-
-
 ENDS = (lambda link: link.src, lambda link: link.dst)
-
-
-@pytest.mark.parametrize("cpu_share", [None, 1.0])
-def test_only_a_node_that_shares_its_machine_is_measured_with_cold_caches(
-    cpu_share: float | None, key_file: Path, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Layers take turns with their copies, what runs alone follows a flood, and its time is no part of an iteration."""
-    monkeypatch.setattr(cold_cache, "cold_bytes", lambda: 1 << 24)
-    floods: list[str] = []
-    monkeypatch.setattr(self_profile, "CacheFlood", lambda: lambda: floods.append("flood"))
-    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=1e8, cpu_share=cpu_share))
-    try:
-        files = ModelFiles(model_dir("test-llama"))
-        command = Profile(str(files.directory), files.digest(), "float32", 16, 64, budget_s=0.0)
-        with self_profile.prepared(agent, command) as ready:
-            before = self_profile.cold_between(agent, ready)
-            own = list(agent.runtime.stage.layers)
-            for part in ("layers", "embedding"):
-                before(next(point for point in ready.points if point.part == part))
-            before(next(point for point in ready.points if point.part == "layers"))
-            changed = [new is not old for new, old in zip(agent.runtime.stage.layers, own, strict=True)]
-            counts = {point.num_layers for point in ready.points if point.part == "layers"}
-    finally:
-        agent.close()
-    if cpu_share is None:
-        assert (floods, any(changed), counts) == ([], False, {2, 4})
-    else:
-        assert (floods, all(changed), counts) == (["flood"], True, {1, 4})

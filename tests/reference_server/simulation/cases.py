@@ -98,7 +98,7 @@ def plan_of(
         assumptions=Assumptions(
             workload=workload, partial_inference=True, objective="throughput", concurrency=concurrency
         ),
-        solver=SolverFacts(method="by hand", backend="none", seconds=0.0, status="feasible"),
+        solver=SolverFacts(method="by hand", backend="none", seconds=0.0, status="not searched"),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.reference_server.simulation import SimulationConfig, simulate
-from helixbench.solver import Plan, solve_placement
+from helixbench.solver import Plan, SolveConfig, solve_placement
 from helixbench.solver.expected.analytic import table_round_s
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
@@ -51,7 +51,7 @@ def test_a_full_iteration_takes_as_long_as_the_solver_says(capacities: Capacitie
 
 def test_a_simulated_run_stays_below_the_bound_and_says_what_it_assumed() -> None:
     profile = make_cluster(num_nodes=10, num_types=2, num_regions=1, seed=1)
-    plan = solve_placement(profile, WORKLOAD, method="petals")
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, method="petals"))
     assert isinstance(plan, Plan)
     config = SimulationConfig(workload=WORKLOAD, arrivals=OFFLINE, duration_s=200.0, warmup_s=300.0)
     result = simulate(plan, profile, config)

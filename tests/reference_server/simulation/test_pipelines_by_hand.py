@@ -8,7 +8,7 @@ import pytest
 from helixbench.profiler.cluster import ClusterProfile, Coordinator, Link
 from helixbench.profiler.cost.model import BatchShape, StageCost
 from helixbench.reference_server.simulation import SimulationConfig, simulate
-from helixbench.solver import solve_placement
+from helixbench.solver import SolveConfig, solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload
@@ -118,7 +118,7 @@ def test_the_simulator_and_the_rollout_agree_on_late_entries_shared_cards_and_li
 
 def test_the_simulator_and_the_rollout_agree_on_capacity_tables() -> None:
     profile = make_cluster(num_nodes=10, num_types=2, num_regions=1, seed=1)
-    plan = solve_placement(profile, WORKLOAD, method="petals", concurrency=48)
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, method="petals", concurrency=48))
     assert isinstance(plan, Plan)
 
     run = simulate(plan, profile, closed(48, num_requests=192)).run
@@ -146,8 +146,7 @@ def with_batches_of(profile: ClusterProfile, max_batch_tokens: int) -> ClusterPr
     nodes = []
     for node in profile.nodes:
         assert node.cost is not None
-        stage = msgspec.structs.replace(node.cost.stage, step_idle_s=2e-3, layer_idle_s=1e-4)
-        cost = msgspec.structs.replace(node.cost, stage=stage, max_batch_tokens=max_batch_tokens)
+        cost = msgspec.structs.replace(node.cost, max_batch_tokens=max_batch_tokens)
         nodes.append(msgspec.structs.replace(node, cost=cost))
     return msgspec.structs.replace(profile, nodes=tuple(nodes))
 
@@ -203,7 +202,7 @@ def test_the_coordinator_takes_its_time() -> None:
 def test_zero_seconds_are_allowed(routing: Routing) -> None:
     """A cost of nothing is a legal cost; time then passes on links only."""
     zero = dict.fromkeys(StageCost.__struct_fields__, 0.0)
-    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,), "row_sizes": ()}))  # type: ignore[arg-type]
+    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,)}))  # type: ignore[arg-type]
     profile, plan = two_in_a_row()
     nodes = tuple(
         msgspec.structs.replace(n, cost=msgspec.structs.replace(n.cost, stage=stage))  # type: ignore[type-var]

@@ -123,7 +123,7 @@ def test_json_is_the_record_and_nothing_else(files: Path) -> None:
          "--offline", *SHORT, "-o", files / "run.json", "--json"],
         check=True, capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
-    assert json.loads(done.stdout)["schema"] == "helixbench.run/1"
+    assert json.loads(done.stdout)["schema"] == "helixbench.run/2"
     assert "SIMULATED" in done.stderr
 
 

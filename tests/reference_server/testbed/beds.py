@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from helixbench.reference_server.testbed import cpu, run_state, spec, testbed
 from helixbench.reference_server.testbed import namespaces as netns
 from helixbench.reference_server.testbed import process as agents
+from helixbench.reference_server.testbed import run_state, spec, testbed
 
 DUMMY_AGENT = Path(__file__).with_name("dummy_agent.py")
 MBIT = 1e6 / 8  # bytes per second
@@ -24,24 +24,19 @@ NODES = ("big", "small")
 def _why_no_root() -> str:
     if sys.platform != "linux" or os.geteuid() != 0:
         return "not root on Linux"
-    return netns.why_no_namespaces() or ("" if cpu.find_cpu_controller() else "no CPU controller is mounted")
+    return netns.why_no_namespaces()
 
 
 NO_ROOT = _why_no_root()
-needs_root = pytest.mark.skipif(bool(NO_ROOT), reason=f"needs namespaces and quotas: {NO_ROOT}")
+needs_root = pytest.mark.skipif(bool(NO_ROOT), reason=f"needs namespaces: {NO_ROOT}")
 needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
 
 
-def small_spec(
-    *, card: float | None = None, links: tuple[spec.LinkCap, ...] = (), coordinator_cpu: float = 0.3
-) -> spec.TestbedSpec:
+def small_spec(*, card: float | None = None, links: tuple[spec.LinkCap, ...] = ()) -> spec.TestbedSpec:
     return spec.TestbedSpec(
-        local_nodes=tuple(
-            spec.LocalNode(name=name, cpu=0.3, memory_bytes=1e6, bandwidth_bytes_per_s=card) for name in NODES
-        ),
+        local_nodes=tuple(spec.LocalNode(name=name, memory_bytes=1e6, bandwidth_bytes_per_s=card) for name in NODES),
         node_names=NODES,
         links=links,
-        coordinator_cpu=coordinator_cpu,
         coordinator_bandwidth_bytes_per_s=card,
     )
 
@@ -72,12 +67,9 @@ def run_id_of(bed: testbed.Testbed) -> str:
 
 
 def left_behind(run_id: str) -> list[str]:
-    """Namespaces, groups, files and processes of a run that still exist."""
+    """Namespaces, files and processes of a run that still exist."""
     found = [str(path) for path in netns.NETNS_DIR.glob(f"hb{run_id}*")]
     found += [str(path) for path in run_state.state_folder().glob(f"{run_id}*")]
-    controller = cpu.find_cpu_controller()
-    if controller is not None:
-        found += [str(path) for path in controller.root.glob(f"helixbench-{run_id}*")]
     mark = f"{run_state.RUN_VARIABLE}={run_id}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:

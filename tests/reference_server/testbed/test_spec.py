@@ -8,7 +8,8 @@ from helixbench.reference_server.testbed import spec
 GOOD = """
 [[node]]
 name = "big"
-cpu = 1
+threads = 2
+cpus = [0, 1]
 memory = "1500MB"
 [[node]]
 name = "small"
@@ -23,14 +24,14 @@ bandwidth = "80Kbit"
 """
 
 
-def load(tmp_path: Path, text: str, *, machine_cpus: float = 8) -> spec.TestbedSpec:
+def load(tmp_path: Path, text: str) -> spec.TestbedSpec:
     path = tmp_path / "bed.toml"
     path.write_text(text)
-    return spec.load_testbed(path, machine_cpus=machine_cpus)
+    return spec.load_testbed(path)
 
 
 def node(**keys: str) -> str:
-    merged = {"name": '"a"', "cpu": "0.5", "memory": '"1GB"'} | keys
+    merged = {"name": '"a"', "memory": '"1GB"'} | keys
     return "[[node]]\n" + "\n".join(f"{key} = {value}" for key, value in merged.items() if value) + "\n"
 
 
@@ -38,12 +39,11 @@ def test_reads_sizes_rates_and_defaults(tmp_path: Path) -> None:
     bed = load(tmp_path, GOOD)
 
     big, small = bed.local_nodes
-    assert (big.cpu, big.memory_bytes, big.device) == (1.0, 1.5e9, "cpu")
+    assert (big.threads, big.cpus, big.memory_bytes, big.device) == (2, (0, 1), 1.5e9, "cpu")
     assert big.bandwidth_bytes_per_s == 400e6 / 8
-    assert small.cpu == 0, "a node on CUDA takes no share of a core"
+    assert (small.threads, small.cpus) == (1, ())
     assert (small.memory_bytes, small.bandwidth_bytes_per_s, small.device) == (512 * 2**20, 1e9 / 8, "cuda:0")
     assert bed.links == (spec.LinkCap(between=("big", "coordinator"), bandwidth_bytes_per_s=80e3 / 8),)
-    assert bed.coordinator_cpu == spec.DEFAULT_COORDINATOR_CPU
     assert bed.coordinator_bandwidth_bytes_per_s == 400e6 / 8
     assert bed.node_names == ("big", "small")
 
@@ -60,8 +60,8 @@ def test_local_and_remote_nodes_mix(tmp_path: Path) -> None:
     assert not bed.has_bandwidth_limits
 
 
-def test_demo_testbed_fits_two_cores() -> None:
-    bed = spec.load_testbed(Path(spec.__file__).with_name("demo.toml"), machine_cpus=2)
+def test_demo_testbed_is_read() -> None:
+    bed = spec.load_testbed(Path(spec.__file__).with_name("demo.toml"))
 
     assert len(bed.local_nodes) == 4
 
@@ -71,20 +71,18 @@ def test_demo_testbed_fits_two_cores() -> None:
     [
         ("node = [", "not a TOML file"),
         ("", "missing required field `node`"),
-        (node(cpus="1"), "unknown field `cpus` - at `$.node[0]`"),
+        (node(cpu="1"), "unknown field `cpu` - at `$.node[0]`"),
         (node() + "[extra]\nx = 1\n", "unknown field `extra`"),
-        (node(cpu='"half"'), "`$.node[0].cpu`, which is 'half'"),
+        (node(threads='"two"'), "`$.node[0].threads`, which is 'two'"),
+        (node(threads="0"), "`$.node[0].threads`, which is 0"),
+        (node(cpus="[0, -1]"), "`$.node[0].cpus[1]`, which is -1"),
         (node(memory="1000"), "`$.node[0].memory`, which is 1000"),
         (node(memory='"1.5 gigs"'), "node[0].memory is '1.5 gigs'"),
         (node(memory='"0GB"'), "node[0].memory is '0GB': need more than 0"),
         (node(bandwidth='"4MB"'), "node[0].bandwidth is '4MB'"),
-        (node(cpu="0"), "node[0].cpu is 0.0"),
-        (node(cpu="-1"), "node[0].cpu is -1.0"),
-        (node(cpu="nan"), "node[0].cpu is nan"),
-        (node(cpu="inf"), "node[0].cpu is inf"),
-        (node(cpu=""), "node[0].cpu is missing"),
-        (node(device='"cuda:0"'), "node[0].cpu is 0.5: a node on cuda:0 is as fast as its device; take it out"),
-        (node(device='"cuda:0"', cpu="", memory=""), "node[0].memory is missing"),
+        (node(device='"cuda:0"', threads="1"), "node[0].threads is 1: only a node on cpu has it"),
+        (node(device='"cuda:0"', cpus="[0]"), "node[0].cpus is (0,): only a node on cpu has it"),
+        (node(device='"cuda:0"', memory=""), "node[0].memory is missing"),
         (node(memory=""), "node[0].memory is missing"),
         (node(device='"gpu"'), "node[0].device is 'gpu'"),
         (node(name='"a/b"'), "node[0].name is 'a/b'"),
@@ -98,12 +96,11 @@ def test_demo_testbed_fits_two_cores() -> None:
             '[[link]]\nbetween = ["coordinator", "a"]\nbandwidth = "1Mbit"\n',
             "link[1].between is ['coordinator', 'a']: stands twice",
         ),
-        (node() + "[coordinator]\ncpu = 0\n", "coordinator.cpu is 0.0"),
         ('[[node]]\nname = "a"\naddress = "here"\n', "node[0].address is 'here': need HOST:PORT"),
         ('[[node]]\nname = "a"\naddress = "h:1"\n', "key is missing"),
         ('key = "no.key"\n[[node]]\nname = "a"\naddress = "h:1"\n', "no such file"),
         ('key = "no.key"\n' + node(), "take it out"),
-        (node(address='"h:1"'), "node[0].cpu is 0.5: the agent at h:1 owns this"),
+        (node(address='"h:1"'), "node[0].memory is '1GB': the agent at h:1 owns this"),
         ('[[node]]\nname = "a"\naddress = "h:1"\nbandwidth = "1Mbit"\n', "node[0].bandwidth is '1Mbit'"),
     ],
 )
@@ -122,13 +119,6 @@ def test_refuses_link_to_a_remote_node(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"link\[0\]\.between is 'far'"):
         load(tmp_path, 'key = "k"\n' + remote + node() + link)
-
-
-def test_refuses_more_cpu_than_there_is(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"ask for 1\.25 cores and the coordinator for 0\.3, 1\.55 in total, but .* 1\.5"
-    ):
-        load(tmp_path, GOOD + node(name='"other"', cpu="0.25"), machine_cpus=1.5)
 
 
 def test_refuses_missing_file(tmp_path: Path) -> None:

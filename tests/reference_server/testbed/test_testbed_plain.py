@@ -9,11 +9,10 @@ import pytest
 
 from helixbench.errors import InputError, MeasurementError
 from helixbench.reference_server.testbed import process as agents
-from helixbench.reference_server.testbed import run_state
+from helixbench.reference_server.testbed import run_state, testbed
 from tests.reference_server.testbed.beds import (
     dummy_argv,
     left_behind,
-    needs_root,
     output_of,
     run_id_of,
     run_script,
@@ -43,51 +42,26 @@ def test_agents_listen_and_all_is_gone_afterwards(tmp_path: Path) -> None:
     assert list(bed.addresses) == ["big", "small"]
     assert callers == ["127.0.0.1\n"] * 2
     assert not bed.isolated
-    assert "CPU EMULATED by idling" in bed.description
     assert "without network namespaces" in bed.description
     assert left_behind(run_id) == []
 
 
-def test_agents_idle_in_proportion_where_the_kernel_does_not_limit_them(tmp_path: Path) -> None:
-    told: list[agents.AgentOptions] = []
+def test_agents_are_started_with_what_their_node_says(tmp_path: Path) -> None:
+    big, small = small_spec().local_nodes
+    pinned = msgspec.structs.replace(big, threads=2, cpus=(0, 1))
+    told: dict[str, list[str]] = {}
 
     def argv_of(options: agents.AgentOptions) -> list[str]:
-        told.append(options)
+        told[options.name] = agents.agent_argv(options)
         return dummy_argv()(options)
 
-    from helixbench.reference_server.testbed import testbed
+    bed = msgspec.structs.replace(small_spec(), local_nodes=(pinned, msgspec.structs.replace(small, device="cuda:0")))
+    with testbed.start_testbed(bed, log_dir=tmp_path, argv_of=argv_of, make_key=write_key, isolate=False) as running:
+        description = running.description
 
-    with testbed.start_testbed(small_spec(), log_dir=tmp_path, argv_of=argv_of, make_key=write_key, isolate=False):
-        pass
-
-    assert [options.cpu_share for options in told] == [0.3, 0.3]
-    assert "--cpu-share" in agents.agent_argv(told[0])
-
-
-@pytest.mark.parametrize("isolate", [False, pytest.param(True, marks=[pytest.mark.root, needs_root])])
-def test_a_node_on_cuda_is_neither_paced_nor_limited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolate: bool
-) -> None:
-    from helixbench.reference_server.testbed import testbed
-
-    on_cpu = small_spec()
-    big, small = on_cpu.local_nodes
-    mixed = msgspec.structs.replace(on_cpu, local_nodes=(msgspec.structs.replace(big, device="cuda:0", cpu=0.0), small))
-    told: dict[str, agents.AgentOptions] = {}
-    limited: list[str] = []
-
-    def argv_of(options: agents.AgentOptions) -> list[str]:
-        told[options.name] = options
-        return dummy_argv()(options)
-
-    monkeypatch.setattr(testbed, "limit_cpu", lambda _controller, group, _cpu: limited.append(group.name))
-    with testbed.start_testbed(mixed, log_dir=tmp_path, argv_of=argv_of, make_key=write_key, isolate=isolate) as bed:
-        description = bed.description
-
-    assert {name: options.cpu_share for name, options in told.items()} == {"big": None, "small": 0.3}
-    assert "--cpu-share" not in agents.agent_argv(told["big"])
-    assert "1 node on CUDA, neither paced nor limited" in description
-    assert len(limited) == int(isolate), "the node on CPU; the coordinator is limited when a driver runs"
+    assert told["big"][-4:] == ["--threads", "2", "--cpus", "0,1"]
+    assert told["small"][-4:] == ["--device", "cuda:0", "--threads", "1"]
+    assert "1 node on CUDA; 1 node on CPU with 2 threads in all" in description
 
 
 def test_all_is_gone_after_an_exception(tmp_path: Path) -> None:
@@ -185,7 +159,7 @@ def test_next_start_removes_what_a_killed_run_left(tmp_path: Path) -> None:
 
 
 def test_living_runs_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
-    living = run_state.owned_run("11111111", namespaces=(), cgroups=())
+    living = run_state.owned_run("11111111", namespaces=())
     run_state.save_run(tmp_path, living)
     (tmp_path / "other.json").write_text('{"what": 1}')
 
@@ -196,9 +170,7 @@ def test_living_runs_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
 def test_run_of_an_earlier_boot_is_forgotten(tmp_path: Path) -> None:
     import msgspec
 
-    state = msgspec.structs.replace(
-        run_state.owned_run("22222222", namespaces=("none-such",), cgroups=("/none/such",)), boot_id="before"
-    )
+    state = msgspec.structs.replace(run_state.owned_run("22222222", namespaces=("none-such",)), boot_id="before")
     run_state.save_run(tmp_path, state)
 
     assert run_state.clean_stale(tmp_path) == ["22222222"]

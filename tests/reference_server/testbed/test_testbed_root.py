@@ -1,4 +1,4 @@
-"""The isolated testbed: real namespaces, quotas and shaped links."""
+"""The isolated testbed: real namespaces and shaped links."""
 
 import json
 import signal
@@ -25,13 +25,6 @@ from tests.reference_server.testbed.test_testbed_plain import CALL
 
 pytestmark = [pytest.mark.root, needs_root]
 
-SPIN = """
-import time
-start, busy = time.monotonic(), time.process_time()
-while (wall := time.monotonic() - start) < 2.0:
-    pass
-print((time.process_time() - busy) / wall)
-"""
 # Answers one call on the socket that it was handed, with the interfaces that it sees.
 ANSWER = """
 import os, socket, sys
@@ -42,7 +35,6 @@ connection.close()
 sys.exit(3)
 """
 BANDWIDTH_TOLERANCE = 0.05
-CPU_TOLERANCE = 0.1
 
 
 def test_driver_and_agents_are_in_their_own_namespaces(tmp_path: Path) -> None:
@@ -83,7 +75,7 @@ def test_socket_made_outside_is_served_by_the_driver_inside(tmp_path: Path) -> N
 @needs_iperf3
 def test_card_and_link_carry_what_the_file_says(tmp_path: Path) -> None:
     link = spec.LinkCap(between=("coordinator", "small"), bandwidth_bytes_per_s=80 * MBIT)
-    with start(small_spec(card=400 * MBIT, links=(link,), coordinator_cpu=1.0), tmp_path, mode="iperf") as bed:
+    with start(small_spec(card=400 * MBIT, links=(link,)), tmp_path, mode="iperf") as bed:
         measured = {
             (name, direction): _iperf3(bed, bed.addresses[name].rpartition(":")[0], direction, tmp_path / "out")
             for name in ("big", "small")
@@ -99,35 +91,6 @@ def _iperf3(bed: object, host: str, direction: str, into: Path) -> float:
     argv = ["iperf3", "-J", "-c", host, "-t", "1", "-O", "0.3", *(["-R"] if direction == "in" else [])]
     report = json.loads(output_of(bed, argv, into))  # type: ignore[arg-type]
     return float(report["end"]["sum_received"]["bits_per_second"]) / 8
-
-
-def test_quota_holds(tmp_path: Path) -> None:
-    with start(small_spec(coordinator_cpu=0.3), tmp_path) as bed:
-        used = float(output_of(bed, [sys.executable, "-S", "-c", SPIN], tmp_path / "out"))
-
-    assert used == pytest.approx(0.3, rel=CPU_TOLERANCE)
-
-
-REALTIME = """
-import os, sys
-if "HELIXBENCH_REALTIME" in os.environ:
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    print(os.sched_getscheduler(0) == os.SCHED_FIFO)
-"""
-
-
-def test_who_may_schedule_in_real_time_can_and_the_description_says_who_may(tmp_path: Path) -> None:
-    """A second testbed beside it may find nothing left to be granted, and says so then."""
-    with start(small_spec(), tmp_path / "first") as bed:
-        said = output_of(bed, [sys.executable, "-S", "-c", REALTIME], tmp_path / "out").strip()
-        with start(small_spec(), tmp_path / "second") as second:
-            then = output_of(second, [sys.executable, "-S", "-c", REALTIME], tmp_path / "out2").strip()
-
-    with start(small_spec(), tmp_path / "third") as third:
-        assert ("at once" in third.description) == ("at once" in bed.description), "a removed one keeps no grant"
-    for answer, description in ((said, bed.description), (then, second.description)):
-        assert ("messages wake nodes at once" in description) == (answer == "True")
-        assert ("messages wake nodes only in turn (" in description) == (answer == "")
 
 
 def test_all_is_gone_after_an_exception(tmp_path: Path) -> None:

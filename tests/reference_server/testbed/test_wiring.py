@@ -1,20 +1,15 @@
-from pathlib import Path
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from helixbench.errors import InputError
-from helixbench.reference_server.testbed import isolation, realtime, spec, wiring
+from helixbench.reference_server.testbed import isolation, spec, wiring
 from helixbench.reference_server.testbed import namespaces as netns
-from helixbench.reference_server.testbed.cpu import CpuController
 from tests.reference_server.testbed.beds import MBIT, small_spec
 
 
 def remote_spec(*addresses: str) -> spec.TestbedSpec:
     nodes = tuple(spec.RemoteNode(name=f"far{index}", address=address) for index, address in enumerate(addresses))
     return spec.TestbedSpec(
-        local_nodes=(spec.LocalNode(name="here", cpu=0.1, memory_bytes=1e6, bandwidth_bytes_per_s=MBIT),),
+        local_nodes=(spec.LocalNode(name="here", memory_bytes=1e6, bandwidth_bytes_per_s=MBIT),),
         remote_nodes=nodes,
         node_names=("here", *(node.name for node in nodes)),
     )
@@ -51,37 +46,25 @@ def test_refuses_an_address_that_cannot_be_reached() -> None:
 
 def test_description_says_what_is_not_real() -> None:
     bed = remote_spec("127.0.0.1:9000")
-    plain = isolation.Isolation(controller=None, no_quota="not root", no_namespaces="not root")
+    plain = isolation.Isolation(no_namespaces="not root")
 
     said = isolation.describe(bed, plain)
 
-    assert "CPU EMULATED by idling" in said
     assert "links NOT SHAPED (not root)" in said
     assert "1 node at an address" in said
 
 
-@pytest.mark.parametrize(
-    ("no_realtime", "said"),
-    [("", "messages wake nodes at once"), ("Invalid argument", "messages wake nodes only in turn (Invalid argument)")],
-)
-def test_description_says_whether_messages_wake_nodes_at_once(no_realtime: str, said: str) -> None:
-    bed = spec.TestbedSpec(
-        local_nodes=(spec.LocalNode(name="n", cpu=0.3, memory_bytes=1e6),), node_names=("n",), coordinator_cpu=0.3
-    )
-    group = Path("/sys/fs/cgroup")
-    paced = isolation.Isolation(controller=CpuController(1, group, group), no_realtime=no_realtime)
-    assert said in isolation.describe(bed, paced)
+@pytest.mark.parametrize(("threads", "is_shared"), [(2, False), (3, True)])
+def test_description_says_where_nodes_share_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: int, is_shared: bool
+) -> None:
+    monkeypatch.setattr(isolation, "available_cpus", lambda: 2.0)
+    node = spec.LocalNode(name="n", memory_bytes=1e6, threads=threads)
 
+    said = isolation.describe(spec.TestbedSpec(local_nodes=(node,), node_names=("n",)), isolation.Isolation())
 
-@given(num_nodes=st.integers(1, 1000))
-def test_nobody_is_granted_what_another_was(num_nodes: int) -> None:
-    granted = realtime.MOST_COORDINATOR + num_nodes * realtime.node_grant(num_nodes)
-    assert realtime.node_grant(num_nodes) > 0
-    assert granted <= realtime.TOTAL + 1e-9
+    assert ("MORE THAN ITS 2 CORES" in said) == is_shared
 
 
 def test_nodes_stay_in_the_machines_network_where_remote_ones_need_them() -> None:
-    found = isolation.find_isolation(None, trial_group=None, has_remote_nodes=True)
-
-    assert not found.has_namespaces
-    assert not found.is_full
+    assert not isolation.find_isolation(remote_spec("127.0.0.1:9000")).has_namespaces

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import Device
-from helixbench.profiler.measure.pace import MOST_POWER, Sensitivity
-from helixbench.profiler.measure.processor_speed import ProcessorSpeed
 from helixbench.reference_server.wire import messages
 from helixbench.reference_server.wire.messages import (
     MAX_HEADER_BYTES,
@@ -50,8 +48,6 @@ CHECKED: dict[type[Any], st.SearchStrategy[Any]] = {  # types that take only som
         min_p=st.floats(0, 1),
         num_logprobs=st.one_of(st.none(), st.integers(0, MAX_LOGPROBS)),
     ),
-    ProcessorSpeed: st.builds(ProcessorSpeed, weights_s=st.floats(1e-9, 1e3), matmul_s=st.floats(1e-9, 1e3)),
-    Sensitivity: st.builds(Sensitivity, **dict.fromkeys(Sensitivity.__struct_fields__, st.floats(0, MOST_POWER))),
 }
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**63 - 1),

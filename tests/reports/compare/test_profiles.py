@@ -14,10 +14,10 @@ from helixbench.profiler.cluster import (
     MeasuredCost,
     ModelFacts,
     Node,
+    Quality,
 )
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.measure.grid import GridPoint, grid
-from helixbench.profiler.quality import Quality
 from helixbench.reports.compare.changes import Change
 from helixbench.reports.compare.profiles import cost_ratios, profile_changes
 

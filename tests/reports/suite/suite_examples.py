@@ -23,7 +23,7 @@ name = "two"
 file = "two.toml"
 [[testbed]]
 name = "inline"
-node = [{{ name = "a", cpu = 0.1, memory = "60MB" }}, {{ name = "b", cpu = 0.1, memory = "60MB" }}]
+node = [{{ name = "a", memory = "60MB" }}, {{ name = "b", memory = "60MB" }}]
 network = {{ bandwidth = "10Mbit" }}
 [[workload]]
 name = "chat"
@@ -40,7 +40,7 @@ workload = "chat"
 name = "full"
 concurrency = "kv-full"
 """
-TESTBED = '[[node]]\nname = "big"\ncpu = 0.2\nmemory = "100MB"\n[coordinator]\ncpu = 0.1\n'
+TESTBED = '[[node]]\nname = "big"\nmemory = "100MB"\n'
 
 
 def write_suite(folder: Path, text: str = SUITE) -> Path:

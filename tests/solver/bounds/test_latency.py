@@ -17,7 +17,8 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.problem.question import Question
 from helixbench.solver.problem.workload import fixed_workload
-from helixbench.solver.questions.request import PlanRequest, answer
+from helixbench.solver.questions.answer import answer
+from helixbench.solver.questions.config import SolveConfig
 from tests.solver.clusters import WORKLOAD, cost_node, demo_cluster, model, random_cluster, table_node
 
 
@@ -95,10 +96,10 @@ def test_each_node_is_used_once() -> None:
 def test_a_latency_below_the_least_is_refused_with_proof() -> None:
     profile = demo_cluster()
     least = least_round_s(Capacities(profile, WORKLOAD))
-    refused = answer(PlanRequest(profile=profile, workload=WORKLOAD, max_tpot_s=least * 0.99, time_limit_s=1))
+    refused = answer(SolveConfig(cluster=profile, workload=WORKLOAD, max_tpot_s=least * 0.99, time_limit_s=1)).plan
     assert isinstance(refused, Infeasible)
     assert "no plan can keep" in refused.reason
-    kept = answer(PlanRequest(profile=profile, workload=WORKLOAD, max_tpot_s=least * 4, time_limit_s=2))
+    kept = answer(SolveConfig(cluster=profile, workload=WORKLOAD, max_tpot_s=least * 4, time_limit_s=2)).plan
     assert isinstance(kept, Plan)
     bound = kept.predicted.bound_of_expected
     assert bound is not None
@@ -112,8 +113,8 @@ def test_fewest_nodes_come_with_the_least_that_there_can_be() -> None:
     capacities = Capacities(profile, WORKLOAD)
     # Work of a node at F: max over k of k * min(T(k), F); two nodes of three layers carry 40, at 60 three are needed.
     assert [least_nodes(capacities, wanted, partial=True) for wanted in (1.0, 40.0, 60.0, 100.0)] == [2, 2, 3, 5]
-    plan = answer(PlanRequest(profile=profile, workload=WORKLOAD, min_tokens_per_s=20.0, time_limit_s=2))
+    plan = answer(SolveConfig(cluster=profile, workload=WORKLOAD, min_tokens_per_s=20.0, time_limit_s=2)).plan
     assert isinstance(plan, Plan)
     assert plan.predicted.least_nodes == len(plan.placement) == 2
-    refused = answer(PlanRequest(profile=profile, workload=WORKLOAD, min_tokens_per_s=100.0, time_limit_s=1))
+    refused = answer(SolveConfig(cluster=profile, workload=WORKLOAD, min_tokens_per_s=100.0, time_limit_s=1)).plan
     assert isinstance(refused, Infeasible)

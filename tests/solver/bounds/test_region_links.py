@@ -11,7 +11,6 @@ from helixbench.solver.bounds.work import work_bound
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.placement.regions import regional_placements
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.brute_force import best_flow
 from tests.solver.clusters import WORKLOAD, in_regions, model, random_cluster, table_node
@@ -25,7 +24,7 @@ def check_region_bound(seed: int) -> float:
     partial, concurrency = seed % 2 == 0, 4 if seed % 3 == 0 else None
     capacities = Capacities(profile, WORKLOAD, concurrency=concurrency)
     work = work_bound(capacities, partial=partial)
-    bound = RegionBound(capacities, LinkTable(profile), partial=partial).bound(high=work)
+    bound = RegionBound(capacities, partial=partial).bound(high=work)
     assert bound >= best_flow(capacities, partial=partial) * (1 - 1e-9)
     return bound / work if work > 0 else 1.0
 
@@ -43,7 +42,7 @@ def test_regions_without_links_between_them_carry_what_each_does_alone() -> None
     profile = ClusterProfile(model=model(2), nodes=tuple(nodes), links=tuple(slow), default_link=DefaultLink(1e9))
     capacities = Capacities(profile, WORKLOAD)
     # Each region: two nodes, two layers, 1000 tokens/s; four links of a thousandth of a token/s each way.
-    bound = RegionBound(capacities, LinkTable(profile), partial=True).bound(high=4000.0)
+    bound = RegionBound(capacities, partial=True).bound(high=4000.0)
     assert bound == pytest.approx(2000.004, rel=1e-3)
 
 
@@ -58,7 +57,7 @@ def test_a_region_that_the_coordinator_does_not_reach_carries_only_what_crosses(
     ]
     capacities = Capacities(replace(profile, links=(*kept, *unreached)), WORKLOAD)
     near = [node for node in profile.nodes if node.region == "region-0"]
-    bound = RegionBound(capacities, LinkTable(capacities.profile), partial=True).bound(high=1e4)
+    bound = RegionBound(capacities, partial=True).bound(high=1e4)
     work = work_bound(capacities, partial=True, names=[node.name for node in near])
     assert bound <= work + len(near) * len(far) * 12.5e6 * 1.2 / 16384 / 1e4
 
@@ -72,9 +71,8 @@ def test_regions_all_but_cut_off_are_planned_to_within_the_bound() -> None:
         for link in profile.links
     )
     capacities = Capacities(replace(profile, links=links), WORKLOAD)
-    table = LinkTable(capacities.profile)
     work = work_bound(capacities, partial=True)
-    bound = RegionBound(capacities, table, partial=True).bound(high=work)
-    found = regional_placements(capacities, table, bound=bound, may_go_on=lambda: True)
+    bound = RegionBound(capacities, partial=True).bound(high=work)
+    found = regional_placements(capacities, bound=bound, may_go_on=lambda: True)
     carried = max(max_flow(capacities, placement, partial=True).tokens_per_s for placement in found)
     assert carried <= bound < 1.05 * carried < 0.9 * work

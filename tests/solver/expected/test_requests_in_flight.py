@@ -6,7 +6,7 @@ import pytest
 
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.import_tables import with_imported_costs
-from helixbench.solver import Plan, Workload, solve_placement, trace_workload
+from helixbench.solver import Plan, SolveConfig, Workload, solve_placement, trace_workload
 from helixbench.solver.expected.analytic import predict_means
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.problem.capacity import Capacities
@@ -69,7 +69,7 @@ def test_the_search_finds_a_plan_at_least_as_good_as_the_one_made_by_hand(
     capacities = Capacities(cluster, conversations)
     by_hand = plans(cluster)["balanced"]
     flow = max_flow(capacities, by_hand, partial=True, spread=True)
-    plan = solve_placement(cluster, conversations, time_limit_s=15)
+    plan = solve_placement(SolveConfig(cluster=cluster, workload=conversations, time_limit_s=15))
     assert isinstance(plan, Plan)
     found = predict_means(capacities, plan.placement, plan.flows, None).total_tokens_per_s
     assert found >= predict_means(capacities, by_hand, flow.links, None).total_tokens_per_s * (1 - 1e-6)

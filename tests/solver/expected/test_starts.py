@@ -62,7 +62,7 @@ def test_a_start_that_was_cut_off_counts_for_nothing() -> None:
 def test_a_plan_says_where_groups_are_chance() -> None:
     assert _notes(mean_of([rolled(60.0), rolled(59.0)])) == ()
     (note,) = _notes(mean_of([rolled(60.0), rolled(50.0), rolled(55.0)]))
-    assert "3 starts gave 50 to 60 tokens/s, of which it is the mean" in note
+    assert "mean of 3 simulations with 50 to 60 tokens/s" in note
 
 
 def test_the_mean_of_one_is_itself() -> None:

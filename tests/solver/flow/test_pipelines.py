@@ -8,14 +8,16 @@ from collections import defaultdict
 import pytest
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.solver import Infeasible, Plan, pipelines, solve_placement
+from helixbench.solver import Infeasible, Plan, SolveConfig, pipelines, solve_placement
 from tests.solver.clusters import WORKLOAD, random_cluster
 
 
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
     clusters = [random_cluster(seed, max_nodes=3, max_layers=4) for seed in range(500, 515)]
-    found = [solve_placement(cluster, WORKLOAD, objective="max-flow") for cluster in clusters]
+    found = [
+        solve_placement(SolveConfig(cluster=cluster, workload=WORKLOAD, objective="max-flow")) for cluster in clusters
+    ]
     return [plan for plan in found if not isinstance(plan, Infeasible)]
 
 
@@ -47,8 +49,8 @@ def test_pipelines_use_each_link_as_much_as_the_flow_does(plans: list[Plan]) -> 
 
 def test_the_same_plan_gives_the_same_pipelines() -> None:
     cluster = random_cluster(7)
-    first = solve_placement(cluster, WORKLOAD, objective="max-flow")
-    second = solve_placement(cluster, WORKLOAD, objective="max-flow")
+    first = solve_placement(SolveConfig(cluster=cluster, workload=WORKLOAD, objective="max-flow"))
+    second = solve_placement(SolveConfig(cluster=cluster, workload=WORKLOAD, objective="max-flow"))
     assert isinstance(first, Plan)
     assert isinstance(second, Plan)
     assert first.placement == second.placement

@@ -10,22 +10,23 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helixbench.records import load_record, save_record
-from helixbench.solver import Plan, problems_of, solve_placement
+from helixbench.solver import Plan, SolveConfig, problems_of, solve_placement
 from helixbench.solver.flow.max_flow import Flow, largest_flow
 from helixbench.solver.placement import incumbent
 from helixbench.solver.placement.baselines import METHODS
-from helixbench.solver.placement.descent import _kick
-from helixbench.solver.placement.incumbent import Search
-from helixbench.solver.placement.live import LiveLine, Printed
+from helixbench.solver.placement.incumbent import WRITE_UP, Search
+from helixbench.solver.placement.local_search import _kick
 from helixbench.solver.placement.milp import Limits
-from helixbench.solver.placement.progress import Progress
+from helixbench.solver.placement.progress import LiveLine, Printed, Progress
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.question import Objective, Question
+from helixbench.solver.questions.assemble import CUT_SHORT_NOTE
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.clusters import WORKLOAD, demo_cluster
 
@@ -52,7 +53,9 @@ def test_only_a_search_for_what_is_expected_tells_of_it() -> None:
     objectives: tuple[Objective, ...] = ("throughput", "max-flow")
     for objective in objectives:
         told: list[Progress] = []
-        solve_placement(demo_cluster(), WORKLOAD, objective=objective, time_limit_s=1, on_progress=told.append)
+        solve_placement(
+            SolveConfig(cluster=demo_cluster(), workload=WORKLOAD, objective=objective, time_limit_s=1), told.append
+        )
         known = [moment.expected_tokens_per_s for moment in told if moment.incumbent_tokens_per_s is not None]
         assert known
         assert all((value is not None) == (objective == "throughput") for value in known)
@@ -71,7 +74,7 @@ def test_plain_lines_say_each_thing_once(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_without_a_terminal_every_line_is_plain(tmp_path: Path) -> None:
     save_record(tmp_path / "c.json", make_cluster(num_nodes=12, num_types=3, num_regions=1, seed=2))
-    limits = ["--objective", "max-flow", "--time-limit-s", "1", "--one-more-s", "0", "--concurrency", "4"]
+    limits = ["--objective", "max-flow", "--time-limit-s", "1", "--concurrency", "4"]
     done = subprocess.run([*SOLVE, "c.json", *limits], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *lines, last = done.stderr.splitlines()
@@ -83,7 +86,7 @@ def test_without_a_terminal_every_line_is_plain(tmp_path: Path) -> None:
 def test_on_a_terminal_the_line_is_live(tmp_path: Path) -> None:
     save_record(tmp_path / "c.json", make_cluster(num_nodes=24, num_types=3, num_regions=3, seed=2))
     ours, theirs = pty.openpty()
-    limits = ["--objective", "max-flow", "--time-limit-s", "2", "--one-more-s", "0", "--concurrency", "4"]
+    limits = ["--objective", "max-flow", "--time-limit-s", "2", "--concurrency", "4"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
         [*SOLVE, "c.json", *limits], cwd=tmp_path, stderr=theirs, stdout=subprocess.DEVNULL, env=environment
@@ -148,28 +151,26 @@ def test_the_first_plan_for_50_nodes_takes_one_flow(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
 
     monkeypatch.setattr(incumbent, "largest_flow", counted)
-    plan = solve_placement(profile, WORKLOAD, on_progress=stop_at_the_first_plan)
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD), stop_at_the_first_plan)
     assert isinstance(plan, Plan)
     assert plan.solver.status == "interrupted"
     assert len(flows) == 1
 
 
-def test_ctrl_c_while_the_plan_is_written_up_still_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_the_plan_is_simulated_still_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     profile = demo_cluster()
-    for what in ("questions.assemble.best_limits", "placement.search.with_verdicts"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"helixbench.solver.{what}", interrupt)
-            plan = solve_placement(profile, WORKLOAD, concurrency=4, time_limit_s=1)
-        assert isinstance(plan, Plan)
-        assert plan.solver.status == "interrupted"
-        assert not list(problems_of(profile, plan))
-        assert any("by means alone" in note for note in plan.assumptions.notes) == what.startswith("questions")
+    monkeypatch.setattr("helixbench.solver.questions.assemble.best_limits", interrupt)
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, concurrency=4, time_limit_s=1))
+    assert isinstance(plan, Plan)
+    assert plan.is_interrupted
+    assert not list(problems_of(profile, plan))
+    assert CUT_SHORT_NOTE in plan.assumptions.notes
 
 
-def test_time_is_kept_for_following_the_requests_of_the_plan() -> None:
+def test_time_is_kept_for_simulating_the_plan() -> None:
     capacities = Capacities(demo_cluster(), WORKLOAD)
     for_flow = Search(Question(capacities, "max-flow", True), Limits(time_s=60.0), lambda _: None)
     expected = Search(Question(capacities, "throughput", True), Limits(time_s=60.0), lambda _: None)
@@ -184,3 +185,21 @@ def test_a_kick_ends_when_time_is_up() -> None:
     search.offer(METHODS["petals"](question.capacities), "petals placement")
     assert _kick(search, random.Random(0), 0.0) is None
     assert _kick(search, random.Random(0), 1e9) != search.best
+
+
+def test_the_search_ends_early_enough_to_write_up_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+
+    def slowly(*arguments: Any, **options: Any) -> Flow:
+        nonlocal now_s
+        now_s += 4.0
+        return largest_flow(*arguments, **options)
+
+    clock = SimpleNamespace(perf_counter=lambda: now_s, process_time=lambda: now_s)
+    monkeypatch.setattr(incumbent, "time", clock)
+    monkeypatch.setattr(incumbent, "largest_flow", slowly)
+    capacities = Capacities(make_cluster(num_nodes=10, num_types=3, num_regions=1, seed=0), WORKLOAD)
+    search = Search(Question(capacities, "max-flow", True), Limits(time_s=100.0), lambda _: None, started=0.0)
+    assert search.left() == 100.0
+    assert search.offer(METHODS["petals"](capacities), "petals placement")
+    assert search.left() == 100.0 - 4.0 - WRITE_UP * 4.0

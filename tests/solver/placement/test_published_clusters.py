@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, Node
-from helixbench.solver import Infeasible, Plan, problems_of, solve_placement
+from helixbench.solver import Infeasible, Plan, SolveConfig, problems_of, solve_placement
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.placement.baselines import METHODS, swarm
 from helixbench.solver.problem.capacity import Capacities
@@ -20,7 +20,7 @@ def published24() -> ClusterProfile:
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_published24_is_solved_to_its_known_optimum(published24: ClusterProfile, partial: bool) -> None:
-    plan = solve_placement(published24, WORKLOAD, objective="max-flow", partial=partial)
+    plan = solve_placement(SolveConfig(cluster=published24, workload=WORKLOAD, objective="max-flow", partial=partial))
     assert isinstance(plan, Plan)
     assert not list(problems_of(published24, plan))
     assert plan.predicted.max_flow_tokens_per_s == pytest.approx(2045.6410473362616)
@@ -55,7 +55,9 @@ def test_swarm_leaves_out_what_holds_no_layer(published24: ClusterProfile, usele
 
 
 def test_separate_finds_nothing_where_no_type_holds_the_model_alone(published24: ClusterProfile) -> None:
-    answer = solve_placement(published24, WORKLOAD, objective="max-flow", method="separate")
+    answer = solve_placement(
+        SolveConfig(cluster=published24, workload=WORKLOAD, objective="max-flow", method="separate")
+    )
     assert isinstance(answer, Infeasible)
     assert "80 layers" in answer.reason
 
@@ -63,7 +65,7 @@ def test_separate_finds_nothing_where_no_type_holds_the_model_alone(published24:
 def test_published8_is_solved_to_its_optimum() -> None:
     """Single layers prove it: what two nodes hold together needs more of them than one node that holds ten layers."""
     profile = published("published8-l4-llama30b")
-    plan = solve_placement(profile, WORKLOAD, objective="max-flow", time_limit_s=10)
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", time_limit_s=10))
     assert isinstance(plan, Plan)
     assert not list(problems_of(profile, plan))
     assert plan.predicted.max_flow_tokens_per_s >= 252.649

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
-from helixbench.solver import Infeasible, Plan, problems_of, solve_placement
+from helixbench.solver import Infeasible, Plan, SolveConfig, problems_of, solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
 from tests.solver.brute_force import best_flow
@@ -25,7 +25,11 @@ def unlike() -> ClusterProfile:
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_it_finds_the_optimum_of_a_small_cluster_with_links_that_bind(unlike: ClusterProfile, partial: bool) -> None:
-    plan = solve_placement(unlike, WORKLOAD, objective="max-flow", method="published", partial=partial, concurrency=4)
+    plan = solve_placement(
+        SolveConfig(
+            cluster=unlike, workload=WORKLOAD, objective="max-flow", method="published", partial=partial, concurrency=4
+        )
+    )
     assert isinstance(plan, Plan)
     assert not list(problems_of(unlike, plan))
     best = best_flow(Capacities(unlike, WORKLOAD), partial=partial)
@@ -36,7 +40,11 @@ def test_it_finds_the_optimum_of_a_small_cluster_with_links_that_bind(unlike: Cl
 
 def test_it_keeps_pins(unlike: ClusterProfile) -> None:
     pins = {"a": LayerRange(2, 4)}
-    plan = solve_placement(unlike, WORKLOAD, objective="max-flow", method="published", pins=pins, concurrency=4)
+    plan = solve_placement(
+        SolveConfig(
+            cluster=unlike, workload=WORKLOAD, objective="max-flow", method="published", pins=pins, concurrency=4
+        )
+    )
     assert isinstance(plan, Plan)
     assert plan.placement.get("a", pins["a"]) == pins["a"]
 
@@ -44,7 +52,11 @@ def test_it_keeps_pins(unlike: ClusterProfile) -> None:
 def test_measured_nodes_leave_the_bound_to_their_work() -> None:
     profile = demo_cluster()
     plan, best = (
-        solve_placement(profile, WORKLOAD, objective="max-flow", method=method, time_limit_s=1, concurrency=8)
+        solve_placement(
+            SolveConfig(
+                cluster=profile, workload=WORKLOAD, objective="max-flow", method=method, time_limit_s=1, concurrency=8
+            )
+        )
         for method in ("published", "auto")
     )
     assert isinstance(plan, Plan)
@@ -55,6 +67,8 @@ def test_measured_nodes_leave_the_bound_to_their_work() -> None:
 def test_what_it_cannot_find_in_time_is_said_not_called_infeasible() -> None:
     nodes = tuple(table_node(f"n{i}", [float(1000 // k + i) for k in range(1, 9)]) for i in range(40))
     profile = ClusterProfile(model=model(80), nodes=nodes, default_link=DefaultLink(1e9))
-    answer = solve_placement(profile, WORKLOAD, objective="max-flow", method="published", time_limit_s=0.2)
+    answer = solve_placement(
+        SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", method="published", time_limit_s=0.2)
+    )
     assert isinstance(answer, Infeasible)
     assert "none is proven not to exist" in answer.reason

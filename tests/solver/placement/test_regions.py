@@ -11,12 +11,9 @@ import pytest
 from helixbench.profiler.cluster import Link
 from helixbench.solver.bounds.work import work_bound
 from helixbench.solver.flow.max_flow import max_flow
-from helixbench.solver.placement.blocks import open_shop
 from helixbench.solver.placement.regions import best_parting, regional_placements, widths
-from helixbench.solver.placement.segments import Segments, Yard
-from helixbench.solver.placement.well_linked import well_linked
+from helixbench.solver.placement.segments import Segments, Yard, stock_of, well_linked
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.clusters import WORKLOAD
 
@@ -26,8 +23,7 @@ def capacities_of(nodes: int, types: int, regions: int, seed: int) -> Capacities
 
 
 def planned(capacities: Capacities, bound: float) -> list[float]:
-    links = LinkTable(capacities.profile)
-    found = regional_placements(capacities, links, bound=bound, may_go_on=lambda: True)
+    found = regional_placements(capacities, bound=bound, may_go_on=lambda: True)
     return [max_flow(capacities, placement, partial=False).tokens_per_s for placement in found]
 
 
@@ -97,8 +93,8 @@ def test_a_segment_is_as_long_as_the_longest_by_trying_all(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_parts_of_a_segment_are_what_its_length_says_whatever_its_ends(seed: int) -> None:
     capacities = capacities_of(12, 4, 1, seed)
-    shop = open_shop(capacities, list(capacities.nodes))
-    yard, flow = Yard(shop.counts, shop.rates), 900.0
+    stock = stock_of(capacities, list(capacities.nodes))
+    yard, flow = Yard(stock.counts, stock.rates), 900.0
     segments = Segments(yard, flow)
     ends = [(None, None), *widths(flow, 400.0)]
     assert len(ends) > 3

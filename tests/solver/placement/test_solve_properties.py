@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Node
-from helixbench.solver import Infeasible, solve_placement
+from helixbench.solver import Infeasible, SolveConfig, solve_placement
 from tests.solver import clusters
 from tests.solver.clusters import WORKLOAD
 
@@ -21,7 +21,7 @@ def random_cluster(seed: int) -> ClusterProfile:
 
 
 def best(profile: ClusterProfile, *, partial: bool = True) -> float:
-    answer = solve_placement(profile, WORKLOAD, objective="max-flow", partial=partial)
+    answer = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", partial=partial))
     return 0.0 if isinstance(answer, Infeasible) else answer.predicted.max_flow_tokens_per_s
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
-from helixbench.solver import Infeasible, Plan, PlanError, problems_of, require_sound, solve_placement
+from helixbench.solver import Infeasible, Plan, PlanError, SolveConfig, problems_of, require_sound, solve_placement
 from helixbench.solver.problem.plan import LayerRange
 from tests.solver.clusters import WORKLOAD, model, table_node
 
@@ -26,7 +26,7 @@ def profile() -> ClusterProfile:
 
 @pytest.fixture
 def plan(profile: ClusterProfile) -> Plan:
-    answer = solve_placement(profile, WORKLOAD, objective="max-flow")
+    answer = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow"))
     assert not isinstance(answer, Infeasible)
     return answer
 

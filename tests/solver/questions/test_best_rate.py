@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from helixbench.profiler.cluster import MeasuredCost
-from helixbench.profiler.cost.padding import RowSizes
 from helixbench.solver.problem.capacity import batch_shape, best_rate, request_mix
 from helixbench.solver.problem.workload import fixed_workload
 from tests.solver.clusters import cost_node
@@ -15,14 +14,12 @@ from tests.solver.clusters import cost_node
 MIX = request_mix(fixed_workload(prompt_tokens=10, output_tokens=10))
 
 
-def cost_with(row_sizes: RowSizes, *more: float) -> MeasuredCost:
+def cost_with(*more: float) -> MeasuredCost:
     """With knots at the first rows, after which a row costs so much more."""
     cost = cost_node("n").cost
     assert cost is not None
     knots = tuple(float(row) for row in range(1, len(more) + 2))
-    stage = msgspec.structs.replace(
-        cost.stage, token_knots=knots, layer_token_s=(*more, cost.stage.layer_token_s[-1]), row_sizes=row_sizes
-    )
+    stage = msgspec.structs.replace(cost.stage, token_knots=knots, layer_token_s=(*more, cost.stage.layer_token_s[-1]))
     return msgspec.structs.replace(cost, stage=stage)
 
 
@@ -33,11 +30,8 @@ def rate(cost: MeasuredCost, sequences: float) -> float:
 
 @pytest.mark.parametrize("most", [0.8, 2.0, 3.1, 4.0, 40.0])
 @pytest.mark.parametrize("more", [(), (0.0, 9e-4, 0.0, 0.0, 8e-4, 0.0), (2e-3, 2e-3, 0.0, 3e-3, 3e-3, 3e-3)])
-@pytest.mark.parametrize("row_sizes", [(), (1, 3, 4, 9, 16, 20), (1, 4, 8, 12)])
-def test_no_batch_carries_more_than_the_best_rate_says(
-    most: float, more: tuple[float, ...], row_sizes: RowSizes
-) -> None:
-    cost = cost_with(row_sizes, *more)
+def test_no_batch_carries_more_than_the_best_rate_says(most: float, more: tuple[float, ...]) -> None:
+    cost = cost_with(*more)
 
     best = best_rate(cost, MIX, 4, first=True, last=True, max_sequences=most)
 

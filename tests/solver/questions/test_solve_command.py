@@ -12,13 +12,11 @@ from typer.testing import CliRunner
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
 from helixbench.records import decode_record, load_record, save_record
-from helixbench.solver import Infeasible, Plan, cli, solve_placement
+from helixbench.solver import Infeasible, Plan, cli
 from helixbench.solver.problem.workload import trace_workload
-from helixbench.solver.questions import request as request_module
-from helixbench.solver.questions.assemble import interrupted
 from tests.solver.clusters import demo_cluster, model, random_cluster, table_node
 
-SHORT = ("--time-limit-s", "2", "--one-more-s", "0")
+SHORT = ("--time-limit-s", "2")
 
 
 @pytest.fixture
@@ -59,8 +57,6 @@ def test_json_alone_is_on_stdout(app: typer.Typer, cluster: Path, tmp_path: Path
         "64",
         "--output-tokens",
         "32",
-        "--one-more-s",
-        "0",
         "--json",
     ]
     result = CliRunner().invoke(app, ["solve", str(cluster), *options, "-o", str(tmp_path / "plan.json")])
@@ -69,17 +65,14 @@ def test_json_alone_is_on_stdout(app: typer.Typer, cluster: Path, tmp_path: Path
     assert "plan written to" in result.stderr
 
 
-def test_one_more_node_of_each_type_is_in_the_plan_and_in_words(app: typer.Typer, tmp_path: Path) -> None:
+def test_the_bottleneck_and_its_marginal_value_are_printed_and_in_the_plan(app: typer.Typer, tmp_path: Path) -> None:
     cluster, plan = tmp_path / "cluster.json", tmp_path / "plan.json"
     nodes = (table_node("a", [60.0, 30.0]), table_node("b", [50.0]))
     save_record(cluster, ClusterProfile(model=model(3), nodes=nodes, default_link=DefaultLink(1e9)))
     result = CliRunner().invoke(app, ["solve", str(cluster), "--objective", "max-flow", "-o", str(plan)])
     assert result.exit_code == 0, result.output
     assert "bottleneck: gpu2 holds layers [" in result.stdout
-    assert "one more gpu2 adds 66.7% (max-flow 50.0 tokens/s)" in result.stdout
-    predicted = load_record(plan, Plan).predicted
-    assert {more.device: more.tokens_per_s for more in predicted.one_more} == {"gpu1": 50.0, "gpu2": 50.0}
-    assert [value.name for value in predicted.marginal] == ["a"]
+    assert [value.name for value in load_record(plan, Plan).predicted.marginal] == ["a"]
 
 
 def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Path) -> None:
@@ -101,7 +94,6 @@ def test_infeasible_is_an_answer_with_exit_code_1(app: typer.Typer, tmp_path: Pa
         (["--time-limit-s", "0"], "more than 0 seconds"),
         (["--time-limit-s", "nan"], "more than 0 seconds"),
         (["--time-limit-s", "inf"], "finite"),
-        (["--one-more-s", "inf"], "--one-more-s inf"),
         (["--seed", "-1"], "--seed -1"),
         (["--seed", "2147483648"], "need 0 to 2147483647"),
         (["--trace", "nowhere.csv", "--trace-scale", "0"], "--trace-scale 0"),
@@ -136,9 +128,7 @@ def test_a_place_for_the_plan_is_tried_before_the_search(
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     searches: list[object] = []
-    monkeypatch.setattr(
-        "helixbench.solver.questions.request.answer", lambda *arguments, **_: searches.append(arguments)
-    )
+    monkeypatch.setattr("helixbench.solver.questions.answer.answer", lambda *arguments, **_: searches.append(arguments))
     result = CliRunner().invoke(app, ["solve", str(cluster), *SHORT, "-o", str(tmp_path / place)])
     assert isinstance(result.exception, InputError)
     assert f"{place}: cannot be written" in str(result.exception)
@@ -150,60 +140,9 @@ def test_same_input_and_seed_give_the_same_plan(app: typer.Typer, tmp_path: Path
     save_record(cluster, random_cluster(8))
     plans = []
     for name in ("one.json", "two.json"):
-        options = ["--objective", "max-flow", "--one-more-s", "0", "-o", str(tmp_path / name)]
+        options = ["--objective", "max-flow", "-o", str(tmp_path / name)]
         result = CliRunner().invoke(app, ["solve", str(cluster), *options])
         assert result.exit_code == 0, result.output
         plans.append(load_record(tmp_path / name, Plan))
     assert plans[0].placement == plans[1].placement
     assert plans[0].flows == plans[1].flows
-
-
-@pytest.mark.parametrize("phase", ["fewer nodes", "one more"])
-def test_one_ctrl_c_in_a_later_phase_ends_them_all_and_keeps_the_plan(
-    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
-) -> None:
-    """The first search is the plan's own, the second asks about fewer nodes, the third about one more."""
-    nodes = (table_node("a", [60.0, 30.0]), table_node("b", [50.0]))
-    profile = ClusterProfile(model=model(3), nodes=nodes, default_link=DefaultLink(1e9))
-    save_record(tmp_path / "c.json", profile)
-    searches: list[int] = []
-    sound = solve_placement
-
-    def interrupted_once(on: ClusterProfile, *arguments: object, **options: object) -> Plan | Infeasible:
-        searches.append(len(on.nodes))
-        found = sound(on, *arguments, **options)  # type: ignore[arg-type]
-        if len(on.nodes) == (1 if phase == "fewer nodes" else 3):
-            raise KeyboardInterrupt
-        return found
-
-    monkeypatch.setattr(request_module, "solve_placement", interrupted_once)
-    options = ["--objective", "max-flow", "--json", "-o", str(tmp_path / "plan.json")]
-    result = CliRunner().invoke(app, ["solve", str(tmp_path / "c.json"), *options])
-    assert result.exit_code == 0, result.output
-    assert searches == ([2, 1] if phase == "fewer nodes" else [2, 1, 3])
-    plan = msgspec.json.decode(result.stdout, type=Plan)
-    assert plan == load_record(tmp_path / "plan.json", Plan)
-    assert plan.predicted.one_more == ()
-
-
-def test_a_search_that_ctrl_c_ended_is_the_last_of_all_phases(
-    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A search that catches Ctrl-C itself says so in its status; the phases to come are left out all the same."""
-    nodes = (*(table_node(f"fast{i}", [200.0, 100.0]) for i in range(2)), table_node("slow", [1.0]))
-    profile = ClusterProfile(model=model(4), nodes=nodes, default_link=DefaultLink(1e9))
-    save_record(tmp_path / "c.json", profile)
-    searches: list[int] = []
-    sound = solve_placement
-
-    def interrupted_second(on: ClusterProfile, *arguments: object, **options: object) -> Plan | Infeasible:
-        searches.append(len(on.nodes))
-        found = sound(on, *arguments, **options)  # type: ignore[arg-type]
-        return interrupted(found) if len(searches) == 2 and isinstance(found, Plan) else found
-
-    monkeypatch.setattr(request_module, "solve_placement", interrupted_second)
-    options = ["--objective", "max-flow", "--compare", "--json", "-o", str(tmp_path / "plan.json")]
-    result = CliRunner().invoke(app, ["solve", str(tmp_path / "c.json"), *options])
-    assert result.exit_code == 0, result.output
-    assert len(searches) == 2
-    assert msgspec.json.decode(result.stdout, type=Plan) == load_record(tmp_path / "plan.json", Plan)

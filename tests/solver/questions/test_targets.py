@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 import pytest
 
-from helixbench.profiler.cluster import ClusterProfile
-from helixbench.solver import Plan, solve_placement
-from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import Infeasible, LayerRange
+from helixbench.solver import Plan, SolveConfig, solve_placement
+from helixbench.solver.problem.plan import Infeasible
 from helixbench.solver.questions.targets import MOST_TRIES, most_within_latency
 from tests.solver.clusters import WORKLOAD, demo_cluster
 
@@ -25,23 +21,15 @@ class MadeUp:
     """
 
     def __init__(self, *, is_worse_below: bool = False, interrupt_at: int | None = None) -> None:
-        found = solve_placement(PROFILE, WORKLOAD, concurrency=2, method="petals", is_brief=True)
+        found = solve_placement(SolveConfig(cluster=PROFILE, workload=WORKLOAD, concurrency=2, method="petals"))
         assert isinstance(found, Plan)
         self._plan, self._is_worse_below, self._interrupt_at = found, is_worse_below, interrupt_at
         self.asked: list[int | None] = []
 
-    def __call__(
-        self,
-        profile: ClusterProfile,
-        concurrency: int | None,
-        seconds: float,
-        /,
-        *,
-        start: Mapping[str, LayerRange] | None = None,
-    ) -> Plan | Infeasible:
-        assert seconds > 0
-        self.asked.append(concurrency)
-        most = concurrency or 256
+    def __call__(self, config: SolveConfig) -> Plan | Infeasible:
+        assert config.time_limit_s > 0
+        self.asked.append(config.concurrency)
+        most = config.concurrency or 256
         end = self._plan.predicted.expected[-1]
         numbers = [2**power for power in range(20) if 2**power < most] + [most]
         expected = tuple(
@@ -61,15 +49,8 @@ class MadeUp:
 
 def most_in_flight(solve: MadeUp, most: float) -> int:
     """Of the plan found where a token may take as long as with ``most`` in flight."""
-    found = most_within_latency(
-        solve,
-        PROFILE,
-        Capacities(PROFILE, WORKLOAD),
-        concurrency=None,
-        max_tpot_s=most * TOKEN_S,
-        max_ttft_s=None,
-        seconds=60.0,
-    )
+    config = SolveConfig(cluster=PROFILE, workload=WORKLOAD, max_tpot_s=most * TOKEN_S)
+    found = most_within_latency(solve, config, config.capacities())
     assert isinstance(found, Plan)
     return found.predicted.expected[-1].concurrency
 

@@ -17,11 +17,12 @@ from helixbench.records import load_record, save_record
 from helixbench.solver import Plan, cli, problems_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
-from helixbench.solver.questions import request as request_module
-from helixbench.solver.questions.request import PlanRequest, answer, answer_what_if
+from helixbench.solver.questions import answer as answer_module
+from helixbench.solver.questions.answer import answer
+from helixbench.solver.questions.config import SolveConfig
+from helixbench.solver.questions.summary import difference_lines
 from helixbench.solver.questions.what_if import (
     bytes_to_load,
-    difference_lines,
     with_fewest_bytes_moved,
     with_nodes,
     without_nodes,
@@ -34,6 +35,14 @@ SIZED = model(12, embedding_bytes=5e5, head_bytes=7e5)
 def alike(count: int, model_facts: ModelFacts = SIZED, links: tuple[Link, ...] = ()) -> ClusterProfile:
     nodes = tuple(table_node(f"n{i}", [90.0, 50.0, 40.0, 30.0]) for i in range(count))
     return ClusterProfile(model=model_facts, nodes=nodes, links=links, default_link=DefaultLink(1e9))
+
+
+def both_plans(config: SolveConfig) -> tuple[Plan, Plan]:
+    """The plans for the cluster as it is, and for the changed one."""
+    answered = answer(config)
+    assert isinstance(answered.before, Plan)
+    assert isinstance(answered.plan, Plan)
+    return answered.before, answered.plan
 
 
 @pytest.mark.parametrize(
@@ -85,13 +94,11 @@ def test_the_same_plan_under_other_names_moves_nothing() -> None:
 
 def test_added_nodes_leave_the_others_where_they_are() -> None:
     profile = alike(4)
-    request = PlanRequest(profile=with_nodes(profile, ["4xn0"]), workload=WORKLOAD, objective="max-flow")
-    before, after = answer_what_if(request, profile)
-    assert isinstance(before, Plan)
-    assert isinstance(after, Plan)
-    assert not list(problems_of(request.profile, after))
+    more = with_nodes(profile, ["4xn0"])
+    before, after = both_plans(SolveConfig(cluster=more, before=profile, workload=WORKLOAD, objective="max-flow"))
+    assert not list(problems_of(more, after))
     # Twice the nodes: the same chain again, or one with half as many layers each; the four there stay in part at least.
-    lines = list(difference_lines(request.profile, before, after))
+    lines = list(difference_lines(more, before, after))
     assert after.predicted.max_flow_tokens_per_s >= before.predicted.max_flow_tokens_per_s
     there = {name: held for name, held in after.placement.items() if name in before.placement}
     lacking = sum(bytes_to_load(profile.model, before.placement[name], held) for name, held in there.items())
@@ -103,13 +110,11 @@ def test_swapped_nodes_whose_links_differ_keep_the_plan_with_the_larger_flow() -
     """n2 is alike but for its slow link; swapping it in would move less, and carry less."""
     slow = tuple(Link(src=a, dst=b, bandwidth_bytes_per_s=1e4) for a, b in (("n0", "n2"), ("n2", "n1")))
     profile = alike(4, model(8), slow)
-    request = PlanRequest(profile=without_nodes(profile, ["n3"]), workload=WORKLOAD, objective="max-flow")
-    before, after = answer_what_if(request, profile)
-    assert isinstance(before, Plan)
-    assert isinstance(after, Plan)
-    assert not list(problems_of(request.profile, after))
-    alone = answer_what_if(request, request.profile)[1]
-    assert isinstance(alone, Plan)
+    fewer = without_nodes(profile, ["n3"])
+    config = SolveConfig(cluster=fewer, before=profile, workload=WORKLOAD, objective="max-flow")
+    _, after = both_plans(config)
+    assert not list(problems_of(fewer, after))
+    _, alone = both_plans(msgspec.structs.replace(config, before=fewer))
     assert after.predicted.max_flow_tokens_per_s == pytest.approx(alone.predicted.max_flow_tokens_per_s)
 
 
@@ -149,7 +154,7 @@ def test_an_added_node_goes_on_in_a_row_with_the_one_it_is_like() -> None:
     nodes = (table_node("a", [90.0, 50.0]), table_node("b", [1.0, 1.0]))
     links = both_ways(("coordinator", "a", 1e6), ("coordinator", "b", 1e6), ("a", "b", 1e6))
     more = with_nodes(ClusterProfile(model=model(4), nodes=nodes, links=links), ["1xa"])
-    plan = answer(PlanRequest(profile=more, workload=WORKLOAD, objective="max-flow", time_limit_s=5))
+    plan = answer(SolveConfig(cluster=more, workload=WORKLOAD, objective="max-flow", time_limit_s=5)).plan
     assert isinstance(plan, Plan)
     assert {"a", "a-new1"} <= set(plan.placement)
     assert plan.predicted.max_flow_tokens_per_s == pytest.approx(50.0)
@@ -170,16 +175,15 @@ class TestSwapped:
 
     @pytest.fixture(autouse=True)
     def swap(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("helixbench.solver.questions.request.with_fewest_bytes_moved", swapped_round)
+        monkeypatch.setattr("helixbench.solver.questions.answer.with_fewest_bytes_moved", swapped_round)
 
     def both(self, **options: Any) -> tuple[Plan, Plan]:
         """The plan without swapping, and the one that comes out."""
         profile = options.pop("profile", alike(4))
-        request = PlanRequest(profile=profile, workload=WORKLOAD, time_limit_s=2, **options)
-        plain, (_, after) = answer(request), answer_what_if(request, profile)
+        config = SolveConfig(cluster=profile, workload=WORKLOAD, time_limit_s=2, **options)
+        plain = answer(config).plan
         assert isinstance(plain, Plan)
-        assert isinstance(after, Plan)
-        return plain, after
+        return plain, both_plans(msgspec.structs.replace(config, before=profile))[1]
 
     def test_keeps_the_least_nodes_of_a_target(self) -> None:
         plain, after = self.both(profile=alike(8), min_tokens_per_s=10.0)
@@ -196,7 +200,7 @@ class TestSwapped:
 
     @pytest.mark.parametrize("limit", ["max_tpot_s", "max_ttft_s"])
     def test_is_left_where_it_breaks_a_latency_limit(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-        real = request_module.assemble
+        real = answer_module.assemble
 
         def slower(*arguments: Any, **options: Any) -> Plan:
             plan = real(*arguments, **options)
@@ -204,7 +208,7 @@ class TestSwapped:
             predicted = msgspec.structs.replace(plan.predicted, expected=(worse,))
             return msgspec.structs.replace(plan, predicted=predicted)
 
-        monkeypatch.setattr("helixbench.solver.questions.request.assemble", slower)
+        monkeypatch.setattr("helixbench.solver.questions.answer.assemble", slower)
         plain, after = self.both(concurrency=1, **{limit: 1e5})
         assert after.placement == plain.placement
 
@@ -217,7 +221,7 @@ class TestSwapped:
 
     def test_goes_through_the_checker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         checked: list[Plan] = []
-        monkeypatch.setattr("helixbench.solver.questions.request.require_sound", lambda _, plan: checked.append(plan))
+        monkeypatch.setattr("helixbench.solver.questions.answer.require_sound", lambda _, plan: checked.append(plan))
         _, after = self.both(objective="max-flow")
         assert [plan.placement for plan in checked] == [after.placement]
 
@@ -227,14 +231,14 @@ def test_what_ifs_by_command_say_what_moves_and_what_is_gained(tmp_path: Path) -
     save_record(cluster, alike(4))
     app = typer.Typer()
     cli.mount(app)
-    options = ["--objective", "max-flow", "--one-more-s", "0", "-o", str(plan)]
+    options = ["--objective", "max-flow", "-o", str(plan)]
     result = CliRunner().invoke(app, ["solve", str(cluster), "--remove", "n2", *options])
     assert result.exit_code == 0, result.output
-    said = result.stdout.split("against the cluster as it is:\n")[1]
+    said = result.stdout.split("compared with the cluster as it is:\n")[1]
     assert "n2" in said
     assert "-> unused" in said
     assert "GB to load in all" in said
     assert "max-flow: 40.0 -> 30.0 tokens/s, -10.0 (-25.0%)" in said
     assert "n2" not in load_record(plan, Plan).placement
     result = CliRunner().invoke(app, ["solve", str(cluster), "--exclude", "n2", *options])
-    assert "against the cluster" not in result.stdout
+    assert "compared with the cluster" not in result.stdout

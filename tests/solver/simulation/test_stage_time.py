@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
-from helixbench.profiler.cost.model import IDLE_S, BatchShape, StageCost
+from helixbench.profiler.cost.model import BatchShape, StageCost
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, LinkFlow
 from helixbench.solver.problem.workload import fixed_workload
@@ -28,14 +28,13 @@ def stage(**changes: float) -> StageCost:
     prefill=st.integers(0, 100),
     decodes=st.integers(0, 40),
     context=st.integers(1, 600),
-    idle=st.floats(0, 1),
     end=st.sampled_from([5, 8]),
 )
-def test_an_iteration_takes_what_the_cost_says(prefill: int, decodes: int, context: int, idle: float, end: int) -> None:
-    cost = stage(layer_gather_context_s=2e-6, gather_up_to_tokens=192.0, step_idle_s=1e-3, layer_idle_s=1e-4)
+def test_an_iteration_takes_what_the_cost_says(prefill: int, decodes: int, context: int, end: int) -> None:
+    cost = stage(layer_gather_context_s=2e-6, gather_up_to_tokens=192.0)
     counts = (prefill, 1 if prefill else 0, prefill * (prefill + 1) / 2, decodes, decodes * context, decodes)
-    seconds = StageTimer(cost, LayerRange(0, end), num_layers=8).seconds({0: counts}, idle_s=idle * IDLE_S)
-    expected = cost.time_s(num_layers=end, batch=BatchShape(*counts, idle), first=True, last=end == 8)
+    seconds = StageTimer(cost, LayerRange(0, end), num_layers=8).seconds({0: counts})
+    expected = cost.time_s(num_layers=end, batch=BatchShape(*counts), first=True, last=end == 8)
     assert seconds == pytest.approx(expected, rel=1e-9)
 
 
