@@ -14,6 +14,7 @@ import typer
 from helixbench.errors import InputError
 from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
 from helixbench.profiler.cli import DEFAULT_COMMAND, profile_commands
+from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.profiling.node_cli import profile_node_command
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute on a CPU. Default: one for each core.")
 ]
 CpusOption = Annotated[str, typer.Option(help="Cores to run on, like 0,2-3. Default: any.")]
+
+_HTTP = HttpOptions()
 
 
 def mount(app: typer.Typer) -> None:
@@ -195,36 +198,77 @@ def serve(
     plan: Annotated[Path, typer.Argument(help="The plan to serve.")],
     model: ModelOption,
     testbed: TestbedOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="IPv4 or IPv6 address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = 8000,
+    served_model_name: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it
+        typer.Option(help="Name that clients ask for; may be given several times. Default: the hub id or directory."),
+    ] = None,
+    api_key: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(envvar="HELIXBENCH_API_KEY", help="Require this bearer token; may be given several times."),
+    ] = None,
+    cors_origin: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Let web pages of this origin call the server (* for any); may be given several times."),
+    ] = None,
+    max_prompts: Annotated[int, typer.Option(min=1, help="Prompts of one request, times its n.")] = _HTTP.max_prompts,
+    max_stops: Annotated[int, typer.Option(min=1, help="Stop strings of one request.")] = _HTTP.max_stops,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that wait for KV slots; more get 429.")
+    ] = _HTTP.max_waiting,
+    max_waiting_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens of those that wait.")
+    ] = _HTTP.max_waiting_tokens,
+    max_connections: Annotated[int, typer.Option(min=1, help="Open connections.")] = _HTTP.max_connections,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Size of a request's body.")] = _HTTP.max_body_bytes,
+    request_timeout_s: Annotated[
+        float, typer.Option("--request-timeout-s", min=0.1, help="Time to send a whole request.")
+    ] = _HTTP.request_timeout_s,
+    stall_timeout_s: Annotated[
+        float, typer.Option("--stall-timeout-s", min=0.1, help="Time that a client may take nothing of its answer.")
+    ] = _HTTP.stall_timeout_s,
     allow_stale: StaleOption = False,
 ) -> None:
     """Serve a plan over an OpenAI-compatible HTTP API."""
-    import socket
-
     from helixbench.profiler.model.files import resolve_model
     from helixbench.records import load_record
+    from helixbench.reference_server.http.connection import open_listener, url_of
     from helixbench.reference_server.jobs.job import ServeJob
     from helixbench.solver.problem.plan import Plan
 
     load_record(plan, Plan)  # refused now rather than once all agents have started
-    directory = str(resolve_model(model))
-    # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
+    directory = resolve_model(model)
     try:
-        listener = socket.create_server((host, port))
-    except OSError as error:
-        raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
+        options = HttpOptions(
+            model_names=tuple(served_model_name or [directory.name if Path(model).is_dir() else model]),
+            api_keys=tuple(api_key or ()),
+            cors_origins=tuple(cors_origin or ()),
+            max_prompts=max_prompts,
+            max_stops=max_stops,
+            max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
+            max_connections=max_connections,
+            max_body_bytes=max_body_bytes,
+            request_timeout_s=request_timeout_s,
+            stall_timeout_s=stall_timeout_s,
+        )
+    except ValueError as error:
+        raise InputError(f"serve: {error}") from error
+    # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
+    listener = open_listener(host, port)
     with listener, tempfile.TemporaryDirectory(prefix="helixbench-") as logs:
 
         def job(bed: Testbed) -> Job:
             return ServeJob(
                 plan=plan.resolve(),
-                model=directory,
+                model=str(directory),
                 addresses=dict(bed.addresses),
                 key_file=bed.key_file,
                 testbed=bed.description,
                 socket_fd=listener.fileno(),
-                url=f"http://{host}:{listener.getsockname()[1]}",
+                url=url_of(listener, host),
+                http=options,
                 allow_stale=allow_stale,
             )
 

@@ -13,7 +13,6 @@ ORDER = ("profiler", "solver", "reference_server", "reports")  # each may use th
 SHARED = "helixbench"
 
 HEAVY = {
-    "fastapi",
     "highspy",
     "jinja2",
     "networkx",
@@ -22,6 +21,7 @@ HEAVY = {
     "pynvml",
     "safetensors",
     "scipy",
+    "starlette",
     "tokenizers",
     "torch",
     "transformers",

@@ -246,7 +246,7 @@ def resolve_model(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        wanted = ["*.json", "*.safetensors", "tokenizer*"]
+        wanted = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
         return Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"--model {model}: no such directory, and the hub did not give it ({error})") from error

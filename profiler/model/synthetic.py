@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 Float32Array = NDArray[np.float32]
 
 NUM_BYTES = 256
+# A line for each message, and the beginning of the answer's.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 BOS_ID, EOS_ID, PAD_ID = 256, 257, 258
 VOCAB_SIZE = 320  # bytes and specials, padded to a multiple of 64
 
@@ -74,7 +79,7 @@ def _write_model(directory: Path, config: PretrainedConfig, seed: int) -> None:
 def _write_tokenizer(directory: Path, *, max_length: int) -> None:
     """One token per byte, its id the byte's value; nothing is added to a text or cleaned out of it.
 
-    A special token's own name in a text (``<|eos|>``) is that token.
+    A special token's own name in a text (``<|eos|>``) is that token. A conversation is written as lines of text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -91,6 +96,7 @@ def _write_tokenizer(directory: Path, *, max_length: int) -> None:
         pad_token="<|pad|>",
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
+        chat_template=CHAT_TEMPLATE,
     ).save_pretrained(directory)
 
 

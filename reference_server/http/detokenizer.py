@@ -2,110 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-# A UTF-8 character has at most 4 bytes and a token at least one: so many bytes, or marks in their place, may be missing
-# the rest of their character.
-MAX_BROKEN_CHARACTERS = 3
+from tokenizers.decoders import DecodeStream
+
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-
-CONTEXT_TOKENS = 8  # kept before the newest token, so that spaces and joined characters come out as in the whole text
-WINDOW_TOKENS = 32
+MAX_HELD_TOKENS = 32  # without a character among them: bytes that will not become one
+CONTEXT_TOKENS = range(4, 24)  # of the prompt's end, so that the first output token is read as what continues it
 
 
 class Detokenizer:
     """Decodes one sequence token by token; all that it gave, in order, is the text of the whole.
 
     Args:
-        decode: token ids to text; special tokens give none.
+        tokenizer: of the tokenizers library.
         prompt: what the output continues. Its text is not given, but the first output token is read in its light.
+        skip_special_tokens: special tokens give no text.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int]) -> None:
-        self._decode = decode
-        self._window = self._end_of(prompt)  # the newest tokens; older ones change nothing any more
-        self._given = _without_broken_end(decode(self._window))  # of the window's text: what was given, or the prompt's
-        self._has_output = False
-        self._num_waiting = 0  # tokens since the last that brought text
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skips = skip_special_tokens
+        self._stream = DecodeStream(ids=self._end_of(prompt), skip_special_tokens=skip_special_tokens)
+        self._held: list[int] = []  # the tokens since the last that brought text
 
     def push(self, token: int) -> str:
         """The text that is certain now; empty where a character is not complete."""
-        self._window.append(token)
-        self._has_output = True
-        self._num_waiting += 1
-        text = self._decode(self._window)
-        certain = _without_broken_end(text)
-        if not certain.startswith(self._given):
-            # Some decoders read a run of bytes as a whole: while its last character is incomplete, all of it is broken.
-            return self._restart() if self._num_waiting >= WINDOW_TOKENS else ""
-        new = certain[len(self._given) :]
-        self._given = certain
-        if new:
-            self._num_waiting = 0
-        self._forget_old(text)
-        return new
+        self._held.append(token)
+        try:
+            text: str | None = self._stream.step(self._tokenizer, token)
+        except Exception:  # tokenizers has no type of its own for a text that does not continue the one before
+            return self._restart()
+        if text is None:
+            return self._restart() if len(self._held) >= MAX_HELD_TOKENS else ""
+        self._held.clear()
+        return text
 
     def flush(self) -> str:
         """What is left when no token follows: incomplete characters come out as marks."""
-        if not self._has_output:
-            return ""
-        text = self._decode(self._window)
-        if not text.startswith(self._given):
-            return self._decode(self._window[-self._num_waiting :])
-        return text[len(self._given) :]
+        return self._decode(self._held)
 
     def _end_of(self, prompt: Sequence[int]) -> list[int]:
-        """The prompt's last tokens, from the beginning of a character on."""
-        ends = (list(prompt[-size:]) for size in range(CONTEXT_TOKENS, WINDOW_TOKENS))
-        return next((end for end in ends if not self._decode(end).startswith(BROKEN)), [])
+        """The prompt's last tokens, from the beginning of a character to the end of one."""
+        ends = (list(prompt[-size:]) for size in CONTEXT_TOKENS)
+        return next((end for end in ends if BROKEN not in self._decode(end)), [])
 
     def _restart(self) -> str:
-        """Bytes that never became characters: what waits is given by itself, and what came before is forgotten."""
-        self._window = self._window[-self._num_waiting :]
-        self._given = _without_broken_end(self._decode(self._window))
-        self._num_waiting = 0
-        return self._given
+        """Give what is held by itself, broken characters and all, and forget what came before."""
+        text = self._decode(self._held)
+        self._held.clear()
+        self._stream = DecodeStream(skip_special_tokens=self._skips)
+        return text
 
-    def _forget_old(self, text: str) -> None:
-        if len(self._window) < WINDOW_TOKENS:
-            return
-        window = self._window[-CONTEXT_TOKENS:]
-        newest = self._decode(window)
-        if newest and text.endswith(newest):  # else the cut went through a character: try again with the next token
-            num_uncertain = len(text) - len(self._given)
-            self._window, self._given = window, newest[: len(newest) - num_uncertain]
-
-
-def _without_broken_end(text: str) -> str:
-    num_broken = min(len(text) - len(text.rstrip(BROKEN)), MAX_BROKEN_CHARACTERS)
-    return text[: len(text) - num_broken]
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skips)
+        return text
 
 
 class StopStrings:
-    """Holds back text that may turn out to be a stop string, and ends before the first one."""
+    """The stop strings of a request; each of its outputs has a ``StopMatcher`` of its own."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+        self.stops = tuple(dict.fromkeys(stops))
+        # Knuth, Morris and Pratt: for each beginning of a stop string, the longest shorter beginning that it ends with
+        self.borders = tuple(_borders(stop) for stop in self.stops)
+
+
+class StopMatcher:
+    """Holds back text that may turn out to be a stop string, and ends before the first one to be complete.
+
+    Each character costs a few steps for each stop string, however long that is.
+    """
+
+    def __init__(self, strings: StopStrings) -> None:
+        self._strings = strings
+        self._matched = [0] * len(strings.stops)  # stop string -> characters of it that the text ends with
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that no stop string can reach back into, and whether one was found."""
-        self._held += text
-        found = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
-        if found:
-            before, self._held = self._held[: min(found)], ""
-            return before, True
-        num_held = max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - num_held
-        certain, self._held = self._held[:cut], self._held[cut:]
-        return certain, False
+        if not self._matched:
+            return text, False
+        whole = self._held + text
+        for place, character in enumerate(text, start=len(self._held)):
+            longest = max(self._step(index, character) for index in range(len(self._matched)))
+            if longest:
+                self._held = ""
+                return whole[: place + 1 - longest], True
+        cut = len(whole) - max(self._matched)
+        self._held = whole[cut:]
+        return whole[:cut], False
 
     def flush(self) -> str:
         """What was held back and turned out to be no stop string."""
         held, self._held = self._held, ""
         return held
 
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins ``stop``."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
+    def _step(self, index: int, character: str) -> int:
+        """Take in one character; length of the stop string where it is complete now, else 0."""
+        stop, borders = self._strings.stops[index], self._strings.borders[index]
+        matched = self._matched[index]
+        while matched and stop[matched] != character:
+            matched = borders[matched - 1]
+        matched += stop[matched] == character
+        self._matched[index] = matched
+        return matched if matched == len(stop) else 0
+
+
+def _borders(stop: str) -> tuple[int, ...]:
+    """For each beginning ``stop[:i + 1]``: length of its longest proper beginning that is its end, too."""
+    borders = [0]
+    for character in stop[1:]:
+        border = borders[-1]
+        while border and stop[border] != character:
+            border = borders[border - 1]
+        borders.append(border + (stop[border] == character))
+    return tuple(borders)

@@ -1,13 +1,14 @@
-"""What the HTTP front needs of an engine, and what the engine tells it."""
+"""What the HTTP server needs of an engine, and what the engine tells it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import msgspec
 
-from helixbench.solver.scheduling.work import SamplingParams
+from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.work import Scores
 
 FinishReason = Literal["", "stop", "length"]
 
@@ -18,6 +19,7 @@ class TokenOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: int
     finished: bool = False
     reason: FinishReason = ""
+    scores: Scores | None = None
 
     def __post_init__(self) -> None:
         if self.finished != bool(self.reason):
@@ -32,6 +34,18 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     nodes: dict[str, str] = {}
 
 
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Requests that hold KV slots, requests that wait for some, and the share of KV slots that are held.
+
+    The share is that of the fullest node: when it is full, requests wait.
+    """
+
+    num_running: int
+    num_waiting: int
+    waiting_tokens: int
+    kv_usage: float
+
+
 class RequestRefused(ValueError):  # noqa: N818 - a verdict on the request, not a fault of the engine
     """The request can never be served, e.g. its KV cache is larger than what the nodes hold together."""
 
@@ -43,15 +57,12 @@ class EngineUnavailable(RuntimeError):  # noqa: N818 - a state of the cluster
 class EngineLike(Protocol):
     """An engine that serves many requests at once, each as a stream of tokens."""
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int,
-        sampling: SamplingParams,
-        stop_token_ids: frozenset[int],
-    ) -> AsyncGenerator[TokenOut, None]:
-        """The tokens that follow ``prompt``, as they come. Closing it (``aclose``) aborts the request.
+    def generate(self, request: Request, *, client: object) -> AsyncGenerator[TokenOut, None]:
+        """The tokens that follow the prompt, as they come. Closing it (``aclose``) aborts the request.
+
+        Args:
+            request: with a number of its own.
+            client: whose turn it uses up; where requests wait, clients take turns.
 
         Raises:
             RequestRefused: before the first token.
@@ -61,4 +72,8 @@ class EngineLike(Protocol):
 
     def health(self) -> Health:
         """How it stands now. Returns at once."""
+        ...
+
+    def load(self) -> Load:
+        """How much there is to do now. Returns at once."""
         ...

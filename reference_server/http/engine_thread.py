@@ -1,40 +1,35 @@
-"""Serve requests over HTTP: the engine in a thread of its own, the HTTP front in the main one."""
+"""The engine in a thread of its own, open to the coroutines of the HTTP server."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import socket
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-
-import uvicorn
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeAlias
 
 from helixbench.errors import HelixbenchError, MeasurementError
-from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.coordinator.engine import Engine
-from helixbench.reference_server.http.app import make_app
-from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, RequestRefused, TokenOut
+from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, Load, RequestRefused, TokenOut
+from helixbench.reference_server.http.fair_queue import FairQueue
 from helixbench.solver.scheduling.coordinator import Request, TokenEvent
-from helixbench.solver.scheduling.work import SamplingParams
 
 _log = logging.getLogger(__name__)
 _POLL_MS = 1_000
-_SHUTDOWN_GRACE_S = 5
 
 
 class _Stream:
-    """One request's tokens on their way from the engine's thread to the HTTP front's loop."""
+    """One request's tokens on their way from the engine's thread to the HTTP server's event loop."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[TokenOut | Exception] = asyncio.Queue()
 
     def put(self, item: TokenOut | Exception) -> None:
-        """From any thread."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        """On the event loop."""
+        self._queue.put_nowait(item)
 
     async def get(self) -> TokenOut:
         """The next token; raises what came instead of it."""
@@ -44,14 +39,21 @@ class _Stream:
         return item
 
 
+_News: TypeAlias = list[tuple[_Stream, TokenOut | Exception]]
+
+
 class EngineThread:
-    """The engine, run by one thread, open to coroutines; what they want lies in an inbox until the thread takes it."""
+    """The engine, run by one thread, open to coroutines.
+
+    Requests wait in a queue in which clients take turns, one at a time of them in the coordinator's, which keeps the
+    order of arrival. What else coroutines want lies in an inbox until the thread takes it.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: deque[Callable[[], None]] = deque()  # to be done by the engine's thread
-        self._streams: dict[int, _Stream] = {}  # request -> who waits for its tokens; the engine's thread alone
-        self._next_number = 0
+        self._queue = FairQueue()
+        self._streams: dict[int, _Stream] = {}  # request that has not ended -> who waits for its tokens
         self._failure: HelixbenchError | None = None
         self._is_stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,26 +83,22 @@ class EngineThread:
         nodes = dict.fromkeys(self._engine.agents.addresses, "serving" if self._failure is None else "unknown")
         return Health(is_ready=self._failure is None, detail=str(self._failure or ""), nodes=nodes)
 
-    async def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int,
-        sampling: SamplingParams,
-        stop_token_ids: frozenset[int],
-    ) -> AsyncGenerator[TokenOut, None]:
-        """The tokens that follow ``prompt``; see ``EngineLike.generate``."""
-        stream = _Stream()
-        number = self._next_number
-        self._next_number += 1
-        request = Request(
-            number=number,
-            prompt=tuple(prompt),
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop_token_ids=stop_token_ids,
+    def load(self) -> Load:
+        """Requests and KV slots; numbers of the engine's thread, each read at once."""
+        coordinator = self._engine.coordinator
+        return Load(
+            num_running=coordinator.num_in_flight,
+            num_waiting=len(self._queue) + coordinator.num_waiting,
+            waiting_tokens=self._queue.num_tokens,
+            kv_usage=coordinator.kv_usage,
         )
-        self._do(lambda: self._submit(request, stream))
+
+    async def generate(self, request: Request, *, client: object) -> AsyncGenerator[TokenOut, None]:
+        """The tokens that follow the prompt; see ``EngineLike.generate``."""
+        stream = _Stream()
+        self._streams[request.number] = stream
+        self._queue.add(request, client)
+        self._wake()
         is_over = False
         try:
             while not is_over:
@@ -112,7 +110,9 @@ class EngineThread:
             raise
         finally:
             if not is_over:
-                self._do(lambda: self._abort(number))
+                self._streams.pop(request.number, None)
+                if not self._queue.remove(request.number):
+                    self._do(lambda: self._abort(request.number))
 
     def _do(self, action: Callable[[], None]) -> None:
         self._inbox.append(action)
@@ -124,29 +124,27 @@ class EngineThread:
         except BlockingIOError:
             return  # it is full of wakes already
 
-    def _submit(self, request: Request, stream: _Stream) -> None:
-        if self._failure is not None:
-            stream.put(EngineUnavailable(str(self._failure)))
-            return
-        self._streams[request.number] = stream
-        try:
-            self._tell(self._engine.submit([request]))
-        except ValueError as error:
-            del self._streams[request.number]
-            stream.put(RequestRefused(str(error)))
+    def _submit_next(self) -> None:
+        """Let in those whose turn it is, until one of them waits for KV slots."""
+        while self._engine.coordinator.num_waiting == 0 and (request := self._queue.take()) is not None:
+            try:
+                self._tell(self._engine.submit([request]))
+            except ValueError as error:
+                stream = self._streams.pop(request.number, None)
+                self._deliver([(stream, RequestRefused(str(error)))] if stream is not None else [])
 
     def _abort(self, number: int) -> None:
-        if self._streams.pop(number, None) is not None:
-            self._engine.abort(number)
+        if self._failure is None:
+            self._tell(self._engine.abort(number))
 
     def _run(self) -> None:
         while not self._is_stopping:
             try:
                 while self._inbox:
                     self._inbox.popleft()()
-                if self._failure is None:
-                    self._engine.step(_POLL_MS, on_events=self._tell_and_go_on)
-                    self._drain_wakes()
+                self._submit_next()
+                self._engine.step(_POLL_MS, on_events=self._tell_and_go_on)
+                self._drain_wakes()
             except HelixbenchError as error:
                 self._fail(error)
             except Exception as error:  # our own fault; the requests must not wait for a thread that has ended
@@ -160,15 +158,16 @@ class EngineThread:
             return
 
     def _fail(self, error: HelixbenchError) -> None:
+        """Tell all who wait, and those who come later, until the thread is stopped."""
         _log.error("%s", error)
         self._failure = error
-        for stream in self._streams.values():
-            stream.put(EngineUnavailable(str(error)))
-        self._streams.clear()
         self.on_failure()
         while not self._is_stopping:
-            while self._inbox:
-                self._inbox.popleft()()
+            self._inbox.clear()
+            while self._queue.take() is not None:
+                continue
+            streams = [self._streams.pop(number, None) for number in list(self._streams)]
+            self._deliver([(stream, EngineUnavailable(str(error))) for stream in streams if stream is not None])
             threading.Event().wait(0.05)
 
     def _tell_and_go_on(self, events: list[TokenEvent]) -> list[Request]:
@@ -176,47 +175,25 @@ class EngineThread:
         return []
 
     def _tell(self, events: list[TokenEvent]) -> None:
+        news: _News = []
         for event in events:
-            stream = self._streams.get(event.request)
-            if stream is None or event.token is None:
+            if event.token is None:
                 continue
-            if event.reason:
-                del self._streams[event.request]
+            stream = self._streams.pop(event.request, None) if event.reason else self._streams.get(event.request)
             reason = event.reason if event.reason != "abort" else ""
-            stream.put(TokenOut(event.token, finished=bool(reason), reason=reason))
+            if stream is not None:
+                news.append((stream, TokenOut(event.token, bool(reason), reason, event.scores)))
+        self._deliver(news)
+
+    def _deliver(self, news: _News) -> None:
+        """Hand over what one moment brought: one wake of the event loop, however many requests got a token."""
+        by_loop: dict[asyncio.AbstractEventLoop, _News] = {}
+        for stream, item in news:
+            by_loop.setdefault(stream.loop, []).append((stream, item))
+        for loop, items in by_loop.items():
+            loop.call_soon_threadsafe(_put_all, items)
 
 
-def serve_http(engine: Engine, files: ModelFiles, *, socket_fd: int) -> None:
-    """Serve on a listening socket until SIGINT or SIGTERM, or until the engine fails.
-
-    Raises:
-        HelixbenchError: what ended the engine.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(files.directory, local_files_only=True)
-    running = EngineThread(engine)
-    largest = engine.coordinator.largest_request_tokens()
-    app = make_app(
-        running,
-        tokenizer=tokenizer,
-        model_name=files.directory.name,
-        max_model_len=min(largest + 1, files.max_sequence_tokens or largest + 1),
-        vocab_size=files.vocab_size,
-        eos_token_ids=files.eos_token_ids(),
-    )
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_GRACE_S)
-    server = uvicorn.Server(config)
-
-    def stop_server() -> None:
-        server.should_exit = True
-
-    running.on_failure = stop_server
-    running.start()
-    try:
-        with socket.socket(fileno=os.dup(socket_fd)) as listener:
-            server.run(sockets=[listener])
-    finally:
-        running.stop()
-    if running.failure is not None:
-        raise running.failure
+def _put_all(news: _News) -> None:
+    for stream, item in news:
+        stream.put(item)

@@ -168,7 +168,7 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
         InputError: plan, model and testbed do not belong together.
         MeasurementError: an agent died.
     """
-    from helixbench.reference_server.http.engine_thread import serve_http
+    from helixbench.reference_server.http.server import serve_http
 
     plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
@@ -176,8 +176,11 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
         _say_stale(stale_parts_of(plan, files, agents.describe(), allow_stale=job.allow_stale), reporter)
         engine = _serve_plan(agents, plan, files, job)
         reporter.say(f"{job.testbed}")
-        reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
-        serve_http(engine, files, socket_fd=job.socket_fd)
+
+        def say_serving() -> None:
+            reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
+
+        serve_http(engine, files, socket_fd=job.socket_fd, options=job.http, on_ready=say_serving)
 
 
 def main(arguments: list[str]) -> int:

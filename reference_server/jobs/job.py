@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.profiling.config import ProfileConfig
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.work import Routing
@@ -54,6 +55,7 @@ class ServeJob(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
     testbed: str
     socket_fd: int
     url: str
+    http: HttpOptions
     allow_stale: bool = False
 
 

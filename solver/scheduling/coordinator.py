@@ -158,6 +158,11 @@ class Coordinator:
         """Node -> KV slots that requests hold."""
         return {node: capacity - self._free[node] for node, capacity in self._capacity.items()}
 
+    @property
+    def kv_usage(self) -> float:
+        """Share of its KV slots that requests hold on the fullest node."""
+        return max(1 - self._free[node] / capacity for node, capacity in self._capacity.items())
+
     def largest_request_tokens(self) -> int:
         """KV slots of the largest request that some pipeline can hold at all."""
         if self._largest is None:

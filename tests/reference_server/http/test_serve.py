@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import signal
@@ -22,7 +23,7 @@ from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, RequestRefused, TokenOut
 from helixbench.reference_server.http.engine_thread import EngineThread
 from helixbench.reference_server.testbed import run_state
-from helixbench.solver.scheduling.work import SamplingParams
+from helixbench.solver.scheduling.coordinator import Request
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import Greedy
 from tests.reference_server.coordinator.test_engine import ask_counters
@@ -32,6 +33,7 @@ from tests.reference_server.testbed.beds import left_behind, needs_root
 
 PRESET = "test-llama"
 NUM_REQUESTS = 8
+NUMBERS = itertools.count()
 ANSWER_S = 120.0
 TESTBED = """
 [[node]]
@@ -161,9 +163,8 @@ def test_sigterm_ends_all_and_leaves_nothing(served: Served) -> None:
 async def tokens_of(engine: EngineThread, reference: Greedy, *, stop_after: int | None = None) -> list[int]:
     """Tokens of one stream, closed early where asked to."""
     tokens: list[int] = []
-    stream = engine.generate(
-        reference.prompt, max_tokens=len(reference.output), sampling=SamplingParams(), stop_token_ids=frozenset()
-    )
+    request = Request(number=next(NUMBERS), prompt=reference.prompt, max_tokens=len(reference.output))
+    stream = engine.generate(request, client=request.number)
     async for out in stream:
         assert isinstance(out, TokenOut)
         tokens.append(out.token)
@@ -256,9 +257,8 @@ def test_when_an_agent_dies_streams_end_and_health_says_why(
             thread.on_failure = lambda: told.append(True)
 
             async def ask() -> None:
-                stream = thread.generate(
-                    (40, 41), max_tokens=1000, sampling=SamplingParams(), stop_token_ids=frozenset()
-                )
+                request = Request(number=next(NUMBERS), prompt=(40, 41), max_tokens=1000)
+                stream = thread.generate(request, client="me")
                 await anext(stream)
                 doomed.process.kill()
                 with pytest.raises(EngineUnavailable, match=r"node n1: the agent at .* closed the connection"):

@@ -1,0 +1,1 @@
+"""OpenAI's protocol: requests as they come, answers as they go out."""
