@@ -277,7 +277,7 @@ def test_a_hub_id_is_the_directory_that_the_hub_gives(model_dir: ModelDir, monke
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
 
     assert resolve_model("some/model") == model_dir("test-llama")
-    assert asked == {"some/model": ["*.json", "*.safetensors", "tokenizer*"]}
+    assert asked == {"some/model": ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]}
 
 
 def test_eos_tokens_are_those_of_the_generation_config(copy: Path) -> None:
