@@ -1,21 +1,21 @@
-"""The errors that end a command, each with the exit code that it ends with."""
+"""Errors that end a command, each with its exit code."""
 
 from __future__ import annotations
 
 
 class HelixbenchError(Exception):
-    """Base of every error that a user can cause or meet; shown as one message, never as a traceback."""
+    """Base of all errors that a user can cause or meet; shown as one message, never as a traceback."""
 
     exit_code = 1
 
 
 class InputError(HelixbenchError):
-    """A file, an option or a machine is not as it has to be: names file, field, value and remedy. Exit code 2."""
+    """Invalid file, option or machine; the message names file, field, value and remedy. Exit code 2."""
 
     exit_code = 2
 
 
 class MeasurementError(HelixbenchError):
-    """A number could not be measured, so none is given. Exit code 3."""
+    """A number could not be measured. Exit code 3."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a live bar on a terminal, now and then a plain line elsewhere (CI logs, files)."""
+"""Progress on stderr: live bars on a terminal, a plain line every ten seconds elsewhere (CI logs, files)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLAIN_EVERY_S = 10.0
 
 
 class Reporter:
-    """One bar a name. Use as a context manager; ``update`` may be called as often as one likes."""
+    """One bar per name. Use as a context manager; ``update`` is cheap to call often."""
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr)
@@ -24,7 +24,7 @@ class Reporter:
         )
         self._tasks: dict[str, TaskID] = {}  # name -> its bar
         self._finished: set[str] = set()
-        self._last_line: dict[str, float] = {}  # name -> when its last plain line came
+        self._last_line: dict[str, float] = {}  # name -> time of its last plain line
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -36,7 +36,7 @@ class Reporter:
         self._bars.stop()
 
     def update(self, name: str, done: float, total: float) -> None:
-        """``done`` of ``total`` for that name; of a total of 0 all is done."""
+        """Show ``done`` of ``total`` for that name; a total of 0 is complete."""
         if not self._bars.disable:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name)
@@ -51,5 +51,5 @@ class Reporter:
             self._console.print(f"  {name}: {100 * share:.0f} %", highlight=False)
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         self._console.print(f"  {line}", highlight=False, soft_wrap=True)

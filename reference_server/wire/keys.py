@@ -1,6 +1,6 @@
-"""The cluster key: one CURVE key pair that every process of a cluster holds; who has it belongs to the cluster.
+"""The cluster key: one CURVE key pair shared by all processes of a cluster; connections without it are rejected.
 
-The file is a JSON object with the Z85 texts ``public`` and ``secret``, readable by its owner alone.
+The file is a JSON object with the Z85 texts ``public`` and ``secret``, readable by its owner only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class ClusterKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make_key_file(path: Path) -> None:
-    """Write a new cluster key; an existing file is an error.
+    """Write a new cluster key.
 
     Raises:
-        InputError: the file exists or cannot be written.
+        InputError: the file exists already or cannot be written.
     """
     import zmq
 
@@ -40,7 +40,7 @@ def make_key_file(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise InputError(f"{path}: cannot be made ({error.strerror}); choose another place") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(msgspec.json.encode(ClusterKey(public.decode(), secret.decode())) + b"\n")
 
@@ -49,11 +49,11 @@ def load_key_file(path: Path) -> ClusterKey:
     """Read a cluster key.
 
     Raises:
-        InputError: no such file, not a key, or readable by others than its owner.
+        InputError: no such file, not a key, or readable by users other than its owner.
     """
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise InputError(f"{path}: others can read this key; run: chmod 600 {path}")
+            raise InputError(f"{path}: other users can read this key; run: chmod 600 {path}")
         return msgspec.json.decode(path.read_bytes(), type=ClusterKey)
     except OSError as error:
         raise InputError(

@@ -172,13 +172,13 @@ def test_agent_refuses_what_it_cannot_start_with(helix: Command, running: Runnin
 
     refused(agent(), "agent: need --listen HOST:PORT and --key FILE (make one with --make-key FILE)")
     refused(agent("--key", "none.key"), "none.key: cannot be read")
-    refused(agent("--key", readable), "others can read this key; run: chmod 600")
+    refused(agent("--key", readable), "other users can read this key; run: chmod 600")
     beyond = ("--listen", "127.0.0.1:99999", "--key", running.key_file)
     refused(agent(*beyond), "--listen 127.0.0.1:99999: need HOST:PORT with a port of 0 to 65535")
     refused(agent("--key", running.key_file, "--memory", "much"), "--memory much:")
     refused(agent("--key", running.key_file, "--device", "abacus"), "--device abacus: need cpu or cuda:N")
     refused(agent("--key", running.key_file, "--device", "cuda:77"), "--device cuda:77: this machine has")
-    refused(helix("agent", "--make-key", running.key_file), "cannot be made (File exists)")
+    refused(helix("agent", "--make-key", running.key_file), "cannot be written (File exists)")
 
 
 def test_make_key_writes_a_key(helix: Command, tmp_path: Path) -> None:

@@ -32,13 +32,13 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     make_key_file(path)
     before = path.read_bytes()
 
-    with pytest.raises(InputError, match=r"cluster\.key: cannot be made \(File exists\)"):
+    with pytest.raises(InputError, match=r"cluster\.key: cannot be written \(File exists\)"):
         make_key_file(path)
     assert path.read_bytes() == before
 
 
 def test_a_key_in_a_folder_that_is_not_there_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be made \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"cannot be written \(No such file or directory\)"):
         make_key_file(tmp_path / "nowhere" / "cluster.key")
 
 
@@ -48,7 +48,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> Non
     make_key_file(path)
     path.chmod(mode)
 
-    with pytest.raises(InputError, match=f"others can read this key; run: chmod 600 {path}"):
+    with pytest.raises(InputError, match=f"other users can read this key; run: chmod 600 {path}"):
         load_key_file(path)
 
 
