@@ -1,6 +1,6 @@
-"""What a driver is told to do: one JSON object, read by ``python -m helixbench.reference_server.jobs.driver``.
+"""The job file of a driver: one JSON object, read by ``python -m helixbench.reference_server.jobs.driver``.
 
-The driver is the process that acts as the coordinator, inside the coordinator's namespace of a testbed.
+The driver is the process that acts as the coordinator, in the coordinator's namespace of a testbed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ class ProfileJob(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
     config: ProfileConfig
 
 
-class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
-    """Serve a plan under closed-loop load, and write the run log.
+class _PlanJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What running a plan takes. With ``allow_stale`` also where the profile was made on something else."""
 
-    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``. ``command`` is the user's.
-    ``allow_stale``: also where the profile was made on another device, version or model.
-    """
-
-    command: str
     plan: Path
     model: str
     addresses: dict[str, str]
     key_file: Path
     testbed: str
+    allow_stale: bool = False
+
+
+class BenchJob(_PlanJob, frozen=True, kw_only=True, tag="bench"):
+    """Run a plan under closed-loop load and write the run log.
+
+    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``. ``command`` is the user's.
+    """
+
+    command: str
     output: Path
     workload: Workload
     concurrency: int
@@ -42,21 +47,14 @@ class BenchJob(msgspec.Struct, frozen=True, kw_only=True, tag="bench"):
     seed: int
     num_requests: int | None = None
     duration_s: float | None = None
-    allow_stale: bool = False
 
 
-class ServeJob(msgspec.Struct, frozen=True, kw_only=True, tag="serve"):
+class ServeJob(_PlanJob, frozen=True, kw_only=True, tag="serve"):
     """Serve a plan over HTTP on a socket that is already listening, given by its file descriptor."""
 
-    plan: Path
-    model: str
-    addresses: dict[str, str]
-    key_file: Path
-    testbed: str
     socket_fd: int
     url: str
     http: HttpOptions
-    allow_stale: bool = False
 
 
 Job: TypeAlias = ProfileJob | BenchJob | ServeJob

@@ -1,4 +1,4 @@
-"""What every process that does a job as the coordinator has in common: signals, errors, exit codes."""
+"""Signals, errors and exit codes of the process that does a job as the coordinator."""
 
 from __future__ import annotations
 
@@ -14,26 +14,21 @@ INTERRUPTED = 130
 
 
 class Interrupted:
-    """Whether SIGINT or SIGTERM came since this was made; a second one ends the job at once.
+    """Whether SIGINT or SIGTERM came since this was made; a second one raises ``KeyboardInterrupt``."""
 
-    ``on_first`` is called when the first one comes.
-    """
-
-    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.is_set = False
-        self._on_first = on_first
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal handlers are called
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signature of signal handlers
         if self.is_set:
             raise KeyboardInterrupt
         self.is_set = True
-        self._on_first()
 
 
 def do_job(work: Callable[[Reporter], object]) -> int:
-    """Do it with its progress shown; the exit code. An error is one message on stderr."""
+    """Do the work with its progress shown and return the exit code; an error is one message on stderr."""
     try:
         with Reporter() as reporter:
             work(reporter)
