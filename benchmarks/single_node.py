@@ -133,7 +133,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "helixbench.reference_server.node.agent",
+            "helixbench.reference_server.launch.agent",
             "--listen",
             "127.0.0.1:0",
             "--key",

@@ -14,13 +14,22 @@ _PLAIN_EVERY_S = 10.0
 
 
 class Reporter:
-    """One bar per name. Use as a context manager; ``update`` is cheap to call often."""
+    """One bar per name. Use as a context manager; ``update`` is cheap to call often.
 
-    def __init__(self) -> None:
+    Args:
+        auto_refresh: redraw in a thread. Without it bars are drawn by ``update`` alone, so that none is drawn while
+            something is timed.
+    """
+
+    def __init__(self, *, auto_refresh: bool = True) -> None:
         self._console = Console(file=sys.stderr)
         columns = (TextColumn("  {task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
         self._bars = Progress(
-            *columns, TimeElapsedColumn(), console=self._console, disable=not self._console.is_terminal
+            *columns,
+            TimeElapsedColumn(),
+            console=self._console,
+            auto_refresh=auto_refresh,
+            disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}  # name -> its bar
         self._finished: set[str] = set()
@@ -40,7 +49,7 @@ class Reporter:
         if not self._bars.disable:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name)
-            self._bars.update(self._tasks[name], completed=done, total=total)
+            self._bars.update(self._tasks[name], completed=done, total=total, refresh=not self._bars.live.auto_refresh)
             return
         now = time.monotonic()
         is_news = done >= total and name not in self._finished

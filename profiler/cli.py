@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-DEFAULT_COMMAND = "measure"
-
-
-class MeasureUnlessNamed(TyperGroup):
-    """A group in which options without a subcommand before them are those of ``measure``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # the Context of typer's own copy of click
-        """``profile --model M ...`` as ``profile measure --model M ...``."""
-        if args and args[0].startswith("-") and args[0] not in self.get_help_option_names(ctx):
-            args = [DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args)
+from helixbench.options import AsJson, print_record
 
 
 def profile_commands() -> typer.Typer:
-    """A fresh group for ``profile``; packages that can do more with running nodes add to it before they mount it."""
-    group = typer.Typer(
-        cls=MeasureUnlessNamed,
-        help="What can this hardware do? Without a subcommand: measure nodes and links.",
-        no_args_is_help=True,
-    )
+    """A fresh group for ``profile``; the server, which has the nodes, adds what it does without a subcommand."""
+    group = typer.Typer(no_args_is_help=True)
     group.command("import")(import_tables)
     return group
 
@@ -42,12 +27,12 @@ def import_tables(
     workspace_bytes: Annotated[
         float, typer.Option(help="of that, what is neither weights nor KV cache: CUDA context, activations")
     ] = 3e9,
-    as_json: Annotated[bool, typer.Option("--json", help="print the cluster as JSON on stdout")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Give each node a cost fitted to others' timings of one layer (rows `tokens,ms`) instead of its capacity table."""
     from helixbench.profiler.cluster import ClusterProfile
     from helixbench.profiler.import_tables import with_imported_costs
-    from helixbench.records import encode_record, load_record, save_record
+    from helixbench.records import load_record, save_record
 
     imported = with_imported_costs(
         load_record(cluster, ClusterProfile),
@@ -59,7 +44,7 @@ def import_tables(
     save_record(output, imported)
     where = sys.stderr if as_json else sys.stdout
     if as_json:
-        sys.stdout.write(encode_record(imported).decode())
+        print_record(imported)
     for name, (cost, used_bytes) in {
         node.device.name: (node.cost, node.device.memory_bytes) for node in imported.nodes
     }.items():

@@ -20,7 +20,7 @@ from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResu
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, decode_job
 from helixbench.reference_server.jobs.process import Interrupted, do_job
-from helixbench.reference_server.profiling.cluster import profile_cluster, profile_network
+from helixbench.reference_server.profiling.cluster import profile_cluster
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
@@ -86,8 +86,7 @@ def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | S
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:
     """Profile the cluster, or its network alone, into the job's output file."""
-    profile = profile_network if job.config.is_network_only else profile_cluster
-    profile(job.config, load_key_file(job.config.key_file), reporter)
+    profile_cluster(job.config, load_key_file(job.config.key_file), reporter)
 
 
 def run_bench_job(job: BenchJob, reporter: Reporter) -> None:

@@ -1,16 +1,15 @@
-"""The process on a node: describes itself, measures itself, holds a layer range and serves it, all in one loop."""
+"""The loop of one node: describes itself, loads a layer range and serves it, and takes commands in between."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import logging
 import math
-import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 import torch
@@ -22,10 +21,8 @@ from helixbench.profiler.machine import library_versions, machine_facts
 from helixbench.profiler.measure.memory import out_of_memory_is
 from helixbench.profiler.model.dtypes import torch_dtype
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import Stage, preload
+from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
-from helixbench.reference_server.profiling import links as link_probe
-from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.testbed.cpu import available_cpus, use_cpus
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import (
@@ -38,12 +35,9 @@ from helixbench.reference_server.wire.messages import (
     Echo,
     Echoed,
     Failed,
-    IperfServe,
     LinkCounters,
     Load,
     Loaded,
-    MeasureFlows,
-    MeasureLink,
     Profile,
     ReadCounters,
     Sampled,
@@ -57,6 +51,9 @@ from helixbench.solver.scheduling.history import HistoryKeeper
 _log = logging.getLogger(__name__)
 _IDLE_POLL_MS = 1_000
 MAX_ECHO_BYTES = 1 << 24
+
+
+Handler: TypeAlias = Callable[["Agent", Any], Answer]
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,9 +71,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agent:
-    """One node's loop: take what came, run an iteration, send what it gave."""
+    """One node's loop: receive, run an iteration, send its result.
 
-    def __init__(self, config: AgentConfig) -> None:
+    Args:
+        config: device and address.
+        handlers: commands beyond those of serving (to profile the node), each with the function that answers it.
+    """
+
+    def __init__(self, config: AgentConfig, handlers: Mapping[type[Command], Handler] | None = None) -> None:
         self.torch_device = _torch_device(config.device)
         self.device = describe_device(config.device, memory_bytes=config.memory_bytes)
         self.transport = Transport(load_key_file(config.key))
@@ -94,16 +96,12 @@ class Agent:
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
         self._stopped = False
-        self._iperf = link_probe.IperfServers()
         self._handlers: dict[type[Command], Callable[..., Answer]] = {
             Describe: self._describe,
             Load: self.load,
-            Profile: self._profile,
             ReadCounters: self._counters,
-            IperfServe: lambda command: self._iperf.serve(command.count),
-            MeasureLink: lambda command: link_probe.measure_link(self.transport, command),
-            MeasureFlows: link_probe.measure_flows,
             Shutdown: self._shutdown,
+            **{kind: functools.partial(handler, self) for kind, handler in (handlers or {}).items()},
         }
 
     def serve(self) -> None:
@@ -120,7 +118,6 @@ class Agent:
 
     def close(self) -> None:
         """Close all sockets."""
-        self._iperf.close()
         self.transport.close()
 
     def turn(self, timeout_ms: int) -> bool:
@@ -271,6 +268,8 @@ class Agent:
             else:
                 if isinstance(command, Load | Profile):
                     self._controller = identity
+                if type(command) not in self._handlers:
+                    raise MeasurementError(f"this agent does not take the command {type(command).__name__}")
                 self.tell(identity, self._handlers[type(command)](command))
         except HelixbenchError as error:
             self._fail(identity, error)
@@ -302,9 +301,6 @@ class Agent:
 
     def _describe(self, _: Describe) -> Description:
         return Description(device=self.device, versions=library_versions(), machine=machine_facts())
-
-    def _profile(self, command: Profile) -> Answer:
-        return self_profile.profile(self, command)
 
     def _counters(self, _: ReadCounters) -> Counters:
         if self._runtime is None:
@@ -347,27 +343,3 @@ def use_processors(config: AgentConfig) -> None:
     """
     use_cpus(config.cpus)
     torch.set_num_threads(config.threads or max(1, int(available_cpus())))
-
-
-def run_agent(config: AgentConfig) -> None:
-    """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; the address goes to stdout as one JSON line when it listens."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    use_processors(config)
-    preload()
-    agent = Agent(config)
-    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
-    print(json.dumps({"listening": agent.address}), flush=True)
-    try:
-        agent.serve()
-    except KeyboardInterrupt:
-        _log.info("interrupted")
-    finally:
-        agent.close()
-
-
-if __name__ == "__main__":
-    import typer
-
-    from helixbench.reference_server.cli import agent
-
-    typer.run(agent)

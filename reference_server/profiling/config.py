@@ -24,12 +24,11 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure, and how long.
+    """A profile of a cluster, or with ``is_network_only`` of its links and NICs.
 
-    ``limited_nics`` are nodes (or the coordinator) whose network card the testbed limits: where a node's links could
-    not be measured at once, the best of them is what such a card carries. ``testbed`` is the line that says what the
-    testbed isolates, ``command`` the user's. ``regions`` maps nodes to the place that shares fast links, where the
-    testbed names one.
+    ``compute_of`` is the profile whose compute is then kept. ``limited_nics`` are nodes (or the coordinator) whose NIC
+    the testbed limits: where a node's links could not be measured at once, the best of them stands for it. ``testbed``
+    is the line on what the testbed isolates, ``command`` the user's. ``regions`` maps nodes to the testbed's regions.
     """
 
     model: str
@@ -47,3 +46,18 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkConfig = NetworkConfig()
     is_network_only: bool = False
     compute_of: Path | None = None
+
+
+class NodeProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A profile of this machine's own device. ``threads`` as in ``AgentConfig``; ``command`` is the user's."""
+
+    model: str
+    dtype: str
+    name: str
+    device: str = "cpu"
+    memory_bytes: float | None = None
+    threads: int | None = None
+    max_batch_tokens: int = 128
+    max_context_tokens: int = 512
+    budget_s: float = 100.0
+    command: str = ""

@@ -1,12 +1,11 @@
-"""What the coordinator itself costs: its time per message, per token and per request, on its own sockets."""
+"""Measure the coordinator's own time per message, per token and per request, on its own sockets."""
 
 from __future__ import annotations
 
 import statistics
 import time
 
-import msgspec
-
+from helixbench.profiler.cluster import Coordinator as CoordinatorCost
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey
@@ -24,20 +23,15 @@ _PAUSE_S = 0.002  # between steps: what is wanted is the time of a step, not of 
 _WAIT_MS = 10_000
 
 
-class CoordinatorTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds per message from a node, per token in it, and per request that ends and lets another one in."""
+def measure_coordinator(key: ClusterKey) -> CoordinatorCost:
+    """Time per message, per token and per request: medians of the engine's own step with a node that answers at once.
 
-    message_s: float
-    token_s: float
-    request_s: float
-
-
-def measure_coordinator(key: ClusterKey) -> CoordinatorTimes:
-    """Median times of the engine's own step, with a node that answers at once (its time is not counted)."""
+    The node's time is not counted.
+    """
     small, large = (_step_s(key, batch=batch, max_tokens=10 * _ROUNDS) for batch in _BATCHES)
     token_s = max(0.0, large - small) / (_BATCHES[1] - _BATCHES[0])
     ending = _step_s(key, batch=_BATCHES[1], max_tokens=1)
-    return CoordinatorTimes(
+    return CoordinatorCost(
         message_s=max(0.0, small - token_s), token_s=token_s, request_s=max(0.0, ending - large) / _BATCHES[1]
     )
 

@@ -1,4 +1,4 @@
-"""Profile this machine's own device: an agent in this process measures itself, as a cluster's agents do."""
+"""Profile this machine's own device: an agent in this process measures itself, as those of a cluster do."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 import msgspec
 
 from helixbench.errors import InputError
-from helixbench.profiler.cluster import ClusterProfile, Node
-from helixbench.profiler.cost.fit import fit_cost
-from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
+from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.machine import library_versions
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, Block, least_seconds
 from helixbench.profiler.model.files import ModelFiles
@@ -22,23 +20,10 @@ from helixbench.profiler.staleness import identity_of
 from helixbench.records import load_record, provenance_now, save_record
 from helixbench.reference_server.node.agent import Agent, AgentConfig, use_processors
 from helixbench.reference_server.profiling import node as self_profile
+from helixbench.reference_server.profiling.cluster import fitted_node, profile_command
+from helixbench.reference_server.profiling.config import NodeProfileConfig
 from helixbench.reference_server.wire.keys import make_key_file
 from helixbench.reference_server.wire.messages import Profile
-
-
-class NodeProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure, where. ``threads`` as in ``AgentConfig``; ``command`` is the user's."""
-
-    model: str
-    dtype: str
-    name: str
-    device: str = "cpu"
-    memory_bytes: float | None = None
-    threads: int | None = None
-    max_batch_tokens: int = 128
-    max_context_tokens: int = 512
-    budget_s: float = 100.0
-    command: str = ""
 
 
 class PartialProfile(
@@ -49,16 +34,16 @@ class PartialProfile(
     tag_field="schema",
     tag="helixbench.partial-profile/3",
 ):
-    """Blocks of an interrupted run. ``made_of`` is what has to be the same for them to count."""
+    """Blocks of an interrupted run, valid for another run with the same ``made_of``."""
 
     made_of: dict[str, str]
     blocks: tuple[Block, ...]
 
 
 class NodeTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """What measuring would take. ``least_s`` is for the first rounds; noisy points use up the budget.
+    """Predicted time of a profile: ``prepare_s`` to load, ``least_s`` for the first rounds.
 
-    ``prepare_s`` goes before them: loading.
+    Noisy points then use up the budget.
     """
 
     num_points: int
@@ -77,16 +62,16 @@ def profile_node(
     resume: bool,
     on_block: Callable[[int, int], None] = lambda _done, _expected: None,
 ) -> ClusterProfile:
-    """Measure the device: a cluster of one node, without links.
+    """Profile the device as a cluster of one node without links.
 
     Args:
         config: what to measure.
-        partial: where blocks are kept after each round; removed at the end.
-        resume: start with the blocks kept there.
-        on_block: told (blocks done, expected).
+        partial: file that keeps the blocks after each round; removed at the end.
+        resume: start with the blocks in that file.
+        on_block: called with (blocks done, expected).
 
     Raises:
-        InputError: the model cannot be profiled here, or what is to be resumed was another run.
+        InputError: the model cannot be profiled here, or the blocks are of another run.
         MeasurementError: a number could not be measured.
     """
     with agent_here(config) as (agent, command, files):
@@ -99,21 +84,7 @@ def profile_node(
             on_round=lambda blocks: save_record(partial, PartialProfile(made_of=made_of, blocks=blocks)),
         )
         device = agent.device
-    cost = fit_cost(
-        measured.samples,
-        workspace_bytes=measured.workspace_bytes,
-        max_batch_tokens=config.max_batch_tokens,
-        source=measured.source,
-        gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
-        has_tiles=device.kind == "cuda",
-    )
-    node = Node(
-        name=config.name,
-        device=device,
-        max_layers=measured.max_layers,
-        versions=library_versions(),
-        cost=msgspec.structs.replace(cost, quality=measured.quality),
-    )
+    node = fitted_node(config.name, device, library_versions(), measured, config)
     partial.unlink(missing_ok=True)
     return ClusterProfile(
         model=files.facts(dtype=config.dtype),
@@ -123,7 +94,7 @@ def profile_node(
 
 
 def plan_node(config: NodeProfileConfig) -> NodeTimes:
-    """How much would be measured and about how long it takes, from a few iterations of a small and a large batch.
+    """Predict size and time of a profile from a few iterations of a small and a large batch.
 
     Raises:
         InputError: the model cannot be profiled here.
@@ -153,17 +124,10 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
 
 @contextlib.contextmanager
 def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, ModelFiles]]:
-    """An agent as ``helixbench agent`` starts it, in this process, and what it is to measure."""
+    """An agent in this process, as ``helixbench agent`` starts it, with the command to profile itself."""
     preload()
     files = ModelFiles(config.model)
-    command = Profile(
-        model=str(files.directory),
-        model_digest=files.digest(),
-        dtype=config.dtype,
-        max_batch_tokens=config.max_batch_tokens,
-        max_context_tokens=config.max_context_tokens,
-        budget_s=config.budget_s,
-    )
+    command = profile_command(files, config)
     with tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
         key = Path(folder) / "cluster.key"
         make_key_file(key)
@@ -183,7 +147,7 @@ def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, Mode
 
 
 def _made_of(agent: Agent, command: Profile) -> dict[str, str]:
-    """What two parts of one profile have in common; the budget may differ."""
+    """What two runs must share to be parts of one profile; the budget may differ."""
     options = {
         "model": command.model_digest,
         "dtype": command.dtype,
@@ -196,19 +160,19 @@ def _made_of(agent: Agent, command: Profile) -> dict[str, str]:
 
 
 def _kept(partial: Path, made_of: dict[str, str]) -> PartialProfile:
-    """What was kept there, checked to be of the same profile.
+    """The blocks of an interrupted run of the same profile.
 
     Raises:
-        InputError: it is not.
+        InputError: there are none, or they are of another profile.
     """
     if not partial.exists():
         raise InputError(f"{partial}: nothing to resume; leave out --resume")
     kept = load_record(partial, PartialProfile)
     differing = [
-        f"{name}: {kept.made_of.get(name, 'not said')} then, {made_of.get(name, 'not said')} now"
+        f"{name}: {kept.made_of.get(name, 'not stated')} then, {made_of.get(name, 'not stated')} now"
         for name in sorted(kept.made_of.keys() | made_of.keys())
         if kept.made_of.get(name) != made_of.get(name)
     ]
     if differing:
-        raise InputError(f"{partial}: begun as another profile ({'; '.join(differing)}); leave out --resume")
+        raise InputError(f"{partial}: is of another profile ({'; '.join(differing)}); leave out --resume")
     return kept

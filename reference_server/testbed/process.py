@@ -39,7 +39,7 @@ AgentArgv = Callable[[AgentOptions], Sequence[str]]
 
 def agent_argv(options: AgentOptions) -> list[str]:
     """Command line of the agent."""
-    argv = [sys.executable, "-m", "helixbench.reference_server.node.agent", "--listen", options.listen]
+    argv = [sys.executable, "-m", "helixbench.reference_server.launch.agent", "--listen", options.listen]
     argv += ["--key", str(options.key_file), "--memory", str(options.memory_bytes), "--device", options.device]
     argv += ["--threads", str(options.threads)]
     if options.cpus:

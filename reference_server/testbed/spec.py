@@ -68,6 +68,12 @@ class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
         return local | {node.name: node.region for node in self.remote_nodes if node.region}
 
     @property
+    def limited_nics(self) -> tuple[str, ...]:
+        """Nodes, and the coordinator, whose NIC the testbed limits."""
+        nodes = tuple(node.name for node in self.local_nodes if node.bandwidth_bytes_per_s is not None)
+        return nodes if self.coordinator_bandwidth_bytes_per_s is None else (*nodes, COORDINATOR)
+
+    @property
     def has_bandwidth_limits(self) -> bool:
         """Whether any network card or link is to be limited."""
         cards = [self.coordinator_bandwidth_bytes_per_s, *(node.bandwidth_bytes_per_s for node in self.local_nodes)]

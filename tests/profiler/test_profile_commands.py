@@ -1,4 +1,4 @@
-"""``helixbench profile``: options alone measure; ``import`` fits others' tables."""
+"""``helixbench profile import``: costs fitted to others' tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from helixbench.errors import InputError
-from helixbench.profiler.cli import DEFAULT_COMMAND, profile_commands
+from helixbench.profiler.cli import profile_commands
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink, Device, ModelFacts, Node
 from helixbench.records import decode_record, load_record, save_record
 
@@ -25,16 +25,12 @@ MODEL = ModelFacts(
 
 @pytest.fixture
 def app() -> typer.Typer:
-    made, group = typer.Typer(), profile_commands()
+    made = typer.Typer()
 
     @made.callback()
     def root() -> None: ...
 
-    @group.command(DEFAULT_COMMAND)
-    def measure(model: str = typer.Option(...)) -> None:
-        print(f"measured {model}")
-
-    made.add_typer(group, name="profile")
+    made.add_typer(profile_commands(), name="profile")
     return made
 
 
@@ -59,18 +55,7 @@ def write_tables(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("arguments", [["--model", "m"], ["measure", "--model", "m"], ["--model=m"]])
-def test_options_without_a_subcommand_measure(app: typer.Typer, arguments: list[str]) -> None:
-    result = CliRunner().invoke(app, ["profile", *arguments])
-    assert result.exit_code == 0, result.output
-    assert result.stdout == "measured m\n"
-
-
-def test_help_lists_the_subcommands_and_an_unknown_one_is_wrong_usage(app: typer.Typer) -> None:
-    shown = CliRunner().invoke(app, ["profile", "--help"])
-    assert shown.exit_code == 0
-    assert "import" in shown.stdout
-    assert "measure" in shown.stdout
+def test_an_unknown_subcommand_is_wrong_usage(app: typer.Typer) -> None:
     assert CliRunner().invoke(app, ["profile", "guess"]).exit_code == 2
 
 

@@ -47,7 +47,8 @@ def _forks() -> ForkServerContext:
 
 
 def _run_agent(key_file: Path, out: Path, log: Path, memory_bytes: int) -> None:
-    from helixbench.reference_server.node.agent import AgentConfig, run_agent
+    from helixbench.reference_server.launch.agent import run_agent
+    from helixbench.reference_server.node.agent import AgentConfig
 
     for path, descriptor in ((out, 1), (log, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)

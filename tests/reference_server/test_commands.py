@@ -16,6 +16,7 @@ import pytest
 from helixbench import __main__ as front_door
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Device, Node
 from helixbench.records import decode_record, encode_record, load_record, save_record
+from helixbench.reference_server.commands.nodes import nodes_of_options
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.solver.problem.plan import Plan
@@ -155,6 +156,42 @@ def test_profile_refuses_what_it_cannot_run_before_it_starts_anything(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["-o", "c.json"], "--model is missing"),
+        (["--model", "m"], "--output is missing"),
+        (["--model", "m", "-o", "c.json", "--resume"], "--resume: goes with --device"),
+        (["--model", "m", "-o", "c.json", "--device", "cpu", "--testbed", "t"], "--testbed: does not go with --device"),
+        (["--model", "m", "-o", "c.json", "--device", "cpu", "--only", "network"], "--only: does not go with --device"),
+        (["--model", "m", "-o", "c.json", "--compute-of", "b.json"], "--compute-of: goes with --only network"),
+    ],
+)
+def test_profile_refuses_options_that_do_not_go_together(helix: Command, options: list[str], part: str) -> None:
+    refused(helix("profile", *options), part)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--agent", "a=h:1"], "--agent: give --key FILE with it"),
+        (["--agent", "a=h:1", "--key", "k", "--testbed", "t"], "and no --testbed"),
+        (["--key", "k"], "--key: belongs to --agent"),
+        (["--agent", "a=h:1", "--key", "/nowhere/k"], "no such file"),
+    ],
+)
+def test_nodes_are_of_a_testbed_or_of_agents(
+    helix: Command, plan: Path, model_dir: ModelDir, options: list[str], part: str
+) -> None:
+    refused(helix("bench", plan, "--model", model_dir("test-llama"), "-o", "run.json", *options), part)
+
+
+def test_agents_that_run_are_a_testbed_of_addresses(running: RunningAgents) -> None:
+    spec = nodes_of_options(None, ["a=10.0.0.1:5", "b=10.0.0.2:5"], running.key_file)
+    assert [(node.name, node.address) for node in spec.remote_nodes] == [("a", "10.0.0.1:5"), ("b", "10.0.0.2:5")]
+    assert spec.key_file == running.key_file
+
+
 def test_serve_says_when_its_port_is_taken(helix: Command, plan: Path, model_dir: ModelDir) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -238,7 +275,8 @@ def test_the_network_alone_is_profiled_and_takes_the_compute_of_a_profile(
 ) -> None:
     few = RunningAgents(dict(list(running.addresses.items())[:1]), running.key_file)
     (name,) = few.addresses
-    options = ["--model", model_dir("test-llama"), "--testbed", address_testbed(few, tmp_path), "--only", "network"]
+    agent = ["--agent", f"{name}={few.addresses[name]}", "--key", few.key_file]
+    options = ["--model", model_dir("test-llama"), *agent, "--only", "network"]
 
     done = in_own_process("profile", *options, "-o", "links.json", "--json", folder=tmp_path)
 

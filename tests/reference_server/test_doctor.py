@@ -15,7 +15,7 @@ from helixbench.errors import InputError
 from helixbench.profiler.device import Facts
 from helixbench.records import decode_record
 from helixbench.reference_server import doctor
-from helixbench.reference_server.cli import doctor as command
+from helixbench.reference_server.commands.doctor import doctor as command
 from helixbench.reference_server.doctor import EVERYWHERE, HERE, Diagnosis, diagnose_agents, diagnose_here
 from helixbench.reference_server.wire.keys import make_key_file
 from tests.reference_server.test_fitness import HEALTHY

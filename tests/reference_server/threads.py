@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from helixbench.reference_server.launch.agent import profiling_handlers
 from helixbench.reference_server.node.agent import Agent, AgentConfig
+from helixbench.reference_server.profiling.links import IperfServers
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import Done, Shutdown, decode_answer
 from helixbench.reference_server.wire.transport import Transport, send
@@ -22,9 +24,10 @@ def agent_in_thread(key_file: Path, *, memory_bytes: float = MEMORY_BYTES) -> It
     """An agent that serves until the block ends."""
     config = AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes)
     made: queue.Queue[Agent] = queue.Queue()
+    servers = IperfServers()
 
     def run() -> None:
-        made.put(own := Agent(config))
+        made.put(own := Agent(config, profiling_handlers(servers)))
         own.serve()
 
     thread = threading.Thread(target=run)
@@ -39,6 +42,7 @@ def agent_in_thread(key_file: Path, *, memory_bytes: float = MEMORY_BYTES) -> It
         ended = farewell.poll(END_MS) and isinstance(decode_answer(farewell.recv_multipart()[0]), Done)
         transport.close()
         thread.join()
+        servers.close()
         agent.close()
         assert ended, "the agent did not end when it was told to"
 

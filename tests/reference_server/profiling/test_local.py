@@ -18,7 +18,8 @@ from helixbench.profiler.measure.sampler import MIN_ROUNDS, least_seconds
 from helixbench.records import load_record, save_record
 from helixbench.reference_server.profiling import local as module
 from helixbench.reference_server.profiling import node as self_profile
-from helixbench.reference_server.profiling.local import NodeProfileConfig, PartialProfile, plan_node, profile_node
+from helixbench.reference_server.profiling.config import NodeProfileConfig
+from helixbench.reference_server.profiling.local import PartialProfile, plan_node, profile_node
 from tests.conftest import ModelDir
 
 
@@ -42,7 +43,7 @@ def config(model_dir: ModelDir) -> NodeProfileConfig:
         max_batch_tokens=16,
         max_context_tokens=64,
         budget_s=0.0,
-        command="helixbench profile node",
+        command="helixbench profile --device cpu",
     )
 
 
@@ -71,7 +72,7 @@ def test_a_node_is_a_cluster_of_one_without_links(config: NodeProfileConfig, tmp
     assert node.cost.quality.memory.kv_bytes_per_token_per_layer == made.model.kv_bytes_per_token_per_layer
     assert len(node.cost.quality.drift) == 1
     assert {"torch", "transformers", "helixbench"} <= node.versions.keys()
-    assert made.provenance.command == "helixbench profile node"
+    assert made.provenance.command == "helixbench profile --device cpu"
     assert not partial.exists()
 
 
@@ -150,7 +151,7 @@ def test_another_runs_blocks_are_refused(config: NodeProfileConfig, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         profile_node(config, partial=partial, resume=False, on_block=Interrupt(80))
     other = msgspec.structs.replace(config, max_context_tokens=32)
-    with pytest.raises(InputError, match=r"begun as another profile .longest context: 64 then, 32 now"):
+    with pytest.raises(InputError, match=r"is of another profile .longest context: 64 then, 32 now"):
         profile_node(other, partial=partial, resume=True)
 
 
@@ -173,14 +174,25 @@ def test_time_of_the_rounds_is_that_of_their_blocks(monkeypatch: pytest.MonkeyPa
 
 def test_the_command_writes_a_profile_and_prints_it(config: NodeProfileConfig, tmp_path: Path) -> None:
     output = tmp_path / "node.json"
-    options = ["--model", config.model, "--memory", "100MB", "--max-batch-tokens", "16", "--max-context-tokens", "64"]
-    run = CliRunner().invoke(app, ["profile", "node", *options, "--budget-s", "0", "-o", str(output)])
+    options = [
+        "--device",
+        "cpu",
+        "--model",
+        config.model,
+        "--memory",
+        "100MB",
+        "--max-batch-tokens",
+        "16",
+        "--max-context-tokens",
+        "64",
+    ]
+    run = CliRunner().invoke(app, ["profile", *options, "--budget-s", "0", "-o", str(output)])
 
     assert run.exit_code == 0, run.output
     assert "held-out error" in run.stdout
     assert load_record(output, ClusterProfile).nodes[0].device.memory_bytes == 1e8
 
-    planned = CliRunner().invoke(app, ["profile", "node", *options, "--plan-only", "--json"])
+    planned = CliRunner().invoke(app, ["profile", *options, "--plan-only", "--json"])
     assert json.loads(planned.stdout)["num_layers"] == 4
 
 
@@ -190,6 +202,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch.setattr(module, "profile_node", lambda *_, **__: pytest.fail("measured"))
     (tmp_path / "file").touch()
     for output in (tmp_path / "file" / "node.json", tmp_path):
-        run = CliRunner().invoke(app, ["profile", "node", "--model", config.model, "-o", str(output)])
+        run = CliRunner().invoke(app, ["profile", "--device", "cpu", "--model", config.model, "-o", str(output)])
         assert isinstance(run.exception, InputError), run.output
         assert f"{output}: cannot be written" in str(run.exception)

@@ -1,0 +1,101 @@
+"""Options that name the nodes of a command, and the job that it runs on them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from helixbench.errors import InputError
+from helixbench.options import note
+
+if TYPE_CHECKING:
+    from helixbench.reference_server.jobs.job import Job
+    from helixbench.reference_server.testbed.spec import TestbedSpec
+    from helixbench.reference_server.testbed.testbed import Testbed
+
+TestbedFile = Annotated[Path | None, typer.Option("--testbed", help="testbed TOML; default: the demo's four nodes")]
+RunningAgents = Annotated[
+    list[str] | None, typer.Option("--agent", help="NAME=HOST:PORT of a running agent, repeated for each; with --key")
+]
+AllowStale = Annotated[
+    bool, typer.Option("--allow-stale", help="also where the profile was made on another device, version or model")
+]
+AgentsKey = Annotated[Path | None, typer.Option("--key", help="the key that those agents were started with")]
+
+
+def nodes_of_options(testbed: Path | None, agents: list[str] | None, key: Path | None) -> TestbedSpec:
+    """The testbed of a file, of agents that run already, or of the demo.
+
+    Raises:
+        InputError: options that exclude each other, or an invalid testbed.
+    """
+    from importlib import resources
+
+    from helixbench.reference_server.testbed.spec import load_testbed, testbed_from_tree
+
+    if not agents:
+        if key is not None:
+            raise InputError("--key: belongs to --agent NAME=HOST:PORT; a testbed file names its key itself")
+        demo = resources.files("helixbench.reference_server.testbed") / "demo.toml"
+        return load_testbed(testbed or Path(str(demo)))
+    if testbed is not None or key is None:
+        raise InputError("--agent: give --key FILE with it, and no --testbed")
+    nodes = [{"name": name, "address": address} for name, address in agent_addresses(agents).items()]
+    return testbed_from_tree({"node": nodes, "key": str(key.resolve())}, origin="--agent", folder=Path.cwd())
+
+
+def agent_addresses(texts: list[str]) -> dict[str, str]:
+    """Node -> address, from ``NAME=HOST:PORT`` texts.
+
+    Raises:
+        InputError: another form, or a duplicate name.
+    """
+    from helixbench.reference_server.wire.transport import require_address
+
+    addresses: dict[str, str] = {}
+    for text in texts:
+        name, _, address = text.partition("=")
+        try:
+            require_address(address)
+        except ValueError as error:
+            raise InputError(f"--agent {text}: need NAME=HOST:PORT ({error})") from error
+        if not name or name in addresses:
+            raise InputError(f"--agent {text}: {'duplicate name ' + repr(name) if name else 'need NAME=HOST:PORT'}")
+        addresses[name] = address
+    return addresses
+
+
+def run_job(
+    spec: TestbedSpec, job_of: Callable[[Testbed], Job], *, log_dir: Path, pass_fds: tuple[int, ...] = ()
+) -> None:
+    """Start the testbed and let its driver do the job; exit with the driver's code unless that is 0."""
+    from helixbench.reference_server.jobs.job import encode_job
+    from helixbench.reference_server.testbed.testbed import start_testbed
+
+    with start_testbed(spec, log_dir=log_dir) as bed, tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
+        note(f"  testbed: {bed.description}")
+        job_file = Path(folder) / "job.json"
+        job_file.write_bytes(encode_job(job_of(bed)))
+        driver = [sys.executable, "-m", "helixbench.reference_server.jobs.driver", str(job_file)]
+        code = bed.run_driver(driver, pass_fds)
+        if code != 0:
+            bed.check()
+            raise typer.Exit(code)
+
+
+def show_written(output: Path, *, as_json: bool) -> None:
+    """The record that a job wrote, or where it is."""
+    if as_json:
+        sys.stdout.write(output.read_text(encoding="utf-8"))
+    else:
+        print(f"{output} written; see it with: helixbench report {output}")
+
+
+def logs_beside(output: Path) -> Path:
+    """Folder of the agents' logs."""
+    return output.resolve().parent / "logs"

@@ -1,0 +1,108 @@
+"""The command ``serve``: a plan behind an OpenAI-compatible HTTP API."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from helixbench.errors import InputError
+from helixbench.options import ModelDirectory
+from helixbench.reference_server.commands.nodes import (
+    AgentsKey,
+    AllowStale,
+    RunningAgents,
+    TestbedFile,
+    nodes_of_options,
+    run_job,
+)
+from helixbench.reference_server.http.options import HttpOptions
+
+if TYPE_CHECKING:
+    from helixbench.reference_server.jobs.job import Job
+    from helixbench.reference_server.testbed.testbed import Testbed
+
+_HTTP = HttpOptions()
+
+
+def serve(
+    plan: Annotated[Path, typer.Argument(help="the plan to serve")],
+    model: ModelDirectory,
+    testbed: TestbedFile = None,
+    agent: RunningAgents = None,
+    key: AgentsKey = None,
+    host: Annotated[str, typer.Option(help="IPv4 or IPv6 address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 for any")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="name that clients ask for, repeatable; default: the hub id or directory")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(envvar="HELIXBENCH_API_KEY", help="require this bearer token; repeatable")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="allow web pages of this origin to call the server (* for any); repeatable")
+    ] = None,
+    max_prompts: Annotated[int, typer.Option(min=1, help="prompts of one request, times its n")] = _HTTP.max_prompts,
+    max_stops: Annotated[int, typer.Option(min=1, help="stop strings of one request")] = _HTTP.max_stops,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="requests that wait for KV slots; more get 429")
+    ] = _HTTP.max_waiting,
+    max_waiting_tokens: Annotated[
+        int, typer.Option(min=1, help="prompt tokens of the requests that wait")
+    ] = _HTTP.max_waiting_tokens,
+    max_connections: Annotated[int, typer.Option(min=1, help="open connections")] = _HTTP.max_connections,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="size of a request's body")] = _HTTP.max_body_bytes,
+    request_timeout_s: Annotated[
+        float, typer.Option("--request-timeout-s", min=0.1, help="time to send a whole request")
+    ] = _HTTP.request_timeout_s,
+    stall_timeout_s: Annotated[
+        float, typer.Option("--stall-timeout-s", min=0.1, help="time that a client may read nothing of its answer")
+    ] = _HTTP.stall_timeout_s,
+    allow_stale: AllowStale = False,
+) -> None:
+    """Serve a plan over an OpenAI-compatible HTTP API."""
+    from helixbench.profiler.model.files import resolve_model
+    from helixbench.records import load_record
+    from helixbench.reference_server.http.connection import open_listener, url_of
+    from helixbench.reference_server.jobs.job import ServeJob
+    from helixbench.solver.problem.plan import Plan
+
+    load_record(plan, Plan)  # refused now rather than once all agents have started
+    spec = nodes_of_options(testbed, agent, key)
+    directory = resolve_model(model)
+    try:
+        options = HttpOptions(
+            model_names=tuple(served_model_name or [directory.name if Path(model).is_dir() else model]),
+            api_keys=tuple(api_key or ()),
+            cors_origins=tuple(cors_origin or ()),
+            max_prompts=max_prompts,
+            max_stops=max_stops,
+            max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
+            max_connections=max_connections,
+            max_body_bytes=max_body_bytes,
+            request_timeout_s=request_timeout_s,
+            stall_timeout_s=stall_timeout_s,
+        )
+    except ValueError as error:
+        raise InputError(f"serve: {error}") from error
+    # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
+    listener = open_listener(host, port)
+    with listener, tempfile.TemporaryDirectory(prefix="helixbench-") as logs:
+
+        def job(bed: Testbed) -> Job:
+            return ServeJob(
+                plan=plan.resolve(),
+                model=str(directory),
+                addresses=dict(bed.addresses),
+                key_file=bed.key_file,
+                testbed=bed.description,
+                socket_fd=listener.fileno(),
+                url=url_of(listener, host),
+                http=options,
+                allow_stale=allow_stale,
+            )
+
+        run_job(spec, job, log_dir=Path(logs), pass_fds=(listener.fileno(),))
