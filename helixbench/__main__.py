@@ -22,7 +22,7 @@ SOLVER = "helixbench.solver.cli"
 # so that `helixbench --help` imports none of those modules; a test compares them.
 COMMANDS = {
     "model": (SERVER, "Make models to try things with."),
-    "profile": (SERVER, "What can this hardware do? Without a subcommand: measure nodes and links."),
+    "profile": (SERVER, "Profile nodes and links into a cluster profile."),
     "cluster": (SOLVER, "Synthetic clusters."),
     "solve": (
         SOLVER,
@@ -38,7 +38,7 @@ COMMANDS = {
         SERVER,
         "Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem.",
     ),
-    "bench": (SERVER, "Serve a plan under closed-loop load and record what it did."),
+    "bench": (SERVER, "Run a plan under closed-loop load and write what was measured."),
     "serve": (SERVER, "Serve a plan over an OpenAI-compatible HTTP API."),
     "report": (REPORTS, "Show a run against its plan; a plan or a cluster as it stands."),
     "compare": (
