@@ -64,7 +64,10 @@ def problem_of(words: list[str], *, is_whole: bool = True) -> str:
     try:
         while hasattr(command, "commands"):
             context = command.make_context(command.name, list(words), parent=context, resilient_parsing=True)
-            _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+            rest = [*context._protected_args, *context.args]
+            if not rest:
+                break
+            _, command, words = command.resolve_command(context, rest)
         if command is None:
             return f"no command {context._protected_args}"
         command.make_context(command.name, list(words), parent=context)
