@@ -1,11 +1,11 @@
-"""What a plan will deliver, by means alone: quick enough to be asked thousands of times in a search.
+"""What a placement is expected to deliver, analytically: fast enough to be asked thousands of times in a search.
 
-A request in flight is always at one hop of its pipeline or on a link, so with ``N`` in flight and one output token each
-time round, ``N / (time round)`` output tokens/s come out (Little's law). Sequences that meet at a node are batched,
+A round is the way of one output token through all stages and back. A request in flight is always somewhere on it, so
+with ``N`` in flight ``N / round_s`` output tokens/s come out (Little's law). Sequences that meet at a node are batched,
 leave together and stay together: nothing in a chain of batching servers parts them but the prompts between them. A
-prompt takes longer through a stage than a token, so whoever catches up with one stays behind it to the end: the time
-round is that of a group that is free up to there, and of a prompt from there on. ``rollout`` follows the groups
-themselves; this stands in for it in the search.
+prompt takes longer through a stage than a token, and whoever catches up with one stays behind it to the end: the round
+takes as long as a group does that is free up to there, and as the prompt does from there on. The simulation
+(``simulated``) has the groups themselves; this stands in for it in the search.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, MeasuredCost
+from helixbench.profiler.cluster import COORDINATOR, MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.solver.problem.capacity import Capacities, RequestMix, admitted_requests
 from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import Expected, LayerRange, LinkFlow
-from helixbench.solver.problem.workload import Workload
+from helixbench.solver.simulation.stage_time import table_round_s
 
 GROUPINGS = 3
-"""How often the number of groups and the time round are worked out, each from the other."""
+"""How often the number of groups and the time of a round are computed, each from the other."""
 
 
 @dataclass(frozen=True)
@@ -34,41 +34,25 @@ class Visit:
     share: float
 
 
-def predict(
-    profile: ClusterProfile,
-    placement: Mapping[str, LayerRange],
-    flows: Sequence[LinkFlow],
-    workload: Workload,
-    concurrency: int | None,
-    *,
-    partial: bool,
-) -> Expected:
-    """Expected throughput and latency.
-
-    Args:
-        profile: the cluster.
-        placement: node -> layer range.
-        flows: what routing follows; the shares of requests are taken from them, not the totals.
-        workload: lengths of requests.
-        concurrency: requests in flight; ``None`` for as many as the KV caches hold.
-        partial: whether requests may enter ranges late; the flows say where they do.
-    """
-    del partial
-    return predict_means(Capacities(profile, workload), placement, flows, concurrency)
-
-
-def predict_means(
+def predict_analytically(
     capacities: Capacities,
     placement: Mapping[str, LayerRange],
     flows: Sequence[LinkFlow],
     concurrency: int | None,
 ) -> Expected:
-    """As ``predict``, where the capacities are at hand already."""
+    """Expected throughput and latency.
+
+    Args:
+        capacities: of the cluster for the workload.
+        placement: node -> layer range.
+        flows: weights of the pipelines; shares of requests are taken from them, not totals.
+        concurrency: requests in flight; ``None`` for as many as the KV caches hold.
+    """
     visits = visits_of(placement, flows)
     admitted = kv_requests(capacities, placement, visits)
     in_flight = admitted if concurrency is None else min(concurrency, admitted)
     links_s = _link_seconds(capacities.links, flows, in_flight)
-    passing: dict[str, float] = {}  # node -> share of requests that come by, at whatever layer
+    passing: dict[str, float] = {}  # node -> share of requests that pass it, whatever their entry layer
     for visit in visits:
         passing[visit.name] = passing.get(visit.name, 0.0) + visit.share
     round_s, groups = 0.0, 1.0
@@ -100,7 +84,7 @@ def predict_means(
 
 
 def visits_of(placement: Mapping[str, LayerRange], flows: Sequence[LinkFlow]) -> list[Visit]:
-    """Which share of requests enters which node at which layer."""
+    """Share of requests that enter each node at each layer."""
     total = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)
     shares: dict[tuple[str, int], float] = {}
     for flow in flows:
@@ -127,7 +111,7 @@ def kv_requests(capacities: Capacities, placement: Mapping[str, LayerRange], vis
 
 
 def round_s(capacities: Capacities, name: str, held: LayerRange, sequences: float) -> float:
-    """Seconds that a token spends at a node in one time round with that many sequences together there."""
+    """Seconds that a token spends at a node in a round, with that many sequences together there."""
     cost = capacities.nodes[name].cost
     if cost is None:
         return table_round_s(capacities, name, held)
@@ -135,13 +119,13 @@ def round_s(capacities: Capacities, name: str, held: LayerRange, sequences: floa
 
 
 def prompt_s(capacities: Capacities, name: str, held: LayerRange) -> float:
-    """Seconds of one prompt by itself at a node; 0 for a capacity table, whose time for a token has prompts in it."""
+    """Seconds of one prompt alone at a node; 0 for a capacity table, whose time for a token includes prompts."""
     cost = capacities.nodes[name].cost
     return 0.0 if cost is None else _stage_seconds(capacities, cost, held, held.start, 1.0)[1]
 
 
 def _link_seconds(links: LinkTable, flows: Sequence[LinkFlow], in_flight: int) -> float:
-    """Seconds that the group spends on links in one time round: latency, and the bytes of all that take the link."""
+    """Seconds that a group spends on links in a round: latency, and the bytes of all that share the link."""
     total = sum(flow.flow_tokens_per_s for flow in flows if flow.src == COORDINATOR)
     seconds = 0.0
     for flow in flows:
@@ -153,7 +137,7 @@ def _link_seconds(links: LinkTable, flows: Sequence[LinkFlow], in_flight: int) -
 
 @dataclass(frozen=True)
 class _Hop:
-    """A visit: how many sequences come by together, the seconds of their iteration, and those of a prompt in chunks."""
+    """A visit: sequences that pass together, seconds of their iteration, and seconds and chunks of a prompt."""
 
     name: str
     share: float
@@ -173,22 +157,10 @@ def _hop(capacities: Capacities, held: LayerRange, visit: Visit, sequences: floa
     return _Hop(visit.name, visit.share, sequences, decode_s, prefill_s, chunks)
 
 
-def table_round_s(capacities: Capacities, name: str, held: LayerRange) -> float:
-    """Seconds that a token spends at a node of which only a capacity table is known.
-
-    The capacity of ``k`` layers is taken as what ``L/k`` such nodes in a row carry with their KV caches as full as
-    admission lets them be: of the requests that the cache holds, ``k/L`` are then at the node, and Little's law gives
-    the time of each.
-    """
-    in_cache = admitted_requests(capacities, name, held)
-    here = max(1.0, in_cache * held.num_layers / capacities.model.num_layers)
-    return here * capacities.mix.tokens_per_output / capacities.tokens_per_s(name, held)
-
-
 def _stage_seconds(
     capacities: Capacities, cost: MeasuredCost, held: LayerRange, entry: int, sequences: float
 ) -> tuple[float, float]:
-    """(seconds of an iteration that decodes all sequences, seconds of one prompt by itself)."""
+    """(seconds of an iteration that decodes all sequences, seconds of one prompt alone)."""
     mix, most = capacities.mix, float(cost.max_batch_tokens)
     first, last = entry == 0, held.end == capacities.model.num_layers
     in_one = min(sequences, most)
@@ -208,14 +180,14 @@ def _stage_seconds(
 
 @dataclass(frozen=True)
 class _Obstacles:
-    """A prompt's chunks: how many there are, and the seconds that one takes more than a token over all hops."""
+    """Chunks of prompts on the way: how many a prompt has, and by how many seconds over all hops one is slower."""
 
     number: float
     slower_s: float
 
 
 def _obstacles(hops: Sequence[_Hop]) -> _Obstacles:
-    """0 s for capacity tables, whose seconds have the prompts in them already."""
+    """0 s for capacity tables, whose seconds include the prompts."""
     number = sum(hop.share * hop.chunks for hop in hops) / sum(hop.share for hop in hops)
     return _Obstacles(number, sum(hop.share * hop.prefill_s / hop.chunks for hop in hops))
 
@@ -223,11 +195,11 @@ def _obstacles(hops: Sequence[_Hop]) -> _Obstacles:
 def _round_seconds(
     mix: RequestMix, hops: Sequence[_Hop], links_s: float, in_flight: int, obstacles: _Obstacles
 ) -> float:
-    """Seconds of one time round: every hop's iteration, and those of the prompt's chunk that the group is behind.
+    """Seconds of a round: every hop's iteration, and the delay by the chunk of a prompt that the group catches up with.
 
-    Chunks set out at random times, ``c`` a second, and are ``d`` seconds slower than the group over all hops. One that
-    is ``u < d`` ahead at the start is caught up with and costs ``d - u``: in the mean ``d - (1 - exp(-c d)) / c``.
-    No shorter than what any node needs for all that comes by in one round, prompts included.
+    Chunks start at random times, ``c`` a second, and are ``d`` seconds slower than the group over all hops. One that is
+    ``u < d`` ahead at the start is caught up with and costs ``d - u``: on average ``d - (1 - exp(-c d)) / c``. A round
+    is no shorter than what any node needs for all that passes it in one, prompts included.
     """
     bare_s = links_s + sum(hop.share * hop.decode_s for hop in hops)
     needed: dict[str, float] = {}

@@ -1,19 +1,20 @@
-"""How large iterations may be: chosen with the plan, for it decides whether the stages of a pipeline work at once."""
+"""Limits on iterations, chosen with the plan: they decide whether the stages of a pipeline work at the same time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from helixbench.solver.problem.capacity import RequestMix
 from helixbench.solver.problem.plan import Expected
 
 TOKEN_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Tried as an iteration's limit, in units of what its decoding sequences bring along in prompt tokens on average."""
+"""Limits on an iteration's tokens that are tried, in units of a group's decoding sequences and their prompt tokens."""
 
 FINALISTS = 5
-"""Limits that are followed until they have settled."""
+"""Limits that are simulated until they have settled."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,21 @@ class Batching:
     max_batch_tokens: int | None = None
 
 
-FollowWith = Callable[[Batching], Expected | None]
-"""What is expected under such limits; ``None`` where that took too long to tell."""
+ExpectedUnder: TypeAlias = Callable[[Batching], Expected | None]
+"""What is expected under such limits; ``None`` where it took too much work to tell."""
 
 
 def best_batching(
-    follow: FollowWith,
+    expected_under: ExpectedUnder,
     *,
     in_flight: float,
     stages: int,
     mix: RequestMix,
     max_batch_tokens: int,
     thorough: bool,
-    follow_longer: FollowWith | None = None,
+    settled_under: ExpectedUnder | None = None,
 ) -> tuple[Batching, Expected] | None:
-    """The limits that bring the most tokens/s, and what they bring; ``None`` where none of them could be followed.
+    """The limits that bring the most tokens/s, and what they bring; ``None`` where none of them could be simulated.
 
     Without a limit on decoding sequences the requests in flight gather in two or three groups however many stages there
     are, for a group that waits takes in the next; the other stages idle meanwhile. With as many prompt tokens in an
@@ -46,16 +47,16 @@ def best_batching(
     it again. Iterations that are all about as long leave no gaps (Agrawal et al., Sarathi-Serve, OSDI 2024, sec. 4).
 
     Args:
-        follow: what is expected under such limits.
+        expected_under: what is expected under such limits.
         in_flight: requests.
         stages: of the longest pipeline.
         mix: of the workload.
         max_batch_tokens: the most that was measured.
         thorough: try every number of groups from two to twice the stages, not only as many groups as stages.
-        follow_longer: the same until it has settled; decides between the ``FINALISTS`` that are best at first, for
-            under some limits groups merge over time and under others they do not.
+        settled_under: the same, simulated until it has settled; decides between the ``FINALISTS`` that are best at
+            first, for under some limits groups merge over time and under others they do not.
     """
-    unlimited = follow(Batching())
+    unlimited = expected_under(Batching())
     if unlimited is None:
         return None
     tried = {Batching(): unlimited}
@@ -64,7 +65,7 @@ def best_batching(
         return max(tried, key=lambda batching: tried[batching].total_tokens_per_s)
 
     def consider(batching: Batching) -> None:
-        found = None if batching in tried else follow(batching)
+        found = None if batching in tried else expected_under(batching)
         if found is not None:
             tried[batching] = found
 
@@ -78,10 +79,10 @@ def best_batching(
             consider(Batching(math.ceil(in_flight / groups), best().max_batch_tokens))
     if len(tried) == 1:
         return None
-    if follow_longer is not None:
+    if settled_under is not None:
         finalists = sorted(tried, key=lambda batching: -tried[batching].total_tokens_per_s)[:FINALISTS]
-        longer = {batching: follow_longer(batching) for batching in finalists}
-        tried = {batching: found for batching, found in longer.items() if found is not None}
+        settled = {batching: settled_under(batching) for batching in finalists}
+        tried = {batching: found for batching, found in settled.items() if found is not None}
         if not tried:
             return None
     return best(), tried[best()]

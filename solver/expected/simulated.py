@@ -1,13 +1,20 @@
-"""How far the requests of a placement are followed to say what it delivers, and under which limits on iterations."""
+"""What a placement is expected to deliver, by simulation: with how much work, from how many starts, under which limits.
+
+Under some limits on iterations a closed loop has several ways to go on for ever, with other groups of requests and
+another throughput: eight requests on three stages went round as three, three and two with 59 tokens/s, or as four and
+four with 51. Which way a server takes is chance, so what is reported is the mean over several seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from helixbench.solver.expected.analytic import predict_means
+import msgspec
+
+from helixbench.solver.expected.analytic import predict_analytically
 from helixbench.solver.expected.batch_limits import Batching, best_batching
-from helixbench.solver.expected.starts import follow_from
 from helixbench.solver.flow.max_flow import Flow
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
@@ -25,10 +32,7 @@ from helixbench.solver.simulation.closed_loop import (
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a rollout goes on: windows of at least so many rounds and requests, until two agree or it is cut off.
-
-    It is followed from so many ``starts`` (``starts``), where ``max_work`` allows for that.
-    """
+    """How much a simulation may take: work, windows until two agree, requests in each window, and seeds."""
 
     max_work: int
     max_windows: int = 1
@@ -40,32 +44,32 @@ RANKED = Effort(max_work=300_000)
 """To compare placements and limits: about a second."""
 
 LIMITED = Effort(max_work=1_500_000)
-"""To compare limits alone where requests gather so little under them that ``RANKED`` does not see a round: seconds."""
+"""To compare limits alone where requests group so little under them that ``RANKED`` does not see a round: seconds."""
 
 REPORTED = Effort(max_work=2_000_000, max_windows=8, starts=3)
-"""What is reported for the requests in flight that were asked for: seconds."""
+"""For the plan's figure at the concurrency that was asked for: seconds."""
 
 REPORTED_BESIDE = Effort(max_work=1_500_000, max_windows=8, starts=3)
-"""The same where the flow was asked for."""
+"""The same where the question was about the flow."""
 
 STEP = Effort(max_work=150_000, requests=288)
-"""What is reported for fewer in flight: over more requests, for with fewer the last 3 % are left to chance."""
+"""For the plan's figures at lower concurrency: over more requests, for with fewer the last 3 % are left to chance."""
 
 MAX_CHOICES = 2_000_000
-"""Requests in flight times pipelines to choose from; above it means alone are used."""
+"""Requests in flight times pipelines to choose from; beyond it, analytically."""
+
+MAX_IN_FLIGHT = 5_000
+"""Requests; beyond it, analytically."""
 
 EVENTS_PER_ITERATION = 4
 HOPELESS = 4
-"""Times the work allowed: a rollout that would need more if its requests never gathered is not tried."""
-
-THOROUGH_WORK = 1_500_000
-"""All limits on iterations are tried where the rollouts together take so much work at most."""
-
-MAX_IN_FLIGHT = 5_000
-"""Requests; above it means alone are used."""
+"""Times the work allowed: a simulation that would need more if its requests never grouped is not tried."""
 
 BATCHINGS_TRIED = 8
-"""So many rollouts are tried then, at least."""
+"""Limits on iterations that a thorough comparison tries, at least."""
+
+THOROUGH_WORK = 1_500_000
+"""The comparison is thorough where all of it is expected to take so much work at most."""
 
 NO_LIMITS = Batching()
 
@@ -79,18 +83,13 @@ def expected_of(
     batching: Batching = NO_LIMITS,
     effort: Effort = RANKED,
 ) -> Expected:
-    """What the placement will deliver with so many requests in flight, routed by that flow.
-
-    Requests are followed iteration by iteration where the effort allows it, and taken by their means where it does not.
-    """
+    """What the placement delivers with so many requests in flight: simulated within the effort, else analytically."""
     held = flow.used(placement)
-    rolled = follow(question, held, flow, concurrency, batching=batching, effort=effort)
-    if rolled is not None:
-        return rolled.expected
-    return predict_means(question.capacities, held, flow.links, concurrency)
+    found = simulated(question, held, flow, concurrency, batching=batching, effort=effort)
+    return predict_analytically(question.capacities, held, flow.links, concurrency) if found is None else found.expected
 
 
-def follow(
+def simulated(
     question: Question,
     held: Mapping[str, LayerRange],
     flow: Flow,
@@ -99,11 +98,11 @@ def follow(
     batching: Batching = NO_LIMITS,
     effort: Effort = RANKED,
 ) -> ClosedLoopResult | None:
-    """The rollout of a placement that its flow uses; ``None`` where it is out of reach."""
-    if not is_followed(question, held, flow, concurrency, effort=effort):
+    """The simulation of a placement of which the flow uses every node; ``None`` where the effort is too little."""
+    if not _is_within(effort, question, held, flow, concurrency):
         return None
 
-    def roll(seed: int) -> ClosedLoopResult | None:
+    def simulate(seed: int) -> ClosedLoopResult | None:
         return simulate_closed_loop(
             question.capacities,
             held,
@@ -117,34 +116,78 @@ def follow(
             seed=seed,
         )
 
-    return follow_from(roll, starts=effort.starts, max_work=effort.max_work)
+    return over_starts(simulate, starts=effort.starts, max_work=effort.max_work)
 
 
-def is_followed(
-    question: Question,
-    held: Mapping[str, LayerRange],
-    flow: Flow,
-    concurrency: int | None,
-    *,
-    effort: Effort = RANKED,
+def _is_within(
+    effort: Effort, question: Question, held: Mapping[str, LayerRange], flow: Flow, concurrency: int | None
 ) -> bool:
-    """Whether a rollout is worth trying: every request fits, and two rounds are not hopelessly many events.
+    """Whether a simulation is worth trying: every request fits, and two rounds are not hopelessly many events.
 
-    So many are expected where requests spread evenly over the stages; groups that merge need far fewer.
+    The estimate is for requests that spread evenly over the stages; groups that merge need far fewer events.
     """
     capacities = question.capacities
     if not can_admit_longest(capacities, held, flow.links):
         return False
-    in_flight = predict_means(capacities, held, flow.links, concurrency).in_flight or 1.0
+    in_flight = predict_analytically(capacities, held, flow.links, concurrency).in_flight or 1.0
     weighted = pipelines_of(held, flow.links)
     if in_flight > MAX_IN_FLIGHT or in_flight * len(weighted) > MAX_CHOICES:
         return False
     stages = sum(len(hops) * share for hops, share in weighted) / sum(share for _, share in weighted)
     requests = in_flight + max(in_flight, FEWEST_REQUESTS)
-    visits = requests * capacities.mix.output_tokens * stages
-    events = EVENTS_PER_ITERATION * visits / max(1.0, in_flight / stages)
     tokens = requests * capacities.mix.output_tokens
+    events = EVENTS_PER_ITERATION * tokens * stages / max(1.0, in_flight / stages)
     return events <= HOPELESS * effort.max_work and tokens <= TOKENS_PER_EVENT * effort.max_work
+
+
+def over_starts(
+    simulate: Callable[[int], ClosedLoopResult | None], *, starts: int, max_work: int
+) -> ClosedLoopResult | None:
+    """The mean over seeds 0, 1, ..., as many of ``starts`` as the work allows after the first.
+
+    Args:
+        simulate: with that seed; ``None`` where it took too much work.
+        starts: number of seeds.
+        max_work: of all of them.
+    """
+    first = simulate(0)
+    if first is None:
+        return None
+    found = [first]
+    for seed in range(1, starts):
+        if sum(one.work for one in found) + first.work > max_work:
+            break
+        if (another := simulate(seed)) is not None:
+            found.append(another)
+    return mean_of(found)
+
+
+def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
+    """The mean of simulations of one placement; it has settled if all have."""
+    each = [one.expected for one in found]
+    names = each[0].node_busy
+    return ClosedLoopResult(
+        expected=msgspec.structs.replace(
+            each[0],
+            total_tokens_per_s=statistics.fmean(one.total_tokens_per_s for one in each),
+            output_tokens_per_s=statistics.fmean(one.output_tokens_per_s for one in each),
+            ttft_s=_mean(one.ttft_s for one in each),
+            tpot_s=_mean(one.tpot_s for one in each),
+            low_total_tokens_per_s=_mean(one.low_total_tokens_per_s for one in each),
+            high_total_tokens_per_s=_mean(one.high_total_tokens_per_s for one in each),
+            node_busy={name: statistics.fmean(one.node_busy[name] for one in each) for name in names},
+            node_batch_tokens={name: statistics.fmean(one.node_batch_tokens[name] for one in each) for name in names},
+        ),
+        is_settled=all(one.is_settled for one in found),
+        rounds=statistics.fmean(one.rounds for one in found),
+        work=sum(one.work for one in found),
+        totals=tuple(one.expected.total_tokens_per_s for one in found),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -159,40 +202,37 @@ class BestLimits:
 def best_limits(
     question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool, effort: Effort = RANKED
 ) -> BestLimits | None:
-    """The limits on iterations that bring the most; ``None`` where requests are not followed.
+    """The limits on iterations that bring the most; ``None`` where the effort is too little to simulate them.
 
-    Limits decide by up to a factor of three what a long pipeline delivers. So a placement of which only the rollout
-    without limits is within the effort counts as not followed: its figure says nothing beside those of others.
+    Limits decide by up to a factor of three what a long pipeline delivers. So a placement that can be simulated within
+    the effort without limits only counts as not simulated: its figure is not comparable with those of others.
     """
-    held = flow.used(placement)
-    concurrency = question.concurrency
-    unlimited = follow(question, held, flow, concurrency, effort=effort)
+    held, concurrency = flow.used(placement), question.concurrency
+    unlimited = simulated(question, held, flow, concurrency, effort=effort)
     if unlimited is None:
         return None
     sizes = [max_batch_tokens(question.capacities, name) for name in held]
     if None in sizes:  # a table's largest batch is part of what the table means
         return BestLimits(NO_LIMITS, unlimited.expected, unlimited.work)
-    known = unlimited.expected
     thorough = thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK
 
-    def follow_with(batching: Batching) -> Expected | None:
+    def expected_under(batching: Batching) -> Expected | None:
         if batching == NO_LIMITS:
-            return known
-        rolled = follow(question, held, flow, concurrency, batching=batching, effort=effort)
-        return None if rolled is None else rolled.expected
+            return unlimited.expected
+        found = simulated(question, held, flow, concurrency, batching=batching, effort=effort)
+        return None if found is None else found.expected
+
+    def settled_under(batching: Batching) -> Expected:
+        return expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED)
 
     found = best_batching(
-        follow_with,
-        in_flight=known.concurrency,
+        expected_under,
+        in_flight=unlimited.expected.concurrency,
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=question.capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
         thorough=thorough,
-        follow_longer=(
-            (lambda batching: expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED))
-            if thorough
-            else None
-        ),
+        settled_under=settled_under if thorough else None,
     )
     return None if found is None else BestLimits(*found, BATCHINGS_TRIED // 2 * unlimited.work)
 

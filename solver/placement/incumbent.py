@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import coordinator_bound, work_bound
-from helixbench.solver.expected.analytic import predict_means
+from helixbench.solver.expected.analytic import predict_analytically
 from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.progress import OnProgress, Progress
@@ -115,7 +115,7 @@ class Search:
         score = flow.tokens_per_s
         if not self.is_for_flow:
             held = flow.used(placement)
-            expected = predict_means(self.question.capacities, held, flow.links, self.question.concurrency)
+            expected = predict_analytically(self.question.capacities, held, flow.links, self.question.concurrency)
             score = expected.total_tokens_per_s
             self.candidates.append(Candidate(score, flow.tokens_per_s, held))
         if score <= above * (1 + PROVEN):

@@ -8,7 +8,7 @@ import msgspec
 
 from helixbench.profiler.staleness import identity_of_node
 from helixbench.records import digest, provenance_now
-from helixbench.solver.expected.analytic import predict_means
+from helixbench.solver.expected.analytic import predict_analytically
 from helixbench.solver.expected.batch_limits import Batching
 from helixbench.solver.expected.simulated import (
     LIMITED,
@@ -19,8 +19,8 @@ from helixbench.solver.expected.simulated import (
     STEP,
     best_limits,
     expected_of,
-    follow,
     max_batch_tokens,
+    simulated,
 )
 from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
@@ -130,41 +130,38 @@ def _over_concurrency(
 ) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
     """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
 
-    The steps end where means alone say that more requests in flight bring no more.
+    The steps end where, analytically, more requests in flight bring no more.
     """
     capacities, asked = question.capacities, question.concurrency
     if is_analytic:
-        return (predict_means(capacities, held, flow.links, asked),), ()
+        return (predict_analytically(capacities, held, flow.links, asked),), ()
     effort = REPORTED if question.objective == "throughput" else REPORTED_BESIDE
-    rolled = follow(question, held, flow, asked, batching=batching, effort=effort)
-    means = predict_means(capacities, held, flow.links, asked)
-    end, notes = (means, (ANALYTIC_NOTE,)) if rolled is None else (rolled.expected, _notes(rolled))
+    found = simulated(question, held, flow, asked, batching=batching, effort=effort)
+    analytic = predict_analytically(capacities, held, flow.links, asked)
+    end, notes = (analytic, (ANALYTIC_NOTE,)) if found is None else (found.expected, _notes(found))
     if any(capacities.nodes[name].cost is None for name in held):
         notes = (*notes, TABLE_NOTE)
     steps, step = [], 1
-    is_quick = rolled is not None and rolled.work <= RANKED.max_work * len(rolled.totals)
+    is_fast = found is not None and found.work <= RANKED.max_work * len(found.totals)
     while step < end.concurrency:
-        steps.append(
-            expected_of(question, held, flow, step, batching=batching, effort=STEP)
-            if is_quick
-            else predict_means(capacities, held, flow.links, step)
-        )
-        if predict_means(capacities, held, flow.links, step).total_tokens_per_s >= SATURATED * means.total_tokens_per_s:
+        at_step = predict_analytically(capacities, held, flow.links, step)
+        steps.append(expected_of(question, held, flow, step, batching=batching, effort=STEP) if is_fast else at_step)
+        if at_step.total_tokens_per_s >= SATURATED * analytic.total_tokens_per_s:
             break
         step *= 2
     return (*steps, end), notes
 
 
-def _notes(rolled: ClosedLoopResult) -> tuple[str, ...]:
+def _notes(found: ClosedLoopResult) -> tuple[str, ...]:
     notes = []
-    if not rolled.is_settled:
+    if not found.is_settled:
         notes.append(
-            f"expected throughput had not settled after {rolled.rounds:.0f} simulated rounds of all requests in flight"
+            f"expected throughput had not settled after {found.rounds:.0f} simulated rounds of all requests in flight"
         )
-    low, high = min(rolled.totals, default=0.0), max(rolled.totals, default=0.0)
+    low, high = min(found.totals, default=0.0), max(found.totals, default=0.0)
     if high > CHANCE * low:
         notes.append(
-            f"expected throughput is the mean of {len(rolled.totals)} simulations with {low:,.4g} to {high:,.4g} "
+            f"expected throughput is the mean of {len(found.totals)} simulations with {low:,.4g} to {high:,.4g} "
             "tokens/s: how requests group depends on how they start"
         )
     return tuple(notes)

@@ -16,7 +16,6 @@ import numpy as np
 
 from helixbench.profiler.cluster import Node
 from helixbench.profiler.cost.model import StageCost, gathered_tokens
-from helixbench.solver.expected.analytic import table_round_s
 from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import LayerRange
 
@@ -85,6 +84,16 @@ def table_timing(capacities: Capacities, name: str, held: LayerRange) -> StageTi
         max_context_tokens=float(capacities.mix.max_kv_tokens),
     )
     return StageTiming(cost, max(1, int(full_tokens)))
+
+
+def table_round_s(capacities: Capacities, name: str, held: LayerRange) -> float:
+    """Seconds that a token spends in a round at a node that has only a capacity table.
+
+    The capacity of ``k`` layers is taken as what ``L/k`` such nodes in a row carry with their KV caches as full as
+    admission lets them be: of the requests that the cache holds, ``k/L`` are then at the node, and Little's law gives
+    the time of each.
+    """
+    return _sequences(capacities, name, held) * capacities.mix.tokens_per_output / capacities.tokens_per_s(name, held)
 
 
 def _sequences(capacities: Capacities, name: str, held: LayerRange) -> float:

@@ -1,4 +1,4 @@
-"""The bound of what is expected: never below any placement's, whatever means and rollouts say of it."""
+"""The bound of what is expected: never below any placement's, analytically or simulated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
 from helixbench.solver import Infeasible, Plan
 from helixbench.solver.bounds.latency import bound_of_expected, least_nodes, least_round_s, most_in_flight
-from helixbench.solver.expected.analytic import kv_requests, predict_means, visits_of
+from helixbench.solver.expected.analytic import kv_requests, predict_analytically, visits_of
 from helixbench.solver.expected.simulated import expected_of
 from helixbench.solver.flow.max_flow import largest_flow
 from helixbench.solver.problem.capacity import Capacities
@@ -54,14 +54,14 @@ def test_no_placement_is_expected_to_give_more(seed: int) -> None:
         if flow.tokens_per_s <= 0:
             continue
         held = flow.used(placement)
-        means = predict_means(capacities, held, flow.links, concurrency)
+        means = predict_analytically(capacities, held, flow.links, concurrency)
         assert means.total_tokens_per_s <= bound.tokens_per_s * (1 + 1e-9)
         assert (means.tpot_s or 0) >= bound.least_tpot_s * (1 - 1e-9)
         assert kv_requests(capacities, held, visits_of(held, flow.links)) <= most_in_flight(capacities)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 16])
-def test_followed_requests_stay_within_the_bound(concurrency: int) -> None:
+def test_simulated_requests_stay_within_the_bound(concurrency: int) -> None:
     capacities = Capacities(demo_cluster(), WORKLOAD, concurrency=concurrency)
     question = Question(capacities, "throughput", partial=True)
     bound = bound_of_expected(capacities, float("inf"))

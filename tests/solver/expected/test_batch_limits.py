@@ -29,7 +29,7 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
         return expected(250.0 if batching == Batching() else 290.0)
 
     short, _ = best_batching(at_first, **OPTIONS)  # type: ignore[arg-type]
-    long, promised = best_batching(at_first, **OPTIONS, follow_longer=later)  # type: ignore[arg-type]
+    long, promised = best_batching(at_first, **OPTIONS, settled_under=later)  # type: ignore[arg-type]
 
     assert short == Batching()
     assert long.max_decode_batch == 6
@@ -38,9 +38,9 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
     assert Batching() in settled
 
 
-def test_no_limits_are_chosen_where_none_could_be_followed() -> None:
+def test_no_limits_are_chosen_where_none_could_be_simulated() -> None:
     """Neither at first nor until settled: there is nothing to compare, and no error."""
 
     assert best_batching(lambda _: None, **OPTIONS) is None  # type: ignore[arg-type]
     assert best_batching(lambda b: expected(9.0) if b == Batching() else None, **OPTIONS) is None  # type: ignore[arg-type]
-    assert best_batching(lambda _: expected(9.0), **OPTIONS, follow_longer=lambda _: None) is None  # type: ignore[arg-type]
+    assert best_batching(lambda _: expected(9.0), **OPTIONS, settled_under=lambda _: None) is None  # type: ignore[arg-type]

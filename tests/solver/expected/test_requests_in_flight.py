@@ -7,7 +7,7 @@ import pytest
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.import_tables import with_imported_costs
 from helixbench.solver import Plan, SolveConfig, Workload, solve_placement, trace_workload
-from helixbench.solver.expected.analytic import predict_means
+from helixbench.solver.expected.analytic import predict_analytically
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
@@ -56,7 +56,7 @@ def test_the_chain_that_fills_evenly_beats_the_one_with_more_flow(
     for name, placement in plans(cluster).items():
         flow = max_flow(capacities, placement, partial=True, spread=True)
         flows[name] = flow.tokens_per_s
-        expected[name] = predict_means(capacities, placement, flow.links, None).total_tokens_per_s
+        expected[name] = predict_analytically(capacities, placement, flow.links, None).total_tokens_per_s
     assert flows["flow-optimal"] == pytest.approx(2045.64, abs=0.01)
     assert flows["wide"] == pytest.approx(1495.6, abs=0.1)
     assert flows["balanced"] == pytest.approx(1476.1, abs=0.1)
@@ -71,9 +71,9 @@ def test_the_search_finds_a_plan_at_least_as_good_as_the_one_made_by_hand(
     flow = max_flow(capacities, by_hand, partial=True, spread=True)
     plan = solve_placement(SolveConfig(cluster=cluster, workload=conversations, time_limit_s=15))
     assert isinstance(plan, Plan)
-    found = predict_means(capacities, plan.placement, plan.flows, None).total_tokens_per_s
-    assert found >= predict_means(capacities, by_hand, flow.links, None).total_tokens_per_s * (1 - 1e-6)
-    assert plan.predicted.expected[-1].total_tokens_per_s == pytest.approx(found, rel=0.05)  # followed one by one
+    found = predict_analytically(capacities, plan.placement, plan.flows, None).total_tokens_per_s
+    assert found >= predict_analytically(capacities, by_hand, flow.links, None).total_tokens_per_s * (1 - 1e-6)
+    assert plan.predicted.expected[-1].total_tokens_per_s == pytest.approx(found, rel=0.05)  # simulated
 
 
 def test_imported_timings_fit_within_a_tenth(cluster: ClusterProfile) -> None:

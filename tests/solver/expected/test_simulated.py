@@ -1,10 +1,10 @@
-"""Rollouts from several starts, and their mean."""
+"""Simulations from several starts, and their mean."""
 
 from __future__ import annotations
 
 import pytest
 
-from helixbench.solver.expected.starts import follow_from, mean_of
+from helixbench.solver.expected.simulated import mean_of, over_starts
 from helixbench.solver.problem.plan import Expected
 from helixbench.solver.questions.assemble import _notes
 from helixbench.solver.simulation.closed_loop import ClosedLoopResult
@@ -26,11 +26,11 @@ def rolled(total: float, *, work: int = 100, is_settled: bool = True, tpot_s: fl
 def test_what_is_expected_is_the_mean_over_the_starts() -> None:
     seeds: list[int] = []
 
-    def roll(seed: int) -> ClosedLoopResult:
+    def simulate(seed: int) -> ClosedLoopResult:
         seeds.append(seed)
         return rolled((60.0, 50.0, 40.0)[seed], is_settled=seed != 1, tpot_s=(0.1, 0.2, 0.3)[seed])
 
-    found = follow_from(roll, starts=3, max_work=1000)
+    found = over_starts(simulate, starts=3, max_work=1000)
 
     assert found is not None
     assert seeds == [0, 1, 2]
@@ -47,16 +47,16 @@ def test_what_is_expected_is_the_mean_over_the_starts() -> None:
 
 @pytest.mark.parametrize(("max_work", "starts"), [(100, 1), (199, 1), (200, 2), (1000, 3)])
 def test_no_more_starts_than_the_work_allows(max_work: int, starts: int) -> None:
-    found = follow_from(lambda _: rolled(60.0), starts=3, max_work=max_work)
+    found = over_starts(lambda _: rolled(60.0), starts=3, max_work=max_work)
     assert found is not None
     assert len(found.totals) == starts
 
 
 def test_a_start_that_was_cut_off_counts_for_nothing() -> None:
-    found = follow_from(lambda seed: None if seed == 1 else rolled(60.0 - seed), starts=3, max_work=1000)
+    found = over_starts(lambda seed: None if seed == 1 else rolled(60.0 - seed), starts=3, max_work=1000)
     assert found is not None
     assert found.totals == (60.0, 58.0)
-    assert follow_from(lambda _: None, starts=3, max_work=1000) is None
+    assert over_starts(lambda _: None, starts=3, max_work=1000) is None
 
 
 def test_a_plan_says_where_groups_are_chance() -> None:
