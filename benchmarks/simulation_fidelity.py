@@ -16,7 +16,7 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import digest, load_record
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
-from helixbench.reports.verdict.metrics import metrics_of
+from helixbench.reports.verdict.run_metrics import metrics_of
 
 COLUMNS = {"total tokens/s": "total_tokens_per_s", "TTFT p50": "ttft_p50_s", "TPOT p50": "tpot_p50_s"}
 

@@ -32,7 +32,6 @@ COMMANDS = {
         SIMULATION,
         "Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware.",
     ),
-    "study": (SIMULATION, "Simulate placements x routings x workloads x seeds, and compare them in one table."),
     "agent": (SERVER, "Run the agent of one node, to be profiled and to serve."),
     "doctor": (
         SERVER,
@@ -40,21 +39,16 @@ COMMANDS = {
     ),
     "bench": (SERVER, "Run a plan under closed-loop load and write what was measured."),
     "serve": (SERVER, "Serve a plan over an OpenAI-compatible HTTP API."),
-    "report": (REPORTS, "Show a run against its plan; a plan or a cluster as it stands."),
-    "compare": (
-        REPORTS,
-        "What changed between two runs, two plans or two clusters, and whether it is more than noise.",
-    ),
+    "report": (REPORTS, "Show a run beside its plan's prediction, or a plan or a cluster."),
+    "compare": (REPORTS, "Compare two runs, two plans or two clusters; changes are judged against the noise."),
     "gate": (
         REPORTS,
-        "Gate a run on its plan (`gate RUN`) or NEW on BASE. "
-        "Exit 0 pass, 1 fail, 2 bad input, 3 could not measure, 4 undecided with --strict.",
+        "Gate a run on its plan (`gate RUN`), or NEW on BASE. "
+        "Exit 0 pass, 1 fail, 2 invalid input, 3 could not measure, 4 undecided with --strict.",
     ),
-    "validate": (
-        REPORTS,
-        "Run the chain on many testbeds and workloads, and hold what was measured against what was predicted.",
-    ),
-    "demo": (REPORTS, "The whole chain on this machine: profile, solve, serve under load, report."),
+    "validate": (REPORTS, "Compare measured with predicted performance on many testbeds and workloads."),
+    "demo": (REPORTS, "Profile, solve, serve under load and report, on this machine."),
+    "schema": (REPORTS, "Print the JSON Schema of a record."),
 }
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 _PLAIN_EVERY_S = 10.0
 
@@ -62,3 +66,67 @@ class Reporter:
     def say(self, line: str) -> None:
         """Print a line."""
         self._console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+class StepReporter:
+    """A line per step of a long job, the running step on a terminal, and an estimate of the time left.
+
+    Use as a context manager. ``left`` maps each kind of step to the number of steps to come.
+    """
+
+    def __init__(self, left: Mapping[str, int]) -> None:
+        self._left = dict(left)
+        self._total = sum(left.values())
+        self._took_s: dict[str, list[float]] = {}  # kind -> durations of the steps that ran
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._status = Status("", console=self._console) if self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    @contextmanager
+    def step(self, kind: str, title: str) -> Iterator[None]:
+        """Time a step while it runs."""
+        heading = self._heading(kind, title)
+        if self._status is not None:
+            self._status.update(f"{heading}{self.time_left()}")
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            took_s = time.perf_counter() - began_s
+            self._took_s.setdefault(kind, []).append(took_s)
+            self.say(f"{heading}: {took_s:.1f} s{self.time_left()}")
+
+    def keep(self, kind: str, title: str) -> None:
+        """Count a step whose result exists already."""
+        self.say(f"{self._heading(kind, title)}: kept")
+
+    def skip(self, kind: str) -> None:
+        """Count a step that cannot run."""
+        self._left[kind] -= 1
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def time_left(self) -> str:
+        """Time that the remaining steps take, from the median of their kind; empty before any is known."""
+        known = {kind: count for kind, count in self._left.items() if count and kind in self._took_s}
+        seconds = sum(count * statistics.median(self._took_s[kind]) for kind, count in known.items())
+        if seconds < 1:
+            return ""
+        more = " at least" if any(count and kind not in known for kind, count in self._left.items()) else ""
+        return f", {seconds / 60:.1f} min left{more}"
+
+    def _heading(self, kind: str, title: str) -> str:
+        self._left[kind] -= 1
+        return f"[{self._total - sum(self._left.values())}/{self._total}] {title}"

@@ -1,36 +1,34 @@
-"""Open whichever record a file holds, by the schema that it names, and tell what each kind of record answers."""
+"""Read the records that other packages write, whichever of them a file contains."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
-from rich.console import RenderableType
 
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import decode_record, digest, is_earlier, load_record
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports.render.terminal import plan_summary, profile_summary, run_summary
-from helixbench.reports.verdict.validate import validate
 from helixbench.solver.problem.plan import Plan
 
 Record = ClusterProfile | Plan | RunLog
+RecordT = TypeVar("RecordT", ClusterProfile, Plan, RunLog)
+
+# schema tag -> type
+TYPES: dict[str, type[Record]] = {str(kind.__struct_config__.tag): kind for kind in (ClusterProfile, Plan, RunLog)}
 
 
 class _SchemaOnly(msgspec.Struct):
     schema: str
 
 
-# The schema named first in a file -> the type that reads it
-TYPES: dict[str, type[Record]] = {str(kind.__struct_config__.tag): kind for kind in (ClusterProfile, Plan, RunLog)}
-
-
 def load_any(path: Path) -> Record:
-    """A cluster profile, a plan or a run.
+    """Read a cluster profile, a plan or a run.
 
     Raises:
-        InputError: none of them, or not valid.
+        InputError: the file is neither, or not valid.
     """
     raw = _read(path)
     if not raw.strip():
@@ -47,44 +45,39 @@ def load_any(path: Path) -> Record:
     raise InputError(f"{path}: schema {schema!r} is none of {', '.join(TYPES)}")
 
 
-def load_run(path: Path) -> RunLog:
-    """A run.
+def load_output(path: Path, kind: type[RecordT]) -> RecordT:
+    """Read a record that a command was asked to write.
 
     Raises:
-        MeasurementError: the file is not there or empty: whatever was to write it measured nothing.
-        InputError: it is damaged or something else.
+        MeasurementError: the file is missing or empty, so that command produced nothing.
+        InputError: it is damaged, or another kind of record.
     """
     if not path.exists():
-        raise MeasurementError(f"{path}: there is no such file, so nothing was measured")
+        raise MeasurementError(f"{path}: no such file, so nothing was measured")
     raw = _read(path)
     if not raw.strip():
         raise MeasurementError(f"{path}: the file is empty, so nothing was measured")
-    return decode_record(raw, RunLog, origin=str(path))
+    return decode_record(raw, kind, origin=str(path))
+
+
+def is_plan(path: Path) -> bool:
+    """Whether the file declares itself a plan; a folder, a missing or an unreadable file does not."""
+    try:
+        return TYPES.get(msgspec.json.decode(path.read_bytes(), type=_SchemaOnly).schema) is Plan
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def require_plan(record: Record, plan: Path, *, origin: Path) -> None:
-    """Refuse a run of another plan than that file's.
+    """Check that ``record`` is a run of the plan in that file.
 
     Raises:
-        InputError: not a run, or of another plan.
+        InputError: not a run, or a run of another plan.
     """
     if not isinstance(record, RunLog):
-        raise InputError(f"{origin}: --plan goes with a run, this is another record")
-    wanted = load_record(plan, Plan)
-    if digest(record.plan) != digest(wanted):
-        raise InputError(f"{origin}: a run of another plan than {plan}; run that plan, or name the one that was run")
-
-
-def summary(record: Record) -> RenderableType:
-    """The terminal summary of any record."""
-    if isinstance(record, RunLog):
-        return run_summary(record)
-    return plan_summary(record) if isinstance(record, Plan) else profile_summary(record)
-
-
-def answer(record: Record) -> msgspec.Struct:
-    """What ``--json`` prints: the verdict of a run, any other record itself."""
-    return validate(record) if isinstance(record, RunLog) else record
+        raise InputError(f"{origin}: --plan applies to a run, and this is another record")
+    if digest(record.plan) != digest(load_record(plan, Plan)):
+        raise InputError(f"{origin}: a run of another plan than {plan}; name the plan that was run")
 
 
 def _read(path: Path) -> bytes:

@@ -1,13 +1,14 @@
-"""A plan being served by this program, and a closed loop of requests against it: what the pytest plugin offers."""
+"""A plan served by a process of its own, and closed-loop load on it: what the pytest plugin offers to tests."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -19,20 +20,19 @@ from pathlib import Path
 import msgspec
 
 from helixbench.errors import MeasurementError
+from helixbench.records import load_record
+from helixbench.reference_server.http.options import API_KEY_VARIABLE
+from helixbench.reference_server.jobs.job import Serving
 from helixbench.solver.problem.plan import Plan
 
-_URL = re.compile(r"serving .* on (https?://\S+)")
 _STOP_TIMEOUT_S = 60.0
-# Token ids that every tokenizer has: what the model says to them does not matter here.
+_POLL_S = 0.05
+# A token id that every tokenizer has; the answers do not matter.
 _PROMPT_TOKEN = 5
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """A closed loop of requests that went through the HTTP API, held against the plan's max-flow.
-
-    Tokens count prompt and output alike; ``seconds`` runs from the first finished warm-up request on, so starting up is
-    left out.
-    """
+    """A closed loop of requests over the HTTP API. ``seconds`` run from the end of the warm-up to the last request."""
 
     concurrency: int
     num_requests: int
@@ -43,31 +43,32 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_tokens_per_s(self) -> float:
-        """Prompt and output tokens a second."""
+        """Prompt and output tokens per second."""
         return (self.prompt_tokens + self.output_tokens) / self.seconds
 
     @property
     def ratio_to_max_flow(self) -> float:
-        """Measured over the plan's bound."""
+        """Measured throughput over the plan's bound."""
         return self.total_tokens_per_s / self.max_flow_tokens_per_s
 
 
 class ServedPlan:
-    """A served plan: its ``url`` speaks the OpenAI completions API. ``loads`` lists what was measured, in order."""
+    """A served plan: ``url`` speaks the OpenAI completions API; ``loads`` lists the measurements, in order."""
 
-    def __init__(self, *, url: str, plan: Plan) -> None:
-        self.url = url
+    def __init__(self, serving: Serving, plan: Plan) -> None:
+        self.url = serving.url
         self.plan = plan
         self.loads: list[Load] = []
+        self._model = serving.model
 
     def complete(self, *, prompt_tokens: int, output_tokens: int, timeout_s: float = 600.0) -> tuple[int, int]:
-        """One request; the prompt and output tokens that the server counted.
+        """Send one request; returns the prompt and output tokens that the server counted.
 
         Raises:
-            MeasurementError: the server refused it or did not answer.
+            MeasurementError: the server rejected it or did not answer.
         """
         body = {
-            "model": self._model(),
+            "model": self._model,
             "prompt": [_PROMPT_TOKEN] * prompt_tokens,
             "max_tokens": output_tokens,
             "ignore_eos": True,
@@ -77,9 +78,7 @@ class ServedPlan:
         return int(usage["prompt_tokens"]), int(usage["completion_tokens"])
 
     def load(self, *, concurrency: int, num_requests: int, prompt_tokens: int = 64, output_tokens: int = 32) -> Load:
-        """Keep ``concurrency`` requests in flight until as many as ``num_requests`` have been counted.
-
-        The first ``concurrency`` requests warm up and are not counted.
+        """Keep ``concurrency`` requests in flight and measure ``num_requests``, after ``concurrency`` for warm-up.
 
         Raises:
             MeasurementError: a request failed.
@@ -107,84 +106,48 @@ class ServedPlan:
         self.loads.append(measured)
         return measured
 
-    def _model(self) -> str:
-        return str(_get(f"{self.url}/v1/models")["data"][0]["id"])
-
 
 @contextlib.contextmanager
-def serve_plan(plan_file: Path, plan: Plan, *, model: str, testbed: Path | None) -> Iterator[ServedPlan]:
-    """Start ``helixbench serve`` on a free port; stop it at the end, as Ctrl-C would.
+def serve_plan(plan_file: Path, *, model: str, testbed: Path | None) -> Iterator[ServedPlan]:
+    """Run ``helixbench serve`` on a free port; at the end stop it as Ctrl-C would.
 
     Raises:
-        MeasurementError: it ended before it served.
+        InputError: the plan is not valid.
+        MeasurementError: the server exited before it served.
     """
-    command = [sys.executable, "-m", "helixbench", "serve", str(plan_file), "--model", model, "--port", "0"]
-    if testbed is not None:
-        command += ["--testbed", str(testbed)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    try:
-        said: list[str] = []
-        url = _wait_for_url(server.stderr, said)
-        drain = threading.Thread(target=said.extend, args=(server.stderr,), daemon=True)
-        drain.start()  # a full pipe would stop the server
-        if url is None:
-            server.wait()
-            raise MeasurementError(f"helixbench serve ended with exit {server.returncode}: {''.join(said)[-800:]}")
-        _wait_until_ready(url, server)
-        yield ServedPlan(url=url, plan=plan)
-    finally:
-        if server.poll() is None:
-            server.send_signal(signal.SIGINT)
+    plan = load_record(plan_file, Plan)
+    with tempfile.TemporaryDirectory(prefix="helixbench-serve-") as folder:
+        ready, log = Path(folder) / "ready.json", Path(folder) / "server.log"
+        command = [sys.executable, "-m", "helixbench", "serve", str(plan_file), "--model", model, "--port", "0"]
+        command += ["--ready-file", str(ready), *(() if testbed is None else ("--testbed", str(testbed)))]
+        # A key that other servers of this environment require is not for this one.
+        environment = {name: value for name, value in os.environ.items() if name != API_KEY_VARIABLE}
+        with log.open("wb") as output:
+            server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output, env=environment)
         try:
-            server.wait(timeout=_STOP_TIMEOUT_S)
+            while not ready.exists():
+                if server.poll() is not None:
+                    last = log.read_text(errors="replace")[-800:]
+                    raise MeasurementError(f"helixbench serve exited with {server.returncode}: {last}")
+                time.sleep(_POLL_S)
+            yield ServedPlan(load_record(ready, Serving), plan)
         finally:
-            server.stderr.close()
-
-
-def _wait_for_url(lines: Iterator[str], said: list[str]) -> str | None:
-    for line in lines:
-        said.append(line)
-        found = _URL.search(line)
-        if found:
-            return found.group(1)
-    return None
-
-
-def _wait_until_ready(url: str, server: subprocess.Popen[str], *, timeout_s: float = 60.0) -> None:
-    until_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            _get(f"{url}/v1/models")
-        except MeasurementError:
-            if server.poll() is not None or time.monotonic() > until_s:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-
-
-def _get(url: str) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = json.loads(_open(urllib.request.Request(url), timeout_s=30.0))
-    return found
+            if server.poll() is None:
+                server.send_signal(signal.SIGINT)
+            server.wait(timeout=_STOP_TIMEOUT_S)
 
 
 def _post(url: str, body: object, *, timeout_s: float) -> dict[str, dict[str, int]]:
     request = urllib.request.Request(
         url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
     )
-    found: dict[str, dict[str, int]] = json.loads(_open(request, timeout_s=timeout_s))
-    return found
-
-
-def _open(request: urllib.request.Request, *, timeout_s: float) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            content: bytes = response.read()
+            answer: dict[str, dict[str, int]] = json.load(response)
     except urllib.error.HTTPError as error:
         with error:
-            told = error.read().decode(errors="replace")[:400]
-        raise MeasurementError(f"{request.full_url}: HTTP {error.code}: {told}") from error
+            body_text = error.read().decode(errors="replace")[:400]
+        raise MeasurementError(f"{url}: HTTP {error.code}: {body_text}") from error
     except OSError as error:
-        raise MeasurementError(f"{request.full_url}: no answer ({error})") from error
-    return content
+        raise MeasurementError(f"{url}: no answer ({error})") from error
+    return answer

@@ -18,7 +18,7 @@ import typer
 from helixbench.__main__ import app
 from helixbench.reference_server.testbed.spec import testbed_from_tree as read_testbed
 from helixbench.reports.suite.file import load_suite
-from helixbench.reports.verdict.metrics import IS_HIGHER_BETTER
+from helixbench.reports.verdict.run_metrics import IS_HIGHER_BETTER
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

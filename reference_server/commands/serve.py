@@ -18,7 +18,7 @@ from helixbench.reference_server.commands.nodes import (
     nodes_of_options,
     run_job,
 )
-from helixbench.reference_server.http.options import HttpOptions
+from helixbench.reference_server.http.options import API_KEY_VARIABLE, HttpOptions
 
 if TYPE_CHECKING:
     from helixbench.reference_server.jobs.job import Job
@@ -39,7 +39,7 @@ def serve(
         list[str] | None, typer.Option(help="name that clients ask for, repeatable; default: the hub id or directory")
     ] = None,
     api_key: Annotated[
-        list[str] | None, typer.Option(envvar="HELIXBENCH_API_KEY", help="require this bearer token; repeatable")
+        list[str] | None, typer.Option(envvar=API_KEY_VARIABLE, help="require this bearer token; repeatable")
     ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="allow web pages of this origin to call the server (* for any); repeatable")
@@ -60,6 +60,10 @@ def serve(
     stall_timeout_s: Annotated[
         float, typer.Option("--stall-timeout-s", min=0.1, help="time that a client may read nothing of its answer")
     ] = _HTTP.stall_timeout_s,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option("--ready-file", metavar="FILE", help="write URL and model as JSON once the plan is served"),
+    ] = None,
     allow_stale: AllowStale = False,
 ) -> None:
     """Serve a plan over an OpenAI-compatible HTTP API."""
@@ -103,6 +107,7 @@ def serve(
                 url=url_of(listener, host),
                 http=options,
                 allow_stale=allow_stale,
+                ready_file=None if ready_file is None else ready_file.resolve(),
             )
 
         run_job(spec, job, log_dir=Path(logs), pass_fds=(listener.fileno(),))

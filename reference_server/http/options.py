@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+# Environment variable with the keys that a server requires.
+API_KEY_VARIABLE = "HELIXBENCH_API_KEY"
+
 
 class HttpOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of ``helixbench serve`` that concern HTTP.

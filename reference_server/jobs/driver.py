@@ -18,7 +18,7 @@ from helixbench.progress import Reporter
 from helixbench.records import digest, load_record, provenance_now, save_record
 from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
-from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, decode_job
+from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
 from helixbench.reference_server.jobs.process import Interrupted, do_job
 from helixbench.reference_server.profiling.cluster import profile_cluster
 from helixbench.reference_server.run_log import RunLog
@@ -178,6 +178,9 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
 
         def say_serving() -> None:
             reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
+            if job.ready_file is not None:
+                model = (*job.http.model_names, files.directory.name)[0]
+                save_record(job.ready_file, Serving(url=job.url, model=model))
 
         serve_http(engine, files, socket_fd=job.socket_fd, options=job.http, on_ready=say_serving)
 

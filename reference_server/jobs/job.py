@@ -55,6 +55,14 @@ class ServeJob(_PlanJob, frozen=True, kw_only=True, tag="serve"):
     socket_fd: int
     url: str
     http: HttpOptions
+    ready_file: Path | None = None
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="helixbench.serving/1"):
+    """Where a plan is served: the content of ``serve --ready-file``, written once requests are answered."""
+
+    url: str
+    model: str
 
 
 Job: TypeAlias = ProfileJob | BenchJob | ServeJob

@@ -14,7 +14,6 @@ import typer
 
 from helixbench.errors import InputError
 from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
-from helixbench.reference_server.simulation.study_cli import study
 
 if TYPE_CHECKING:
     from helixbench.reference_server.simulation.arrivals import Arrivals
@@ -27,7 +26,6 @@ DEFAULT_WARMUP_S = 60.0
 def mount(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("simulate")(simulate)
-    app.command("study")(study)
 
 
 def simulate(

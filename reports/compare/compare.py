@@ -1,148 +1,122 @@
-"""Changes between two records of one kind, and whether each is more than noise. Pure."""
+"""Compare two runs, two plans or two cluster profiles. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
-
-import msgspec
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports.compare.changes import Change, exact, quantity, text
+from helixbench.reports.compare.change import Change, Comparison, computed, quantity, statement
 from helixbench.reports.compare.profiles import profile_changes, profile_notes
-from helixbench.reports.render.text import percent, ratio
+from helixbench.reports.loading import Record
+from helixbench.reports.text import percent, ratio
 from helixbench.reports.verdict.intervals import CONFIDENCE, t_quantile
-from helixbench.reports.verdict.metrics import IS_HIGHER_BETTER, batches_of, metrics_of
+from helixbench.reports.verdict.run_metrics import IS_HIGHER_BETTER, batches_of, metrics_of
 from helixbench.reports.verdict.validate import validate
 from helixbench.reports.verdict.verdict import Interval
 from helixbench.solver.problem.plan import Plan
 
-Kind = Literal["profile", "plan", "run"]
-Record = ClusterProfile | Plan | RunLog
-
-
-class Comparison(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    tag_field="schema",
-    tag="helixbench.comparison/1",
-):
-    """All that was compared; ``notes`` name what makes the two hard to compare."""
-
-    kind: Kind
-    base: str
-    new: str
-    notes: tuple[str, ...]
-    changes: tuple[Change, ...]
-
 
 def compare(base: Record, new: Record, *, base_name: str = "base", new_name: str = "new") -> Comparison:
-    """Compare two profiles, two plans or two runs.
+    """All differences between two records of one kind.
 
     Raises:
-        InputError: two records of different kinds.
+        InputError: the records are of different kinds.
     """
+    kind: Literal["cluster", "plan", "run"]
+    notes: Iterable[str]
+    changes: Iterable[Change]
     if isinstance(base, RunLog) and isinstance(new, RunLog):
-        return _comparison("run", base_name, new_name, _run_notes(base, new), _run_changes(base, new))
-    if isinstance(base, Plan) and isinstance(new, Plan):
-        return _comparison("plan", base_name, new_name, _plan_notes(base, new), _plan_changes(base, new))
-    if isinstance(base, ClusterProfile) and isinstance(new, ClusterProfile):
-        return _comparison("profile", base_name, new_name, profile_notes(base, new), profile_changes(base, new))
-    raise InputError(f"{base_name} and {new_name}: two records of different kinds; compare like with like")
+        kind, notes, changes = "run", _run_notes(base, new), _run_changes(base, new)
+    elif isinstance(base, Plan) and isinstance(new, Plan):
+        kind, notes, changes = "plan", _plan_notes(base, new), _plan_changes(base, new)
+    elif isinstance(base, ClusterProfile) and isinstance(new, ClusterProfile):
+        kind, notes, changes = "cluster", profile_notes(base, new), profile_changes(base, new)
+    else:
+        raise InputError(f"{base_name} and {new_name}: records of different kinds cannot be compared")
+    return Comparison(kind=kind, base=base_name, new=new_name, notes=tuple(notes), changes=tuple(changes))
 
 
-def _comparison(kind: Kind, base: str, new: str, notes: Iterable[str], changes: Iterable[Change]) -> Comparison:
-    return Comparison(kind=kind, base=base, new=new, notes=tuple(notes), changes=tuple(changes))
-
-
-def _run_notes(base: RunLog, new: RunLog) -> list[str]:
-    notes = ["one run each: intervals hold the noise inside a run, not that between runs"]
-    if base.simulated and new.simulated:
-        notes.append("both runs are simulated: no hardware ran")
+def _run_notes(base: RunLog, new: RunLog) -> Iterator[str]:
+    yield "one run each: intervals cover the noise within a run, not between runs"
+    simulated = [side for side, run in (("base", base), ("new", new)) if run.simulated]
+    if simulated:
+        yield f"{' and '.join(simulated)} {'is' if len(simulated) == 1 else 'are'} simulated: no hardware ran"
     if base.plan != new.plan:
-        notes.append("two plans were run")
-    for name in ("concurrency", "routing", "testbed", "simulated"):
+        yield "the runs served different plans"
+    for name in ("concurrency", "routing", "testbed"):
         if getattr(base, name) != getattr(new, name):
-            notes.append(f"{name} differs: {getattr(base, name)} and {getattr(new, name)}")
+            yield f"{name} differs: {getattr(base, name)} and {getattr(new, name)}"
     if base.workload != new.workload:
-        notes.append(f"the workload differs: {base.workload.source} and {new.workload.source}")
-    return notes
+        yield f"the workload differs: {base.workload.source} and {new.workload.source}"
 
 
-def _run_changes(base: RunLog, new: RunLog) -> Iterable[Change]:
+def _run_changes(base: RunLog, new: RunLog) -> Iterator[Change]:
     of_base, of_new = metrics_of(base), metrics_of(new)
-    parts_base, parts_new = batches_of(base), batches_of(new)
+    means_base, means_new = batches_of(base), batches_of(new)
     for name, is_higher_better in IS_HIGHER_BETTER.items():
         if name in of_base and name in of_new:
-            yield quantity(
-                name,
-                of_base[name],
-                of_new[name],
-                is_higher_better=is_higher_better,
-                interval=_ratio_interval(parts_base.get(name, ()), parts_new.get(name, ())),
-            )
-    verdict_base, verdict_new = validate(base), validate(new)
-    yield text("outcome", verdict_base.outcome, verdict_new.outcome)
-    yield text("measured / expected", ratio(verdict_base.ratio_to_expected), ratio(verdict_new.ratio_to_expected))
-    nodes = {node.name: node for node in verdict_base.nodes}
-    for node in verdict_new.nodes:
-        before = nodes.get(node.name)
-        if before is not None and before.measured_iteration_s and node.measured_iteration_s:
-            name = f"{node.name}: iteration_s"
-            yield quantity(name, before.measured_iteration_s, node.measured_iteration_s, is_higher_better=False)
-            yield text(f"{node.name}: busy", percent(before.measured_busy), percent(node.measured_busy))
+            interval = _ratio_interval(means_base.get(name, ()), means_new.get(name, ()))
+            yield quantity(name, of_base[name], of_new[name], is_higher_better=is_higher_better, interval=interval)
+    before, after = validate(base), validate(new)
+    yield statement("outcome", before.outcome, after.outcome)
+    yield statement("measured / expected", ratio(before.ratio_to_expected), ratio(after.ratio_to_expected))
+    nodes = {node.name: node for node in before.nodes}
+    for node in after.nodes:
+        old = nodes.get(node.name)
+        if old is not None and old.measured_iteration_s and node.measured_iteration_s:
+            times = old.measured_iteration_s, node.measured_iteration_s
+            yield quantity(f"{node.name}: iteration_s", *times, is_higher_better=False)
+            yield statement(f"{node.name}: busy", percent(old.measured_busy), percent(node.measured_busy))
 
 
-def _plan_notes(base: Plan, new: Plan) -> list[str]:
-    notes = []
+def _plan_notes(base: Plan, new: Plan) -> Iterator[str]:
     if base.cluster_digest != new.cluster_digest:
-        notes.append("made for two cluster profiles")
+        yield "the plans are for different cluster profiles"
     if base.assumptions.workload != new.assumptions.workload:
-        notes.append(f"for two workloads: {base.assumptions.workload.source}, {new.assumptions.workload.source}")
+        yield f"the workload differs: {base.assumptions.workload.source} and {new.assumptions.workload.source}"
     if base.assumptions.objective != new.assumptions.objective:
-        notes.append(f"two objectives: {base.assumptions.objective}, {new.assumptions.objective}")
-    return notes
+        yield f"the objective differs: {base.assumptions.objective} and {new.assumptions.objective}"
 
 
-def _plan_changes(base: Plan, new: Plan) -> Iterable[Change]:
-    """A plan's numbers are computed, so there is no noise in them."""
+def _plan_changes(base: Plan, new: Plan) -> Iterator[Change]:
+    """A plan's numbers are computed, so they have no noise."""
     before, after = base.predicted, new.predicted
-    a, b = before.max_flow_tokens_per_s, after.max_flow_tokens_per_s
-    yield quantity("max_flow_tokens_per_s", a, b, is_higher_better=True, interval=exact(a, b))
-    # A higher bound may be a better cluster or a weaker proof: neither way is better.
+    yield computed("max_flow_tokens_per_s", before.max_flow_tokens_per_s, after.max_flow_tokens_per_s)
+    # A higher bound may mean a better cluster or a weaker proof, so it is neither better nor worse.
     bounds = (before.upper_bound_tokens_per_s, after.upper_bound_tokens_per_s)
     yield quantity("upper_bound_tokens_per_s", *bounds, is_higher_better=True)
-    entries = {entry.concurrency: entry for entry in before.expected}
+    entries = {entry.concurrency: entry.total_tokens_per_s for entry in before.expected}
     for entry in after.expected:
-        old = entries.get(entry.concurrency)
-        if old is not None:
-            a, b = old.total_tokens_per_s, entry.total_tokens_per_s
-            yield quantity(f"expected at {entry.concurrency}", a, b, is_higher_better=True, interval=exact(a, b))
-    yield text("gap", percent(before.gap, 1), percent(after.gap, 1))
-    yield text("bottleneck", "; ".join(before.bottleneck), "; ".join(after.bottleneck))
+        if entry.concurrency in entries:
+            name = f"expected at concurrency {entry.concurrency}"
+            yield computed(name, entries[entry.concurrency], entry.total_tokens_per_s)
+    yield statement("gap", percent(before.gap, 1), percent(after.gap, 1))
+    yield statement("bottleneck", "; ".join(before.bottleneck), "; ".join(after.bottleneck))
     for name in sorted(base.placement.keys() | new.placement.keys()):
-        held = (base.placement.get(name), new.placement.get(name))
-        yield text(f"layers of {name}", str(held[0] or "not used"), str(held[1] or "not used"))
-    yield text("solver", f"{base.solver.method}: {base.solver.status}", f"{new.solver.method}: {new.solver.status}")
+        yield statement(f"layers of {name}", base.placement.get(name), new.placement.get(name))
+    yield statement("solver", *(f"{plan.solver.method}: {plan.solver.status}" for plan in (base, new)))
 
 
 def _ratio_interval(base: Sequence[float], new: Sequence[float]) -> Interval | None:
-    """95 % interval of mean(new) / mean(base) from batch means, by Welch's t on the relative standard errors."""
+    """95 % interval of mean(new) / mean(base) from batch means.
+
+    The logarithm of the ratio has about the sum of both squared relative standard errors as its variance; Welch's
+    formula gives the degrees of freedom.
+    """
     if len(base) < 2 or len(new) < 2 or min(*base, *new) <= 0:
         return None
-    parts = [(_mean(values), _relative_variance(values), len(values) - 1) for values in (base, new)]
-    variance = parts[0][1] + parts[1][1]
-    found = parts[1][0] / parts[0][0]
+    variances = [_relative_variance(values) for values in (base, new)]
+    ratio_of_means = _mean(new) / _mean(base)
+    variance = math.fsum(variances)
     if variance == 0:
-        return Interval(found, found)
-    degrees = variance**2 / sum(part[1] ** 2 / part[2] for part in parts if part[1])
+        return Interval(ratio_of_means, ratio_of_means)
+    degrees = variance**2 / sum(v**2 / (len(values) - 1) for v, values in zip(variances, (base, new), strict=True))
     half = t_quantile(max(1, math.floor(degrees)), confidence=CONFIDENCE) * math.sqrt(variance)
-    return Interval(found * math.exp(-half), found * math.exp(half))
+    return Interval(ratio_of_means * math.exp(-half), ratio_of_means * math.exp(half))
 
 
 def _mean(values: Sequence[float]) -> float:

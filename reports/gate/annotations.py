@@ -1,4 +1,4 @@
-"""Gate answers as workflow annotations of GitHub Actions: lines on stdout that the runner turns into notes."""
+"""Gate cases as GitHub Actions annotations: lines on stdout that the runner shows beside the job."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Sequence
 
 from helixbench.reports.gate.cases import Case, Status, worst_first
 
-# GitHub shows at most ten of a kind per step; the rest would vanish without a word.
+# GitHub shows at most ten of each kind per step and drops the rest silently.
 MAX_OF_A_KIND = 10
-_COMMANDS: dict[Status, str] = {"failed": "error", "error": "error", "undecided": "warning", "passed": "notice"}
+_COMMANDS = {
+    Status.FAILED: "error",
+    Status.ERROR: "error",
+    Status.UNDECIDED: "warning",
+    Status.PASSED: "notice",
+}
 
 
 def annotation_lines(cases: Sequence[Case]) -> tuple[str, ...]:
-    """One line per case, the worst first; what does not fit is counted in the last line of its kind."""
-    lines: dict[str, list[str]] = {}
-    for case in worst_first(tuple(cases)):
-        command = _COMMANDS[case.status]
+    """One line per case, the worst first; the last line of a kind counts the cases beyond the limit."""
+    lines: dict[str, list[str]] = {}  # kind -> its lines
+    for case in worst_first(cases):
         title = _property(f"helixbench {case.suite}: {case.name}")
-        lines.setdefault(command, []).append(f"::{command} title={title}::{_data(case.message)}")
-    return tuple(line for command, own in lines.items() for line in _within_limit(command, own))
-
-
-def _within_limit(command: str, lines: list[str]) -> list[str]:
-    if len(lines) <= MAX_OF_A_KIND:
-        return lines
-    left = len(lines) - MAX_OF_A_KIND + 1
-    return [*lines[: MAX_OF_A_KIND - 1], f"::{command} title=helixbench::and {left} more; see the log"]
+        lines.setdefault(_COMMANDS[case.status], []).append(f"title={title}::{_data(case.message)}")
+    for own in lines.values():
+        if len(own) > MAX_OF_A_KIND:
+            left = len(own) - MAX_OF_A_KIND + 1
+            own[MAX_OF_A_KIND - 1 :] = [f"title=helixbench::and {left} more; see the log"]
+    return tuple(f"::{command} {line}" for command, own in lines.items() for line in own)
 
 
 def _data(text: str) -> str:

@@ -1,20 +1,38 @@
-"""Gate answers as test cases: what JUnit, workflow annotations and Markdown are made from."""
+"""Gate answers as test cases: the source of the exit code, JUnit, annotations and Markdown."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from enum import IntEnum, StrEnum
 
 import msgspec
 
-from helixbench.reports.compare.regression import Regression
-from helixbench.reports.compare.regression import exit_code_of as regression_exit_code
-from helixbench.reports.verdict.verdict import Verdict
+from helixbench.reports.compare.regression import Answer, Regression
+from helixbench.reports.text import number
+from helixbench.reports.verdict.verdict import Outcome, Verdict
+from helixbench.solver.problem.plan import Plan
 
-Status = Literal["passed", "failed", "error", "undecided"]
+
+class ExitCode(IntEnum):
+    """Exit codes of gates; 2 is invalid input."""
+
+    PASS = 0
+    FAIL = 1
+    NOT_MEASURED = 3
+    UNDECIDED = 4
+
+
+class Status(StrEnum):
+    """Result of a case, the worst first. ``ERROR``: not measured. ``UNDECIDED``: hidden by noise."""
+
+    FAILED = "failed"
+    ERROR = "error"
+    UNDECIDED = "undecided"
+    PASSED = "passed"
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was asked. ``error`` is where nothing could be measured, ``undecided`` where noise hides it."""
+    """One thing that was checked."""
 
     suite: str
     name: str
@@ -23,57 +41,98 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     details: tuple[str, ...] = ()
 
 
-# The worst comes first wherever cases are listed.
-_ORDER: dict[Status, int] = {"failed": 0, "error": 1, "undecided": 2, "passed": 3}
+class GateRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="helixbench.gate/1"):
+    """The cases of a gate as a record."""
+
+    cases: tuple[Case, ...]
 
 
-def worst_first(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """Failed, error, undecided, passed; otherwise in the given order."""
-    return tuple(sorted(cases, key=lambda case: _ORDER[case.status]))
+_ANSWER_STATUS = {
+    Answer.FASTER: Status.PASSED,
+    Answer.SAME: Status.PASSED,
+    Answer.SLOWER: Status.FAILED,
+    Answer.INCONCLUSIVE: Status.UNDECIDED,
+    Answer.NO_DATA: Status.ERROR,
+}
 
 
-def calibration_cases(verdict: Verdict) -> tuple[Case, ...]:
-    """The run against its plan, and each check of the record against itself."""
-    status: Status = "passed" if verdict.outcome == "as predicted" else "failed"
-    if verdict.outcome == "could not measure":
-        status = "error"
-    return (
+def worst_first(cases: Sequence[Case]) -> list[Case]:
+    """In the order of ``Status``, otherwise as given."""
+    order = list(Status)
+    return sorted(cases, key=lambda case: order.index(case.status))
+
+
+def exit_code_of(cases: Sequence[Case], *, is_strict: bool = False) -> ExitCode:
+    """The worst case decides; undecided cases pass unless ``is_strict``."""
+    statuses = {case.status for case in cases}
+    if Status.FAILED in statuses:
+        return ExitCode.FAIL
+    if Status.ERROR in statuses:
+        return ExitCode.NOT_MEASURED
+    return ExitCode.UNDECIDED if is_strict and Status.UNDECIDED in statuses else ExitCode.PASS
+
+
+def run_cases(verdict: Verdict) -> tuple[Case, ...]:
+    """The run against its plan, and every consistency check of its record."""
+    status = {Outcome.AS_PREDICTED: Status.PASSED, Outcome.NOT_MEASURED: Status.ERROR}
+    prediction = Case(
+        suite="prediction",
+        name=f"{'simulated' if verdict.is_simulated else 'measured'} / expected at concurrency {verdict.concurrency}",
+        status=status.get(verdict.outcome, Status.FAILED),
+        message=verdict.statement,
+        details=tuple(filter(None, (*verdict.causes, verdict.testbed, *verdict.stale, *verdict.notes))),
+    )
+    checks = (
         Case(
-            suite="calibration",
-            name=f"{'simulated' if verdict.is_simulated else 'measured'} against expected "
-            f"at concurrency {verdict.concurrency}",
-            status=status,
-            message=verdict.statement,
-            details=(*verdict.causes, *((verdict.testbed,) if verdict.testbed else ()), *verdict.notes),
-        ),
-        *(
-            Case(
-                suite="integrity",
-                name=check.name,
-                status="passed" if check.is_passed else "error",
-                message=check.message,
-            )
-            for check in verdict.checks
-        ),
+            suite="integrity",
+            name=check.name,
+            status=Status.PASSED if check.is_passed else Status.ERROR,
+            message=check.message,
+        )
+        for check in verdict.checks
+    )
+    return (prediction, *checks)
+
+
+def regression_cases(regression: Regression) -> tuple[Case, ...]:
+    """The one question of a regression gate."""
+    pairs = (f"pair {i}: base {pair.base:.6g}, new {pair.new:.6g}" for i, pair in enumerate(regression.pairs, start=1))
+    fresh = (f"confirmation: base {pair.base:.6g}, new {pair.new:.6g}" for pair in regression.confirmation)
+    case = Case(
+        suite="regression",
+        name=regression.question.metric,
+        status=_ANSWER_STATUS[regression.answer],
+        message=regression.statement,
+        details=(*regression.notes, *pairs, *fresh),
+    )
+    return (case,)
+
+
+def plan_cases(base: Plan, new: Plan, *, tolerance: float) -> tuple[Case, ...]:
+    """Predictions of a new plan against those of a base plan.
+
+    They are computed, so one of each decides: NEW may be lower by a share ``tolerance``. A prediction that only NEW has
+    passes; one that NEW lacks could not be compared.
+    """
+    before, after = dict(_predictions(base)), dict(_predictions(new))
+    return tuple(
+        _plan_case(name, before.get(name), after.get(name), tolerance) for name in dict.fromkeys((*before, *after))
     )
 
 
-def regression_cases(regression: Regression, *, is_strict: bool) -> tuple[Case, ...]:
-    """The one question of a regression gate; undecided counts as failed only where that is asked for."""
-    statuses: dict[int, Status] = {0: "passed", 1: "failed", 3: "error", 4: "failed"}
-    status = statuses[regression_exit_code(regression, is_strict=is_strict)]
-    if regression.answer == "INCONCLUSIVE" and not is_strict:
-        status = "undecided"
-    return (
-        Case(
-            suite="regression",
-            name=regression.question.metric,
-            status=status,
-            message=regression.statement,
-            details=(
-                *regression.notes,
-                *(f"pair {i}: base {pair.base:.6g}, new {pair.new:.6g}" for i, pair in enumerate(regression.pairs, 1)),
-                *(f"fresh pair: base {pair.base:.6g}, new {pair.new:.6g}" for pair in regression.confirmation),
-            ),
-        ),
-    )
+def _predictions(plan: Plan) -> Iterator[tuple[str, float]]:
+    yield "max_flow_tokens_per_s", plan.predicted.max_flow_tokens_per_s
+    for entry in plan.predicted.expected:
+        yield f"expected_tokens_per_s at concurrency {entry.concurrency}", entry.total_tokens_per_s
+
+
+def _plan_case(name: str, base: float | None, new: float | None, tolerance: float) -> Case:
+    if base is None:
+        status, message = Status.PASSED, f"{number(new)}, not in the base plan"
+    elif new is None:
+        status, message = Status.ERROR, f"was {number(base)}, is missing now"
+    else:
+        status = Status.FAILED if new < base * (1 - tolerance) else Status.PASSED
+        change = f" ({new / base - 1:+.2%})" if base else ""
+        message = f"{number(base)} -> {number(new)}{change}; tolerance {tolerance:.2g}"
+    return Case(suite="plan", name=name, status=status, message=message)

@@ -1,104 +1,103 @@
-"""A record as one self-contained page: opens without a network, prints, reads on a phone, light and dark.
+"""Records as self-contained pages: no network, for print and phones, light and dark.
 
-The flow picture, the bars and the tables are made here, by templates: they are geometry that no chart library knows,
-and they read without JavaScript. The charts over time and of latency are drawn by uPlot from the record that the page
-embeds: 51 kB that bring axes, a cursor and a legend; Vega or Plotly would add 0.8 to 4.5 MB to every report.
+Tables, bars and the flow picture are rendered by templates, so they read without JavaScript. Charts over time and of
+latency are drawn by uPlot from the record that the page embeds: 51 kB for axes, a cursor and a legend, where Vega or
+Plotly would add 0.8 to 4.5 MB to every page.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from typing import Any, TypeVar
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports.render import text as figures
-from helixbench.reports.render.flow_picture import USE_STEPS, flow_picture
+from helixbench.reports import text
+from helixbench.reports.compare.change import Comparison
+from helixbench.reports.loading import Record
+from helixbench.reports.render.flow_picture import USE_STEPS, FlowPicture, flow_picture
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.integrity import intervals_in_window, timeline_intervals, tokens_of
 from helixbench.reports.verdict.validate import validate
 from helixbench.solver.problem.plan import Plan
 
-# The table under a chart says what the chart shows; intervals are put together to keep it short.
+# Rows of the tables that repeat a chart; consecutive intervals are merged to stay below.
 MAX_TIMELINE_ROWS = 48
 MAX_NODE_ROWS = 24
 
+Row = Mapping[str, str | float | bool | None]
+T = TypeVar("T")
 
-def html_page(record: ClusterProfile | Plan | RunLog) -> str:
-    """The page of a run, a plan or a cluster profile."""
+
+def html_page(record: Record, *, comparison: Comparison | None = None, base: Record | None = None) -> str:
+    """The page of a record.
+
+    Args:
+        record: a run, a plan or a cluster profile.
+        comparison: its changes against ``base``, listed first.
+        base: the record that it is compared with, of the same kind. Its latencies join those of a run, its flow picture
+            that of a plan.
+    """
+    template, own = _page(record)
+    context: dict[str, Any] = {
+        "provenance": record.provenance,
+        "comparison": comparison,
+        "base": base,
+        "base_picture": _plan_picture(base) if isinstance(base, Plan) else None,
+        **own,
+    }
+    embedded = {"record": record, "verdict": own.get("verdict"), "base": base, "comparison": comparison}
+    return _render(template, records={name: one for name, one in embedded.items() if one is not None}, **context)
+
+
+def _page(record: Record) -> tuple[str, dict[str, Any]]:
+    """Template and its context."""
     if isinstance(record, RunLog):
-        return run_page(record)
-    return plan_page(record) if isinstance(record, Plan) else profile_page(record)
+        verdict, plan = validate(record), record.plan
+        return "run.html.j2", {
+            "title": f"{plan.model}: {verdict.outcome}",
+            "run": record,
+            "plan": plan,
+            "verdict": verdict,
+            "picture": flow_picture(plan, about=record.device_names, regions=record.regions),
+            "devices": record.device_names,
+            "timeline": _timeline_rows(record),
+            "node_timeline": _node_rows(record),
+            "throughput": _throughput_in_words(record),
+        }
+    if isinstance(record, Plan):
+        return "plan.html.j2", {
+            "title": f"{record.model}: plan",
+            "plan": record,
+            "picture": _plan_picture(record),
+            "devices": _devices_of(record),
+        }
+    return "profile.html.j2", {"title": f"{record.model.name}: cluster", "profile": record}
 
 
-def run_page(run: RunLog) -> str:
-    """Measured against predicted."""
-    verdict = validate(run)
-    return render(
-        "run.html.j2",
-        title=f"{run.plan.model}: {verdict.outcome}",
-        run=run,
-        plan=run.plan,
-        verdict=verdict,
-        picture=flow_picture(run.plan, about=run.device_names, regions=run.regions),
-        devices=run.device_names,
-        timeline=_timeline_rows(run),
-        node_timeline=_node_rows(run),
-        throughput=_throughput_in_words(run),
-        provenance=run.provenance,
-        records={"record": run, "verdict": verdict},
-    )
+def _plan_picture(plan: Plan) -> FlowPicture:
+    regions = {name: use.region for name, use in plan.nodes.items() if use.region}
+    return flow_picture(plan, about=_devices_of(plan), regions=regions)
 
 
-def plan_page(plan: Plan) -> str:
-    """Placement, flows and promises."""
-    return render(
-        "plan.html.j2",
-        title=f"{plan.model}: plan",
-        plan=plan,
-        picture=flow_picture(plan, about=devices_of(plan), regions=regions_of(plan)),
-        devices=devices_of(plan),
-        provenance=plan.provenance,
-        records={"record": plan},
-    )
-
-
-def profile_page(profile: ClusterProfile) -> str:
-    """Nodes and links as measured."""
-    return render(
-        "profile.html.j2",
-        title=f"{profile.model.name}: cluster",
-        profile=profile,
-        provenance=profile.provenance,
-        records={"record": profile},
-    )
-
-
-def devices_of(plan: Plan) -> dict[str, str]:
-    """Node -> device, where the plan says it."""
+def _devices_of(plan: Plan) -> dict[str, str]:
     return {name: use.device for name, use in plan.nodes.items() if use.device}
 
 
-def regions_of(plan: Plan) -> dict[str, str]:
-    """Node -> region, where the plan says it."""
-    return {name: use.region for name, use in plan.nodes.items() if use.region}
-
-
 def script_json(record: msgspec.Struct) -> Markup:
-    """JSON that can stand inside a script element: no ``</script>`` and no comment can occur in it."""
-    text = msgspec.json.encode(record).decode()
+    """JSON for a script element, escaped so that it cannot contain ``</script>`` or a comment."""
+    encoded = msgspec.json.encode(record).decode()
     for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
+        encoded = encoded.replace(char, f"\\u{ord(char):04x}")
+    return Markup(encoded)
 
 
-def render(template: str, **context: object) -> str:
-    """The page of that template, with all that it needs inside."""
+def _render(template: str, **context: object) -> str:
     environment = Environment(
         loader=PackageLoader("helixbench.reports.render", "templates"),
         autoescape=True,
@@ -107,15 +106,15 @@ def render(template: str, **context: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=figures.number,
-        interval=figures.interval,
-        seconds=figures.seconds,
-        percent=figures.percent,
-        signed=figures.signed_percent,
-        points=figures.points,
-        ratio=figures.ratio,
-        size=figures.size,
-        bits=figures.bit_rate,
+        number=text.number,
+        interval=text.interval,
+        seconds=text.seconds,
+        percent=text.percent,
+        signed=text.signed_percent,
+        points=text.points,
+        ratio=text.ratio,
+        size=text.size,
+        bits=text.bit_rate,
         script_json=script_json,
     )
     assets = {
@@ -137,7 +136,7 @@ def _asset(name: str) -> str:
 
 
 def _use_words() -> tuple[str, ...]:
-    """What each step of use is called, from the least to the bottleneck."""
+    """Legend of ``USE_STEPS``, from the least used to the bottleneck."""
     percents = [round(step * 100) for step in USE_STEPS[:-1]]
     return (
         f"below {percents[0]} %",
@@ -146,59 +145,57 @@ def _use_words() -> tuple[str, ...]:
     )
 
 
-def _timeline_rows(run: RunLog) -> list[Mapping[str, float | bool]]:
-    """Total and output tokens/s over time, at most ``MAX_TIMELINE_ROWS`` rows."""
-    spans = timeline_intervals(run)
-    step = -(-len(spans) // MAX_TIMELINE_ROWS) or 1
-    rows: list[Mapping[str, float | bool]] = []
-    for i in range(0, len(spans), step):
-        part = spans[i : i + step]
-        start, end = part[0][0], part[-1][1].end_s
+def _merged(items: Sequence[T], most: int, row: Callable[[Sequence[T]], Row]) -> list[Row]:
+    """One row for each group of consecutive items, at most ``most`` rows."""
+    step = -(-len(items) // most) or 1
+    return [row(items[i : i + step]) for i in range(0, len(items), step)]
+
+
+def _timeline_rows(run: RunLog) -> list[Row]:
+    """Total and output tokens/s over time."""
+
+    def row(part: Sequence[tuple[float, Any]]) -> Row:
+        start_s, end_s = part[0][0], part[-1][1].end_s
         counts = [count for _, count in part]
-        rows.append(
-            {
-                "start_s": start,
-                "end_s": end,
-                "total": tokens_of(counts) / (end - start),
-                "output": sum(count.output_tokens for count in counts) / (end - start),
-                "in_window": run.window.start_s <= start and end <= run.window.end_s,
-            }
-        )
-    return rows
+        return {
+            "start_s": start_s,
+            "end_s": end_s,
+            "total": tokens_of(counts) / (end_s - start_s),
+            "output": sum(count.output_tokens for count in counts) / (end_s - start_s),
+            "in_window": run.window.start_s <= start_s and end_s <= run.window.end_s,
+        }
+
+    return _merged(timeline_intervals(run), MAX_TIMELINE_ROWS, row)
 
 
-def _node_rows(run: RunLog) -> list[Mapping[str, str | float | None]]:
-    """Each node's series in at most ``MAX_NODE_ROWS`` rows."""
-    rows: list[Mapping[str, str | float | None]] = []
+def _node_rows(run: RunLog) -> list[Row]:
+    """Batch, KV use and busy share of each node over time."""
+    rows: list[Row] = []
     for name, points in run.node_timeline.items():
-        step = -(-len(points) // MAX_NODE_ROWS) or 1
         capacity = run.nodes[name].kv_capacity_tokens if name in run.nodes else 0
-        start_s = 0.0
-        for i in range(0, len(points), step):
-            part = points[i : i + step]
-            batches = [point.batch_tokens for point in part if point.batch_tokens is not None]
-            last = part[-1]
-            rows.append(
-                {
-                    "node": name,
-                    "start_s": start_s,
-                    "end_s": last.end_s,
-                    "batch_tokens": statistics.fmean(batches) if batches else None,
-                    "kv_tokens": last.kv_tokens,
-                    "kv_use": last.kv_tokens / capacity if capacity else None,
-                    "busy": statistics.fmean(point.busy for point in part),
-                }
-            )
-            start_s = last.end_s
+        starts_s = (0.0, *(point.end_s for point in points))
+
+        def row(part: Sequence[tuple[float, Any]], name: str = name, capacity: int = capacity) -> Row:
+            own = [point for _, point in part]
+            batches = [point.batch_tokens for point in own if point.batch_tokens is not None]
+            return {
+                "node": name,
+                "start_s": part[0][0],
+                "end_s": own[-1].end_s,
+                "batch_tokens": statistics.fmean(batches) if batches else None,
+                "kv_tokens": own[-1].kv_tokens,
+                "kv_use": own[-1].kv_tokens / capacity if capacity else None,
+                "busy": statistics.fmean(point.busy for point in own),
+            }
+
+        rows += _merged(tuple(zip(starts_s, points, strict=False)), MAX_NODE_ROWS, row)
     return rows
 
 
 def _throughput_in_words(run: RunLog) -> str:
     rates = [tokens_of([count]) / (count.end_s - start) for start, count in intervals_in_window(run)]
     if not rates:
-        return "No whole interval lies inside the window."
-    start, end = figures.number(run.window.start_s), figures.number(run.window.end_s)
-    low, high, middle = (figures.number(rate) for rate in (min(rates), max(rates), statistics.median(rates)))
-    return (
-        f"Inside the window, from {start} s to {end} s, an interval carried {low} to {high} tokens/s, {middle} midway."
-    )
+        return "No complete interval lies inside the window."
+    start, end = text.number(run.window.start_s), text.number(run.window.end_s)
+    low, high, middle = (text.number(rate) for rate in (min(rates), max(rates), statistics.median(rates)))
+    return f"In the window, from {start} s to {end} s, throughput was {low} to {high} tokens/s, median {middle}."

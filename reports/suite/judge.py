@@ -1,4 +1,4 @@
-"""Judge a suite, in pure functions: the verdicts of a case's repeats to one result, results to an exit code."""
+"""Judge a suite, in pure functions: the verdicts of a case's repeats give one result, results an exit code."""
 
 from __future__ import annotations
 
@@ -9,69 +9,52 @@ from typing import Literal, TypeVar
 import msgspec
 
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports.gate.gate import COULD_NOT_MEASURE, FAIL, PASS
-from helixbench.reports.suite.result import CaseOutcome, CaseResult, LatencyBias, LinkBias, NodeBias, Tolerance
-from helixbench.reports.verdict.causes import relative
+from helixbench.reports.gate.cases import ExitCode
+from helixbench.reports.suite.result import CaseOutcome, CaseResult, Tolerance
 from helixbench.reports.verdict.intervals import mean_interval
-from helixbench.reports.verdict.verdict import STALE_NOTE, Band, Latency, LinkResidual, NodeResidual, Verdict
+from helixbench.reports.verdict.validate import latencies_of
+from helixbench.reports.verdict.verdict import Outcome, Verdict
 
-INCONCLUSIVE = 4
-ItemT = TypeVar("ItemT")
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 def judge_case(
-    name: str,
+    case: CaseResult,
     verdicts: Sequence[Verdict],
     *,
-    testbed: str,
-    workload: str,
-    concurrency: int | None,
-    repeats: int,
     tolerance: Tolerance,
     failures: Sequence[str] = (),
     simulated: RunLog | None = None,
 ) -> CaseResult:
-    """Hold the repeats of one case against its plan.
+    """Complete the result of a case from its repeats.
 
     Args:
-        name: of the case.
+        case: names the case and the number of repeats that were asked for.
         verdicts: one for each repeat that left a run log, all of one plan.
-        testbed: its name.
-        workload: where its lengths come from.
-        concurrency: requests in flight; ``None`` where no plan says.
-        repeats: how many were asked for.
         tolerance: what counts as ok.
         failures: why steps of this case failed.
-        simulated: its plan on a virtual clock, which predicts the percentiles that the plan does not.
+        simulated: its simulated plan, which predicts the percentiles that the plan does not.
     """
-    measured = [verdict for verdict in verdicts if verdict.ratio_to_expected is not None and not verdict.reasons]
-    reasons = (*failures, *(reason for verdict in verdicts for reason in verdict.reasons))
-    base = CaseResult(
-        name=name,
-        testbed=testbed,
-        workload=workload,
-        concurrency=concurrency,
-        outcome="not measured",
-        statement="no repeat could be measured" + (f": {reasons[0]}" if reasons else ""),
-        asked_repeats=repeats,
-        num_repeats=len(measured),
-        reasons=tuple(dict.fromkeys(reasons)),
-    )
+    measured = [verdict for verdict in verdicts if verdict.outcome is not Outcome.NOT_MEASURED]
+    reasons = tuple(dict.fromkeys((*failures, *(reason for verdict in verdicts for reason in verdict.reasons))))
     if not measured:
-        return base
+        statement = "no repeat could be measured" + (f": {reasons[0]}" if reasons else "")
+        return msgspec.structs.replace(case, statement=statement, reasons=reasons)
     first = measured[0]
     ratios = tuple(verdict.ratio_to_expected for verdict in measured if verdict.ratio_to_expected is not None)
     totals = [verdict.measured_tokens_per_s for verdict in measured if verdict.measured_tokens_per_s is not None]
     tpots, ttfts = _p50_ratios(measured, "tpot"), _p50_ratios(measured, "ttft")
-    outcome, statement = _outcome(
-        ratios, tpots, to_bound=statistics.median(totals) / first.bound_tokens_per_s, tolerance=tolerance
-    )
+    to_bound = statistics.median(totals) / first.bound_tokens_per_s
+    outcome, statement = _outcome(ratios, tpots, to_bound=to_bound, tolerance=tolerance)
+    missing = "" if len(measured) == case.asked_repeats else f"; {len(measured)} of {case.asked_repeats} repeats"
     return msgspec.structs.replace(
-        base,
+        case,
         outcome=outcome,
-        statement=statement + ("" if len(measured) == repeats else f"; {len(measured)} of {repeats} repeats"),
+        statement=statement + missing,
+        num_repeats=len(measured),
+        reasons=reasons,
         causes=_median_verdict(measured).causes,
-        stale=_stale(measured),
+        stale=tuple(dict.fromkeys(line for verdict in measured for line in verdict.stale)),
         bound_tokens_per_s=first.bound_tokens_per_s,
         expected_tokens_per_s=first.expected_tokens_per_s,
         expected_interval=first.expected_interval,
@@ -81,67 +64,64 @@ def judge_case(
         ratio=statistics.median(ratios),
         spread=max(ratios) - min(ratios),
         tpot_ratios=tpots,
-        tpot_ratio=_median(tpots),
-        ttft_ratio=_median(ttfts),
-        nodes=tuple(_node_bias(nodes) for nodes in _by_key(measured, lambda v: v.nodes, lambda node: node.name)),
-        links=tuple(_link_bias(links) for links in _by_key(measured, lambda v: v.links, lambda k: (k.src, k.dst))),
-        latencies=tuple(
-            _latency_bias(found, simulated) for found in _by_key(measured, lambda v: v.latencies, lambda k: k.kind)
-        ),
+        tpot_ratio=statistics.median(tpots) if tpots else None,
+        ttft_ratio=statistics.median(ttfts) if ttfts else None,
+        nodes=_medians(measured, lambda verdict: verdict.nodes, lambda node: node.name),
+        links=_medians(measured, lambda verdict: verdict.links, lambda link: (link.src, link.dst)),
+        latencies=_medians(measured, lambda verdict: verdict.latencies, lambda latency: latency.kind),
+        simulated=() if simulated is None else latencies_of(simulated, None),
     )
 
 
 def judge_ratios(values: Sequence[float], *, low: float, high: float) -> CaseOutcome:
-    """Whether the median of the repeats lies in ``[low, high]``, and whether they say so.
+    """Whether the median of the repeats lies in ``[low, high]``, and whether they are enough to tell.
 
-    With five repeats the span from the least to the largest is a 94 % interval of the median (order statistics). Where
-    it is wider than the tolerance the median decides nothing, unless all of it lies on one side of the tolerance. One
-    repeat says nothing of the spread.
+    The range of five repeats contains the median with 94 % confidence (order statistics). If that range is wider than
+    the tolerance the median decides nothing, unless all of the range is on one side outside. A single repeat has no
+    range.
     """
     if not values:
-        return "not measured"
+        return CaseOutcome.NOT_MEASURED
     if len(values) < 2:
-        return "inconclusive"
+        return CaseOutcome.INCONCLUSIVE
     if max(values) < low or min(values) > high:
-        return "off"
+        return CaseOutcome.OFF
     if max(values) - min(values) > high - low:
-        return "inconclusive"
-    return "ok" if low <= statistics.median(values) <= high else "off"
+        return CaseOutcome.INCONCLUSIVE
+    return CaseOutcome.OK if low <= statistics.median(values) <= high else CaseOutcome.OFF
 
 
-def exit_code_of(cases: Sequence[CaseResult], *, is_strict: bool) -> int:
-    """1 where a case is off, else 3 where a repeat is missing, else 4 (strict) where one is inconclusive, else 0."""
-    if any(case.outcome == "off" for case in cases):
-        return FAIL
+def exit_code_of(cases: Sequence[CaseResult], *, is_strict: bool) -> ExitCode:
+    """A case that is off fails; else a missing repeat; else, with ``is_strict``, an inconclusive case."""
+    outcomes = {case.outcome for case in cases}
+    if CaseOutcome.OFF in outcomes:
+        return ExitCode.FAIL
     if any(case.num_repeats < case.asked_repeats for case in cases):
-        return COULD_NOT_MEASURE
-    if is_strict and any(case.outcome == "inconclusive" for case in cases):
-        return INCONCLUSIVE
-    return PASS
+        return ExitCode.NOT_MEASURED
+    return ExitCode.UNDECIDED if is_strict and CaseOutcome.INCONCLUSIVE in outcomes else ExitCode.PASS
 
 
 def _outcome(
     ratios: Sequence[float], tpots: Sequence[float], *, to_bound: float, tolerance: Tolerance
 ) -> tuple[CaseOutcome, str]:
-    total = judge_ratios(ratios, low=tolerance.min_ratio, high=tolerance.max_ratio)
-    said = [_said("total tokens/s", total, ratios)]
-    outcomes: list[CaseOutcome] = [total]
+    band = tolerance.band
+    outcomes = [judge_ratios(ratios, low=band.min_ratio, high=band.max_ratio)]
+    parts = [_described("total tokens/s", outcomes[0], ratios)]
     if tpots:
         outcomes.append(judge_ratios(tpots, low=1 - tolerance.tpot, high=1 + tolerance.tpot))
-        said.append(_said("TPOT p50", outcomes[-1], tpots))
+        parts.append(_described("TPOT p50", outcomes[1], tpots))
     else:
-        said.append("no TPOT: outputs of one token, or none predicted")
-    if to_bound > Band().max_bound_ratio:
-        return "off", f"above the bound ({to_bound:.3f} x): an error in the model or the units; {'; '.join(said)}"
-    order: tuple[CaseOutcome, ...] = ("off", "inconclusive")
-    return next((worst for worst in order if worst in outcomes), "ok"), "; ".join(said)
+        parts.append("no TPOT: outputs of one token, or no prediction")
+    if to_bound > band.max_bound_ratio:
+        parts.insert(0, f"above the bound ({to_bound:.3f} x): the cost model or a unit is wrong")
+        return CaseOutcome.OFF, "; ".join(parts)
+    worst = (outcome for outcome in (CaseOutcome.OFF, CaseOutcome.INCONCLUSIVE) if outcome in outcomes)
+    return next(worst, CaseOutcome.OK), "; ".join(parts)
 
 
-def _said(what: str, outcome: CaseOutcome, values: Sequence[float]) -> str:
+def _described(what: str, outcome: CaseOutcome, values: Sequence[float]) -> str:
     text = f"{what} {outcome}: {statistics.median(values):.3f} x expected"
-    if len(values) < 2:
-        return f"{text}, one repeat"
-    return f"{text} ({min(values):.3f} .. {max(values):.3f})"
+    return f"{text}, one repeat" if len(values) < 2 else f"{text} ({min(values):.3f} .. {max(values):.3f})"
 
 
 def _p50_ratios(verdicts: Iterable[Verdict], kind: Literal["ttft", "tpot"]) -> tuple[float, ...]:
@@ -149,82 +129,28 @@ def _p50_ratios(verdicts: Iterable[Verdict], kind: Literal["ttft", "tpot"]) -> t
     return tuple(latency.p50_s / latency.predicted_mean_s for latency in found if latency.predicted_mean_s)
 
 
-def _by_key(
-    verdicts: Iterable[Verdict],
-    parts: Callable[[Verdict], Iterable[ItemT]],
-    key: Callable[[ItemT], object],
-) -> list[list[ItemT]]:
-    """The parts of all verdicts, those with one key together, in the order in which keys first come."""
-    found: dict[object, list[ItemT]] = {}
+def _medians(
+    verdicts: Iterable[Verdict], parts: Callable[[Verdict], Iterable[StructT]], key: Callable[[StructT], object]
+) -> tuple[StructT, ...]:
+    """The parts of all verdicts with equal key merged into one, in the order in which keys first occur."""
+    found: dict[object, list[StructT]] = {}
     for verdict in verdicts:
         for part in parts(verdict):
             found.setdefault(key(part), []).append(part)
-    return list(found.values())
+    return tuple(_median_part(group) for group in found.values())
 
 
-def _node_bias(nodes: Sequence[NodeResidual]) -> NodeBias:
-    first = nodes[0]
-    busy = statistics.median(node.measured_busy for node in nodes)
-    batch = _median(node.measured_batch_tokens for node in nodes)
-    iteration_s = _median(node.measured_iteration_s for node in nodes)
-    return NodeBias(
-        name=first.name,
-        layers=first.layers,
-        predicted_busy=first.predicted_busy,
-        measured_busy=busy,
-        busy_bias=relative(busy, first.predicted_busy),
-        predicted_batch_tokens=first.predicted_batch_tokens,
-        measured_batch_tokens=batch,
-        batch_bias=relative(batch, first.predicted_batch_tokens),
-        predicted_iteration_s=first.predicted_iteration_s,
-        measured_iteration_s=iteration_s,
-        iteration_bias=relative(iteration_s, first.predicted_iteration_s),
-    )
-
-
-def _link_bias(links: Sequence[LinkResidual]) -> LinkBias:
-    planned, realised = links[0].planned_share, statistics.median(link.realised_share for link in links)
-    return LinkBias(
-        src=links[0].src,
-        dst=links[0].dst,
-        planned_share=planned,
-        realised_share=realised,
-        share_bias=realised - planned,
-        measured_bytes_per_s=statistics.median(link.measured_bytes_per_s for link in links),
-    )
-
-
-def _latency_bias(latencies: Sequence[Latency], simulated: RunLog | None) -> LatencyBias:
-    kind, predicted_p50_s = latencies[0].kind, latencies[0].predicted_mean_s
-    p50_s = statistics.median(one.p50_s for one in latencies)
-    p90_s = statistics.median(one.p90_s for one in latencies)
-    p99_s = statistics.median(one.p99_s for one in latencies)
-    percentiles = None if simulated is None else simulated.latency_percentiles(kind, (90.0, 99.0))
-    predicted_p90_s, predicted_p99_s = percentiles or (None, None)
-    return LatencyBias(
-        kind=kind,
-        p50_s=p50_s,
-        p90_s=p90_s,
-        p99_s=p99_s,
-        predicted_p50_s=predicted_p50_s,
-        predicted_p90_s=predicted_p90_s,
-        predicted_p99_s=predicted_p99_s,
-        p50_bias=relative(p50_s, predicted_p50_s),
-        p90_bias=relative(p90_s, predicted_p90_s),
-        p99_bias=relative(p99_s, predicted_p99_s),
-    )
-
-
-def _stale(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
-    notes = (note for verdict in verdicts for note in verdict.notes if note.startswith(STALE_NOTE))
-    return tuple(dict.fromkeys(notes))
+def _median_part(group: Sequence[StructT]) -> StructT:
+    """Field by field the median of the numbers; names and predictions are the same in all repeats."""
+    medians: dict[str, float] = {}
+    for field in group[0].__struct_fields__:
+        values = [value for part in group if isinstance(value := getattr(part, field), int | float)]
+        if values:
+            is_count = all(isinstance(value, int) for value in values)
+            medians[field] = statistics.median_low(values) if is_count else statistics.median(values)
+    return msgspec.structs.replace(group[0], **medians)
 
 
 def _median_verdict(verdicts: Sequence[Verdict]) -> Verdict:
-    """The one with the median ratio; of an even number the lower one."""
+    """The one with the median ratio, of an even number the lower one."""
     return sorted(verdicts, key=lambda verdict: verdict.ratio_to_expected or 0.0)[(len(verdicts) - 1) // 2]
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

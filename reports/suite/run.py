@@ -1,32 +1,34 @@
-"""Run a suite: every testbed profiled once, every case planned once, then the repeats of all cases in turn."""
+"""Run a suite: profile every testbed and plan every case once, then run the repeats of all cases in turn."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
+from helixbench.progress import StepReporter
 from helixbench.records import load_record, provenance_now, save_bytes, save_record
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports import loading
 from helixbench.reports.suite.child import INTERRUPTED, TERMINATED, Step, run_child
+from helixbench.reports.suite.commands import Commands, Layout, in_flight_of, lengths_csv
 from helixbench.reports.suite.judge import judge_case
-from helixbench.reports.suite.progress import Progress
-from helixbench.reports.suite.result import CaseResult, SuiteResult, Tolerance
-from helixbench.reports.suite.steps import Layout, Steps, lengths_csv
+from helixbench.reports.suite.result import CaseOutcome, CaseResult, SuiteResult, Tolerance
 from helixbench.reports.suite.suite import Suite, SuiteCase, SuiteTestbed
 from helixbench.reports.verdict.validate import validate
-from helixbench.reports.verdict.verdict import Band, Verdict
+from helixbench.reports.verdict.verdict import Verdict
 from helixbench.solver.problem.plan import Plan
 
+RecordT = TypeVar("RecordT", ClusterProfile, Plan, RunLog)
 _TAIL = 300
 
 
 class SuiteOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for beside the suite. ``model`` replaces the suite's own; ``allow_stale`` as of ``bench``."""
+    """Options of ``validate``. ``model`` replaces the suite's own; ``allow_stale`` is that of ``bench``."""
 
     out: Path
     repeats: int
@@ -36,23 +38,33 @@ class SuiteOptions(msgspec.Struct, frozen=True, kw_only=True):
     allow_stale: bool = False
 
 
+class Fingerprints(msgspec.Struct, kw_only=True, tag_field="schema", tag="helixbench.fingerprints/1"):
+    """File, relative to the results folder -> fingerprint of the step that made it."""
+
+    files: dict[str, str] = {}
+
+
 class _StoppedError(Exception):
-    """The user ended the suite."""
+    """The user interrupted the suite."""
+
+
+class _StepFailedError(Exception):
+    """A step failed; its cases cannot go on."""
 
 
 def run_suite(suite: Suite, options: SuiteOptions, *, run: Callable[..., int] | None = None) -> SuiteResult:
-    """Measure what is not there yet and judge all of it; ``suite.json`` is written after every repeat.
+    """Measure and judge all cases; ``suite.json`` is written after every repeat.
 
-    A step that fails leaves its cases (or its repeat) unmeasured, with the reason, and the others go on. After Ctrl-C
-    or SIGTERM the result says so and holds what there is.
+    A failed step leaves its cases, or its repeat, unmeasured with the reason, and the others go on. After Ctrl-C or
+    SIGTERM the result contains what there is and says so.
 
     Args:
         suite: the cases.
-        options: how often, where to, and what counts as ok.
-        run: runs a command line as ``run_child`` does, which it is where not given.
+        options: repeats, results folder and tolerance.
+        run: runs a command line as ``run_child`` does, which is the default.
 
     Raises:
-        InputError: a testbed asks for more than this machine has, or the folder holds results and is not to be resumed.
+        InputError: a testbed asks for more than this machine has, or the folder has results and is not resumed.
     """
     return _SuiteRun(suite, options, run or run_child).result()
 
@@ -61,20 +73,19 @@ class _SuiteRun:
     def __init__(self, suite: Suite, options: SuiteOptions, run: Callable[..., int]) -> None:
         self._suite, self._options, self._run = suite, options, run
         self._layout = Layout(options.out.resolve())
-        model = options.model or suite.model.path or str(self._layout.model)
-        self._steps = Steps(suite=suite, layout=self._layout, model=model, allow_stale=options.allow_stale)
+        model = options.model or suite.model.path
+        self._commands = Commands(suite=suite, layout=self._layout, model=model, allow_stale=options.allow_stale)
+        self._made_by = _load_fingerprints(self._layout.fingerprints)
         self._plans: dict[str, Plan] = {}  # case -> its plan
-        self._simulated: dict[str, RunLog] = {}  # case -> its plan on a virtual clock
+        self._simulated: dict[str, RunLog] = {}  # case -> its simulated plan
         self._verdicts: dict[str, list[Verdict]] = {case.name: [] for case in suite.cases}
         self._failures: dict[str, list[str]] = {case.name: [] for case in suite.cases}
-        self._begun: set[tuple[str, int]] = set()  # case, repeat
         self._bed_of: dict[str, str] = {}  # testbed -> how it was run
-        self._band = Band(min_ratio=options.tolerance.min_ratio, max_ratio=options.tolerance.max_ratio)
         self._is_interrupted = False
         cases = len(suite.cases)
-        self._progress = Progress(
+        self._progress = StepReporter(
             {
-                "model": int(self._steps.make_model() is not None),
+                "model": int(model is None),
                 "profile": len(suite.testbeds),
                 "solve": cases,
                 "simulate": cases,
@@ -84,159 +95,159 @@ class _SuiteRun:
 
     def result(self) -> SuiteResult:
         if self._layout.result.exists() and not self._options.resume:
-            raise InputError(
-                f"-o {self._options.out}: holds the results of a suite; go on with --resume, or choose another folder"
-            )
-        try:
-            with self._progress:
+            raise InputError(f"-o {self._options.out}: contains results; add --resume, or choose another folder")
+        with self._progress:
+            try:
                 self._prepare()
                 for repeat in range(1, self._options.repeats + 1):
                     for case in self._suite.cases:
                         self._repeat(case, repeat)
-        except (_StoppedError, KeyboardInterrupt):
-            self._is_interrupted = True
-            self._add_kept()
+            except (_StoppedError, KeyboardInterrupt):
+                self._is_interrupted = True
+                self._add_kept_runs()
         return self._judge()
 
     def _prepare(self) -> None:
-        """The model, the profiles and the plans; a case without one of them has a reason in ``_failures``."""
-        model_problem = self._make_model()
-        clusters: dict[str, ClusterProfile] = {}
+        """Model, profiles, plans and simulations. A case that lacks one of them has the reason in ``_failures``."""
+        profiled: dict[str, str] = {}  # testbed -> why it has no profile; empty if it has one
+        model_problem = self._attempt(self._make_model)
         for testbed in self._suite.testbeds:
-            problem = model_problem or self._profile(testbed, clusters)
-            for case in self._suite.cases:
-                if problem and case.testbed.name == testbed.name:
-                    self._failures[case.name].append(problem)
+            profiled[testbed.name] = model_problem or self._attempt(self._profile, testbed)
         for case in self._suite.cases:
-            if case.testbed.name in clusters:
-                self._plan(case, clusters[case.testbed.name])
-            else:
+            problem = profiled[case.testbed.name]
+            if problem:
                 self._progress.skip("solve")
-        for case in self._suite.cases:
-            if case.name in self._plans:
-                self._simulate(case, self._plans[case.name])
             else:
+                problem = self._attempt(self._plan, case)
+            if problem:
+                self._failures[case.name].append(problem)
+        for case in self._suite.cases:
+            if case.name not in self._plans:
                 self._progress.skip("simulate")
+            elif problem := self._attempt(self._simulate, case):
+                self._failures[case.name].append(problem)
 
-    def _make_model(self) -> str:
-        step = self._steps.make_model()
-        if step is None:
-            return ""
-        if Path(step.makes).exists() and self._options.resume:
-            self._progress.skip("model", step.title)
-            return ""
-        return self._do(step)
-
-    def _profile(self, testbed: SuiteTestbed, clusters: dict[str, ClusterProfile]) -> str:
-        step = self._steps.profile(testbed)
-        cluster = self._steps.kept_cluster(testbed) if self._options.resume else None
-        if cluster is None:
-            self._layout.cluster(testbed).unlink(missing_ok=True)
-            save_bytes(self._layout.testbed(testbed), testbed.text.encode())
-            if problem := self._do(step):
-                return problem
-            cluster = load_record(self._layout.cluster(testbed), ClusterProfile)
-        else:
-            self._progress.skip("profile", step.title)
-        clusters[testbed.name] = cluster
-        self._bed_of[testbed.name] = cluster.testbed
+    @staticmethod
+    def _attempt(action: Callable[..., None], *arguments: SuiteTestbed | SuiteCase) -> str:
+        """Why a step of the action failed; empty if none did."""
+        try:
+            action(*arguments)
+        except _StepFailedError as error:
+            return str(error)
         return ""
 
-    def _plan(self, case: SuiteCase, cluster: ClusterProfile) -> None:
-        step = self._steps.solve(case)
-        plan = self._steps.kept_plan(case, cluster) if self._options.resume else None
-        if plan is None:
-            self._layout.plan(case).unlink(missing_ok=True)
-            save_bytes(self._layout.lengths(case), lengths_csv(case.workload))
-            if problem := self._do(step):
-                self._failures[case.name].append(problem)
-                return
-            plan = load_record(self._layout.plan(case), Plan)
-        else:
-            self._progress.skip("solve", step.title)
-        self._plans[case.name] = plan
+    def _make_model(self) -> None:
+        if self._commands.model is None:
+            step = self._commands.make_model()
+            if self._is_kept(step):
+                self._progress.keep("model", step.title)
+            else:
+                self._do(step)
 
-    def _simulate(self, case: SuiteCase, plan: Plan) -> None:
-        step = self._steps.simulate(case, plan)
-        kept = self._steps.kept_simulation(case, plan) if self._options.resume else None
-        if kept is None:
-            self._layout.simulated(case).unlink(missing_ok=True)
-            if problem := self._do(step):
-                self._failures[case.name].append(problem)
-                return
-            kept = loading.load_run(self._layout.simulated(case))
-        else:
-            self._progress.skip("simulate", step.title)
-        self._simulated[case.name] = kept
+    def _profile(self, testbed: SuiteTestbed) -> None:
+        save_bytes(self._layout.testbed(testbed), testbed.text.encode())
+        self._bed_of[testbed.name] = self._make(self._commands.profile(testbed), ClusterProfile).testbed
+
+    def _plan(self, case: SuiteCase) -> None:
+        save_bytes(self._layout.lengths(case), lengths_csv(case.workload))
+        self._plans[case.name] = self._make(self._commands.solve(case), Plan)
+
+    def _simulate(self, case: SuiteCase) -> None:
+        self._simulated[case.name] = self._make(self._commands.simulate(case, self._plans[case.name]), RunLog)
 
     def _repeat(self, case: SuiteCase, repeat: int) -> None:
         plan = self._plans.get(case.name)
         if plan is None:
             self._progress.skip("bench")
             return
-        self._begun.add((case.name, repeat))
-        step = self._steps.bench(case, plan, repeat)
-        title = f"{step.title}, repeat {repeat} of {self._options.repeats}"
-        log = self._steps.kept_run(case, plan, repeat) if self._options.resume else None
-        if log is None:
-            path = self._layout.run(case, repeat)
-            path.unlink(missing_ok=True)
-            try:
-                problem = self._do(msgspec.structs.replace(step, title=title))
-            finally:
-                self._note_run(case, path)
-            if problem:
-                self._failures[case.name].append(problem)
-        else:
-            self._verdicts[case.name].append(validate(log, self._band))
-            self._progress.skip("bench", title)
+        step = self._commands.bench(case, plan, repeat)
+        step = msgspec.structs.replace(step, title=f"{step.title}, repeat {repeat} of {self._options.repeats}")
+        try:
+            self._verdicts[case.name].append(self._verdict(self._make(step, RunLog)))
+        except (_StepFailedError, _StoppedError) as error:
+            with contextlib.suppress(InputError):  # a run that was cut short still counts as one that has a reason
+                self._verdicts[case.name].append(self._verdict(load_record(step.makes, RunLog)))
+            if isinstance(error, _StoppedError):
+                raise
+            self._failures[case.name].append(str(error))
         self._judge()
 
-    def _add_kept(self) -> None:
-        """Runs of an earlier time that were not come to: they count in the table of what there is."""
-        if not self._options.resume:
-            return
+    def _verdict(self, run: RunLog) -> Verdict:
+        return validate(run, self._options.tolerance.band)
+
+    def _add_kept_runs(self) -> None:
+        """After an interrupt, count the runs of an earlier start that were not reached."""
         for case in self._suite.cases:
-            cluster = self._steps.kept_cluster(case.testbed)
-            plan = cluster and self._steps.kept_plan(case, cluster)
-            if plan and (simulated := self._steps.kept_simulation(case, plan)):
-                self._simulated.setdefault(case.name, simulated)
-            for repeat in range(1, self._options.repeats + 1):
-                if (
-                    (case.name, repeat) not in self._begun
-                    and plan
-                    and (log := self._steps.kept_run(case, plan, repeat))
-                ):
-                    self._plans[case.name] = plan
-                    self._verdicts[case.name].append(validate(log, self._band))
+            if (plan := self._kept(self._commands.solve(case), Plan)) is None:
+                continue
+            self._plans[case.name] = plan
+            if simulated := self._kept(self._commands.simulate(case, plan), RunLog):
+                self._simulated[case.name] = simulated
+            steps = (self._commands.bench(case, plan, repeat) for repeat in range(1, self._options.repeats + 1))
+            runs = [run for step in steps if (run := self._kept(step, RunLog))]
+            known = {verdict.run_digest for verdict in self._verdicts[case.name]}
+            verdicts = (self._verdict(run) for run in runs)
+            self._verdicts[case.name] += [verdict for verdict in verdicts if verdict.run_digest not in known]
 
-    def _note_run(self, case: SuiteCase, path: Path) -> None:
-        if path.exists():
-            verdict = validate(loading.load_run(path), self._band)
-            self._verdicts[case.name].append(verdict)
-            self._progress.say(verdict.statement)
+    def _make(self, step: Step, kind: type[RecordT]) -> RecordT:
+        """The record that a step makes: kept from an earlier start, or made now."""
+        if (kept := self._kept(step, kind)) is not None:
+            self._progress.keep(str(step.arguments[0]), step.title)
+            return kept
+        step.makes.unlink(missing_ok=True)
+        self._do(step)
+        record = load_record(step.makes, kind)
+        if isinstance(record, RunLog):
+            self._progress.say(f"    {self._verdict(record).statement}")
+        return record
 
-    def _do(self, step: Step) -> str:
-        """Run a step; why it failed, or nothing. What it prints goes to a file beside what it makes."""
-        log = self._log_of(step)
+    def _kept(self, step: Step, kind: type[RecordT]) -> RecordT | None:
+        """The record of an earlier start, if the same step would make it again; never a run cut short, or stale."""
+        if not self._is_kept(step):
+            return None
+        try:
+            record = load_record(step.makes, kind)
+        except InputError:
+            return None  # damaged, or of an older schema: make it again
+        if isinstance(record, RunLog) and (record.cut_short or (record.stale and not self._options.allow_stale)):
+            return None
+        return record
+
+    def _is_kept(self, step: Step) -> bool:
+        return (
+            self._options.resume
+            and step.makes.exists()
+            and self._made_by.files.get(self._name_of(step)) == self._commands.fingerprint(step)
+        )
+
+    def _name_of(self, step: Step) -> str:
+        return str(step.makes.relative_to(self._layout.out))
+
+    def _do(self, step: Step) -> None:
+        """Run a step; its output goes to a log file beside what it makes.
+
+        Raises:
+            _StepFailedError: it failed.
+            _StoppedError: the user interrupted it.
+        """
+        log = step.makes.parent / f"{step.makes.stem}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with self._progress.step(step.arguments[0], step.title), log.open("ab") as output:
+        fingerprint = self._commands.fingerprint(step)
+        with self._progress.step(str(step.arguments[0]), step.title), log.open("ab") as output:
             began_at = output.tell()
-            output.write(f"$ helixbench {' '.join(step.arguments)}\n".encode())
+            output.write(f"$ helixbench {' '.join(step.command)}\n".encode())
             output.flush()
-            exit_code = self._run(step.arguments, stdout=output, stderr=output)
+            exit_code = self._run(step.command, stdout=output, stderr=output)
+        if exit_code == 0 and step.makes.exists():
+            self._made_by.files[self._name_of(step)] = fingerprint
+            save_record(self._layout.fingerprints, self._made_by)
         if exit_code in (INTERRUPTED, TERMINATED):
             raise _StoppedError
-        if exit_code == 0 and Path(step.makes).exists():
-            return ""
-        said = log.read_bytes()[began_at:].decode(errors="replace").strip().splitlines()[-1][-_TAIL:]
-        problem = f"{step.title}: exit {exit_code}: {said}"
-        self._progress.say(f"{problem} (all of it is in {log})")
-        return problem
-
-    def _log_of(self, step: Step) -> Path:
-        made = Path(step.makes)
-        return made.parent / "model.log" if made == self._layout.model else made.with_suffix(".log")
+        if exit_code != 0 or not step.makes.exists():
+            last = log.read_bytes()[began_at:].decode(errors="replace").strip().splitlines()[-1][-_TAIL:]
+            problem = f"{step.title}: exit {exit_code}: {last}"
+            self._progress.say(f"    {problem} (full output: {log})")
+            raise _StepFailedError(problem)
 
     def _judge(self) -> SuiteResult:
         result = SuiteResult(
@@ -254,16 +265,27 @@ class _SuiteRun:
     def _case_result(self, case: SuiteCase) -> CaseResult:
         plan = self._plans.get(case.name)
         in_flight = case.concurrency if isinstance(case.concurrency, int) else None
-        if plan is not None and in_flight is None:
-            in_flight = plan.predicted.expected[-1].concurrency
-        return judge_case(
-            case.name,
-            self._verdicts[case.name],
+        unmeasured = CaseResult(
+            name=case.name,
             testbed=case.testbed.name,
             workload=case.workload.source,
-            concurrency=in_flight,
-            repeats=self._options.repeats,
+            concurrency=in_flight if plan is None else in_flight_of(case, plan),
+            outcome=CaseOutcome.NOT_MEASURED,
+            statement="",
+            asked_repeats=self._options.repeats,
+            num_repeats=0,
+        )
+        return judge_case(
+            unmeasured,
+            self._verdicts[case.name],
             tolerance=self._options.tolerance,
             failures=self._failures[case.name],
             simulated=self._simulated.get(case.name),
         )
+
+
+def _load_fingerprints(path: Path) -> Fingerprints:
+    try:
+        return load_record(path, Fingerprints)
+    except InputError:
+        return Fingerprints()  # missing or damaged: everything is made again

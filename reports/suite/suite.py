@@ -1,4 +1,4 @@
-"""A suite of cases: testbeds, workloads and what joins them. Plain values; nothing here reads, starts or measures."""
+"""A suite: cases, each of which combines a testbed and a workload. Values only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KV_FULL: Literal["kv-full"] = "kv-full"
 
 
 class SuiteTestbed(msgspec.Struct, frozen=True, kw_only=True):
-    """A testbed: what it asks for, its TOML text, and its own file (``None`` where it stands in the suite)."""
+    """A testbed: its specification, its TOML text, and its file (``None`` if it is defined in the suite)."""
 
     name: str
     spec: TestbedSpec
@@ -26,7 +26,7 @@ class SuiteTestbed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which model all cases serve: one that ``helixbench model make`` writes, or a directory or hub id."""
+    """The model of all cases: one that ``helixbench model make`` writes, or a directory or hub id (``path``)."""
 
     preset: str = "tiny"
     seed: int = 0
@@ -34,7 +34,7 @@ class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ProfileLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Options of ``helixbench profile``, by its own names and defaults."""
+    """Options of ``helixbench profile``."""
 
     budget_s: Amount = 100.0
     max_batch_tokens: Positive = 128
@@ -42,9 +42,9 @@ class ProfileLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class SuiteCase(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload on one testbed. The window holds ``requests`` finished requests, or lasts ``duration_s``.
+    """One workload on one testbed. The window contains ``requests`` finished requests, or lasts ``duration_s``.
 
-    ``concurrency`` is in requests in flight, ``"kv-full"`` for as many as the plan's KV caches hold.
+    ``concurrency`` counts requests in flight; ``"kv-full"`` is as many as fit into the plan's KV caches.
     """
 
     name: str
@@ -56,7 +56,7 @@ class SuiteCase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Suite(msgspec.Struct, frozen=True, kw_only=True):
-    """What a suite file asks for; ``cases`` in the order in which they stand in it."""
+    """The content of a suite file; ``cases`` in its order."""
 
     name: str
     model: ModelChoice
@@ -66,5 +66,5 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def testbeds(self) -> tuple[SuiteTestbed, ...]:
-        """Those that a case uses, each once."""
+        """The testbeds of the cases, each once."""
         return tuple({case.testbed.name: case.testbed for case in self.cases}.values())

@@ -1,4 +1,4 @@
-"""Intervals from repeated measurements: Student's t on means, on batch means of one run and on paired log ratios."""
+"""Confidence intervals: Student's t on repeats, on batch means of one run, and on paired log ratios."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from helixbench.reports.verdict.verdict import Interval
 
 CONFIDENCE = 0.95
-# Fewer batches give a t-interval too wide to say anything; many more say nothing new.
+# With fewer batches the t-interval is too wide to be useful; more batches hardly narrow it.
 MIN_BATCHES, MAX_BATCHES = 4, 20
 
 
@@ -32,17 +32,17 @@ def half_width(values: Sequence[float], *, confidence: float = CONFIDENCE) -> fl
 
 
 def t_quantile(degrees: int, *, confidence: float = CONFIDENCE) -> float:
-    """The value that Student's t exceeds in absolute value with probability ``1 - confidence``."""
-    from scipy import stats  # imported here: half a second that most commands do not need
+    """Two-sided quantile of Student's t: ``|t|`` exceeds it with probability ``1 - confidence``."""
+    from scipy import stats  # takes half a second to import, and most commands do not need it
 
     return float(stats.t.ppf((1 + confidence) / 2, degrees))
 
 
 def batch_means(values: Sequence[float], *, min_size: int) -> tuple[float, ...] | None:
-    """Means of consecutive equal batches of a time series; the rest at its start is left out.
+    """Means of consecutive equal batches of a time series; a remainder at its start is dropped.
 
-    Successive values of one run depend on each other, so their own spread says too little; means of batches long enough
-    nearly do not. ``None`` where there are not ``MIN_BATCHES`` batches of ``min_size`` values.
+    Successive values of one run are correlated, so their variance underestimates the error of the mean; means of long
+    batches are nearly independent. ``None`` if there are fewer than ``MIN_BATCHES`` batches of ``min_size`` values.
     """
     batches = min(MAX_BATCHES, len(values) // min_size)
     if batches < MIN_BATCHES:

@@ -1,4 +1,4 @@
-"""Hold a run against its plan: a pure function from ``RunLog`` to ``Verdict``."""
+"""Compare a run with its plan: a pure function from ``RunLog`` to ``Verdict``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from helixbench.reference_server.run_log import LinkUse, NodeUse, RunLog
 from helixbench.reports.verdict.causes import likely_causes
 from helixbench.reports.verdict.integrity import check_run
 from helixbench.reports.verdict.intervals import mean_interval
-from helixbench.reports.verdict.metrics import batches_of
+from helixbench.reports.verdict.run_metrics import batches_of, tpots, ttfts
 from helixbench.reports.verdict.verdict import (
-    STALE_NOTE,
     Band,
     Check,
     Interval,
@@ -25,30 +24,31 @@ from helixbench.reports.verdict.verdict import (
 from helixbench.solver.problem.plan import Expected, LinkFlow
 
 PERCENTS = (50.0, 90.0, 99.0)
+# Only these arrivals keep a known number of requests in flight, which is what a plan predicts for.
+PREDICTED_ARRIVALS = ("closed loop", "offline")
 
 
 def validate(run: RunLog, band: Band | None = None) -> Verdict:
-    """What was served beside what was promised.
+    """Measured performance beside predicted performance, and the verdict.
 
-    The promise is the plan's expected entry at exactly the run's concurrency: between two entries nothing was
-    predicted, so nothing is made up. A run that is incomplete, contradicts itself or has no promise to be held against
-    could not be measured; it is never a pass.
+    The prediction is the plan's expected entry at exactly the run's concurrency; nothing is interpolated. A run that is
+    incomplete, contradicts itself or has no prediction could not be measured, which is never a pass.
     """
     band = band or Band()
     expected = expected_at(run)
     checks = check_run(run)
-    missing = _why_not_measured(run, expected, checks)
+    reasons = _why_not_measured(run, expected, checks)
     measured = run.total_tokens_per_s if run.requests_in_window() else None
     bound = run.plan.predicted.max_flow_tokens_per_s
     to_expected = _ratio(measured, expected.total_tokens_per_s if expected else None)
     to_bound = _ratio(measured, bound)
-    outcome = "could not measure" if missing else _outcome(to_expected, to_bound, band)
+    outcome = Outcome.NOT_MEASURED if reasons else _outcome(to_expected, to_bound, band)
     nodes = _node_residuals(run, expected)
     return Verdict(
         outcome=outcome,
-        statement=_statement(run, outcome, to_expected, to_bound, band, missing),
-        reasons=missing,
-        causes=() if missing else likely_causes(nodes, ratio=to_expected),
+        statement=_statement(run, outcome, to_expected, to_bound, band, reasons),
+        reasons=reasons,
+        causes=() if reasons else likely_causes(nodes, ratio=to_expected),
         band=band,
         concurrency=run.concurrency,
         bound_tokens_per_s=bound,
@@ -63,11 +63,12 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
         bottleneck=run.plan.predicted.bottleneck,
         nodes=nodes,
         links=_link_residuals(run),
-        latencies=_latencies(run, expected),
+        latencies=latencies_of(run, expected),
         checks=checks,
         is_simulated=run.simulated,
         testbed=run.testbed,
-        notes=(*(f"{STALE_NOTE}{line}" for line in run.stale), *run.plan.assumptions.notes),
+        stale=run.stale,
+        notes=run.plan.assumptions.notes,
         plan_digest=digest(run.plan),
         run_digest=digest(run),
         provenance=run.provenance,
@@ -75,28 +76,53 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
 
 
 def expected_at(run: RunLog) -> Expected | None:
-    """The plan's promise for exactly the run's load; ``None`` where it makes none, as for arrivals at a rate.
+    """The plan's prediction for exactly this load; ``None`` if it has none, as for open-loop arrivals.
 
-    That is its entry at the run's concurrency; where all requests were there from the start, also the one that it makes
-    for as many in flight as the KV caches hold.
+    Usually the entry at the run's concurrency. An offline run without limits keeps the KV caches full, so it also
+    matches the entry that a plan without a set concurrency makes for full caches: its last one.
     """
-    promises = run.plan.predicted.expected
-    if run.arrivals not in ("closed loop", "offline"):
+    if run.arrivals not in PREDICTED_ARRIVALS:
         return None
-    for entry in promises:
+    entries = run.plan.predicted.expected
+    for entry in entries:
         if entry.concurrency == run.concurrency:
             return entry
     is_full = run.arrivals == "offline" and not run.is_limited and run.plan.assumptions.concurrency is None
-    return promises[-1] if is_full and promises else None
+    return entries[-1] if is_full and entries else None
 
 
 def measured_interval(run: RunLog) -> Interval | None:
-    """95 % interval of total tokens/s from batch means of the window; it covers this run, not the next one.
+    """95 % interval of total tokens/s from batch means: the noise within this run, not between runs.
 
-    ``None`` where the window is too short for it.
+    ``None`` if the window is too short.
     """
     means = batches_of(run).get("total_tokens_per_s")
     return mean_interval(means) if means else None
+
+
+def latencies_of(run: RunLog, expected: Expected | None) -> tuple[Latency, ...]:
+    """TTFT and TPOT of the requests that finished in the window; those without any value are left out."""
+    ttft_s, tpot_s = (expected.ttft_s, expected.tpot_s) if expected else (None, None)
+    found = (_latency(run, "ttft", ttfts(run), ttft_s), _latency(run, "tpot", tpots(run), tpot_s))
+    return tuple(latency for latency in found if latency is not None)
+
+
+def _latency(
+    run: RunLog, kind: Literal["ttft", "tpot"], values: list[float], predicted_s: float | None
+) -> Latency | None:
+    percentiles = run.latency_percentiles(kind, PERCENTS)
+    if percentiles is None:
+        return None
+    p50_s, p90_s, p99_s = percentiles
+    return Latency(
+        kind=kind,
+        num_requests=len(values),
+        predicted_mean_s=predicted_s,
+        mean_s=sum(values) / len(values),
+        p50_s=p50_s,
+        p90_s=p90_s,
+        p99_s=p99_s,
+    )
 
 
 def _why_not_measured(run: RunLog, expected: Expected | None, checks: tuple[Check, ...]) -> tuple[str, ...]:
@@ -107,13 +133,13 @@ def _why_not_measured(run: RunLog, expected: Expected | None, checks: tuple[Chec
         reasons.append("no request finished inside the window: run longer, or with shorter outputs")
     if run.prompt_tokens + run.output_tokens == 0:
         reasons.append("no token was counted inside the window")
-    if expected is None and run.arrivals not in ("closed loop", "offline"):
-        reasons.append(f"requests came at a rate ({run.arrivals}), for which a plan promises nothing")
+    if run.arrivals not in PREDICTED_ARRIVALS:
+        reasons.append(f"no prediction for open-loop arrivals ({run.arrivals})")
     elif expected is None:
-        known = ", ".join(str(entry.concurrency) for entry in run.plan.predicted.expected) or "none"
+        known = ", ".join(str(entry.concurrency) for entry in run.plan.predicted.expected) or "no concurrency"
         reasons.append(
-            f"no prediction at this concurrency ({run.concurrency}); the plan predicts {known}: "
-            f"plan again with --concurrency {run.concurrency}"
+            f"no prediction for concurrency {run.concurrency}; the plan has {known}: "
+            f"solve again with --concurrency {run.concurrency}"
         )
     reasons += [f"the record contradicts itself: {check.message}" for check in checks if not check.is_passed]
     return tuple(reasons)
@@ -125,12 +151,12 @@ def _ratio(value: float | None, to: float | None) -> float | None:
 
 def _outcome(to_expected: float | None, to_bound: float | None, band: Band) -> Outcome:
     if to_expected is None or to_bound is None:
-        return "could not measure"
+        return Outcome.NOT_MEASURED
     if to_bound > band.max_bound_ratio:
-        return "above bound"
+        return Outcome.ABOVE_BOUND
     if to_expected < band.min_ratio:
-        return "below expected"
-    return "above expected" if to_expected > band.max_ratio else "as predicted"
+        return Outcome.BELOW_EXPECTED
+    return Outcome.ABOVE_EXPECTED if to_expected > band.max_ratio else Outcome.AS_PREDICTED
 
 
 def _statement(
@@ -139,19 +165,19 @@ def _statement(
     to_expected: float | None,
     to_bound: float | None,
     band: Band,
-    missing: tuple[str, ...],
+    reasons: tuple[str, ...],
 ) -> str:
-    if outcome == "could not measure" or to_expected is None or to_bound is None:
+    if outcome is Outcome.NOT_MEASURED or to_expected is None or to_bound is None:
         what = "Could not measure (a simulated run): " if run.simulated else "Could not measure: "
-        return what + ("; ".join(missing) or "the plan promises no flow") + "."
+        return what + ("; ".join(reasons) or "the plan's max-flow is 0") + "."
     verb = "simulated" if run.simulated else "measured"
-    held = f"{verb} {run.total_tokens_per_s:,.4g} tokens/s = {to_expected:.3f} x expected, {to_bound:.3f} x bound"
+    result = f"{verb} {run.total_tokens_per_s:,.4g} tokens/s = {to_expected:.3f} x expected, {to_bound:.3f} x bound"
     within = f"{band.min_ratio:g} .. {band.max_ratio:g}"
     return {
-        "as predicted": f"As predicted: {held}; the ratio lies within {within}.",
-        "below expected": f"Below expected: {held}; at least {band.min_ratio:g} was promised.",
-        "above expected": f"Above expected: {held}; over {band.max_ratio:g} the model is too pessimistic.",
-        "above bound": f"Above the bound: {held}. No run can be: an error in the model or the units.",
+        Outcome.AS_PREDICTED: f"As predicted: {result}; the ratio to expected is within {within}.",
+        Outcome.BELOW_EXPECTED: f"Below expected: {result}; the ratio to expected must be at least {band.min_ratio:g}.",
+        Outcome.ABOVE_EXPECTED: f"Above expected: {result}; beyond {band.max_ratio:g} the prediction is too low.",
+        Outcome.ABOVE_BOUND: f"Above the bound: {result}. No run can exceed it: the cost model or a unit is wrong.",
     }[outcome]
 
 
@@ -164,17 +190,14 @@ def _expected_interval(expected: Expected | None) -> Interval | None:
 def _node_residuals(run: RunLog, expected: Expected | None) -> tuple[NodeResidual, ...]:
     """Nodes in the order of their layers, the coordinator last.
 
-    A node's share is of the tokens that entered the model, counted by the nodes that hold its first layer: the same
-    counters on both sides, so what is in flight at the window's edges hardly matters.
+    A node's share is relative to the tokens that entered the model, as counted by the nodes that hold layer 0. Both
+    sides are then counters of nodes, so tokens in flight at the edges of the window hardly matter.
     """
     placement = run.plan.placement
-    entered = sum(
-        _node_tokens(run.nodes[name]) for name in placement if placement[name].start == 0 if name in run.nodes
-    )
+    first = [name for name, held in placement.items() if held.start == 0 and name in run.nodes]
+    entered = sum(_node_tokens(run.nodes[name]) for name in first)
     names = sorted(placement, key=lambda name: (placement[name], name))
-    if COORDINATOR in run.nodes:
-        names.append(COORDINATOR)
-    return tuple(_node_residual(run, name, expected, entered) for name in names if name in run.nodes)
+    return tuple(_node_residual(run, name, expected, entered) for name in (*names, COORDINATOR) if name in run.nodes)
 
 
 def _node_residual(run: RunLog, name: str, expected: Expected | None, entered: int) -> NodeResidual:
@@ -205,9 +228,10 @@ def _node_tokens(use: NodeUse) -> int:
 def _predicted_iteration_s(
     run: RunLog, expected: Expected | None, share: float | None, busy: float | None, batch: float | None
 ) -> float | None:
-    """Busy time over iterations: a node decodes its share of the output tokens, ``batch`` of them an iteration.
+    """Predicted busy time over the predicted number of iterations.
 
-    A request's first output token is its prompt's, and decoded nowhere.
+    A node decodes its share of the output tokens, ``batch`` of them per iteration. The first output token of a request
+    comes from its prefill, so it is not decoded.
     """
     if expected is None or share is None or busy is None or batch is None:
         return None
@@ -217,18 +241,18 @@ def _predicted_iteration_s(
 
 
 def _link_residuals(run: RunLog) -> tuple[LinkResidual, ...]:
-    """Planned links in the plan's order, then links that carried tokens without being planned."""
+    """Planned links in the plan's order, then unplanned links that carried tokens."""
     planned = {(flow.src, flow.dst): flow for flow in run.plan.flows}
     used = {(use.src, use.dst): use for use in run.links}
     return tuple(
         _link_residual(run, src, dst, planned.get((src, dst)), used.get((src, dst)))
         for src, dst in {**planned, **used}
-        if (src, dst) in planned or used[(src, dst)].tokens  # a link may carry only what keeps the cluster together
+        if (src, dst) in planned or used[(src, dst)].tokens  # others carried control messages only
     )
 
 
 def _link_residual(run: RunLog, src: str, dst: str, flow: LinkFlow | None, use: LinkUse | None) -> LinkResidual:
-    """Shares at the coordinator's own links are of what leaves it, or of what enters it: each way adds up to one."""
+    """Shares are of the tokens that leave the coordinator, on links to it of those that return: each sums to one."""
     is_return = dst == COORDINATOR
     total = sum(other.tokens for other in run.links if (other.dst if is_return else other.src) == COORDINATOR)
     return LinkResidual(
@@ -237,30 +261,4 @@ def _link_residual(run: RunLog, src: str, dst: str, flow: LinkFlow | None, use: 
         planned_share=_ratio(flow.flow_tokens_per_s if flow else 0.0, run.plan.predicted.max_flow_tokens_per_s) or 0.0,
         realised_share=_ratio(use.tokens if use else 0, total) or 0.0,
         measured_bytes_per_s=(use.payload_bytes if use else 0) / run.window.seconds,
-    )
-
-
-def _latencies(run: RunLog, expected: Expected | None) -> tuple[Latency, ...]:
-    promised = {"ttft": expected.ttft_s if expected else None, "tpot": expected.tpot_s if expected else None}
-    kinds: tuple[Literal["ttft", "tpot"], ...] = ("ttft", "tpot")
-    found = (_latency(run, kind, promised[kind]) for kind in kinds)
-    return tuple(latency for latency in found if latency is not None)
-
-
-def _latency(run: RunLog, kind: Literal["ttft", "tpot"], predicted_s: float | None) -> Latency | None:
-    percentiles = run.latency_percentiles(kind, PERCENTS)
-    if percentiles is None:
-        return None
-    requests = run.requests_in_window()
-    values = (
-        [run.ttft_s(r) for r in requests] if kind == "ttft" else [r.tpot_s for r in requests if r.tpot_s is not None]
-    )
-    return Latency(
-        kind=kind,
-        num_requests=len(values),
-        predicted_mean_s=predicted_s,
-        mean_s=sum(values) / len(values),
-        p50_s=percentiles[0],
-        p90_s=percentiles[1],
-        p99_s=percentiles[2],
     )

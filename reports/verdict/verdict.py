@@ -1,7 +1,8 @@
-"""Verdict: what a run says about its plan, in numbers and in words. The file ``verdict.json``."""
+"""Verdict: a run compared with its plan, in numbers and in words. The file ``verdict.json``."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 import msgspec
@@ -9,14 +10,22 @@ import msgspec
 from helixbench.records import Provenance
 from helixbench.solver.problem.plan import LayerRange
 
-Outcome = Literal["as predicted", "below expected", "above expected", "above bound", "could not measure"]
+
+class Outcome(StrEnum):
+    """Where measured / expected lies. Anything that prevents a comparison is ``NOT_MEASURED``, never a pass."""
+
+    AS_PREDICTED = "as predicted"
+    BELOW_EXPECTED = "below expected"
+    ABOVE_EXPECTED = "above expected"
+    ABOVE_BOUND = "above bound"
+    NOT_MEASURED = "could not measure"
 
 
 class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What counts as predicted: measured / expected in ``[min_ratio, max_ratio]``, and not above the bound.
+    """Accepted range of measured / expected, and the largest accepted measured / bound.
 
-    ``max_bound_ratio`` leaves room for noise in measured / bound. A run above the bound is never good news: it is an
-    error in the model or in the units.
+    ``max_bound_ratio`` leaves room for noise. No run can exceed the bound, so a larger ratio means that the cost model
+    or a unit is wrong.
     """
 
     min_ratio: float = 0.85
@@ -31,17 +40,17 @@ class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
-    """Low and high end. In JSON: ``[low, high]``."""
+    """Lower and upper end; ``[low, high]`` in JSON."""
 
     low: float
     high: float
 
 
 class NodeResidual(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One node: what the plan said beside what the run did.
+    """One node, predicted and measured.
 
-    Shares are of all tokens served, busy is a share of time, batch is mean decode tokens an iteration. ``None`` where
-    the plan does not say, or where the node ran nothing. The coordinator holds no layers.
+    Shares are of all tokens, busy is a share of time, batch is decode tokens per iteration on average. ``None`` where
+    the plan makes no prediction or the node ran no iteration. The coordinator holds no layers.
     """
 
     name: str
@@ -59,7 +68,7 @@ class NodeResidual(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class LinkResidual(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One link: planned against realised share of the tokens, and the bytes that crossed it in the window."""
+    """One link: planned and realised share of the tokens, and the payload that crossed it in the window."""
 
     src: str
     dst: str
@@ -69,7 +78,7 @@ class LinkResidual(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Seconds over the requests that finished in the window; the plan predicts their mean."""
+    """Latency of the requests that finished in the window; the plan predicts the mean."""
 
     kind: Literal["ttft", "tpot"]
     num_requests: int
@@ -81,15 +90,11 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One way in which the record could contradict itself, and whether it does."""
+    """One consistency check of the run record."""
 
     name: str
     is_passed: bool
     message: str
-
-
-STALE_NOTE = "stale profile: "
-"""What a note begins with that says how the profile differs from what was served on."""
 
 
 class Verdict(
@@ -98,9 +103,13 @@ class Verdict(
     forbid_unknown_fields=True,
     kw_only=True,
     tag_field="schema",
-    tag="helixbench.verdict/1",
+    tag="helixbench.verdict/2",
 ):
-    """A run held against its plan. ``None`` where a number could not be had; the reasons then say why."""
+    """A run compared with its plan. Where a number is ``None``, ``reasons`` say why.
+
+    ``causes`` list likely explanations of a wrong prediction, ``stale`` the differences between the environment that
+    was profiled and the one that served.
+    """
 
     outcome: Outcome
     statement: str
@@ -124,6 +133,7 @@ class Verdict(
     checks: tuple[Check, ...]
     is_simulated: bool
     testbed: str
+    stale: tuple[str, ...]
     notes: tuple[str, ...]
     plan_digest: str
     run_digest: str

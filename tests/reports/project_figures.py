@@ -1,6 +1,6 @@
-"""The deterministic figures of this project, gated by ``test_exact_gate.py`` against the file beside this one.
+"""Deterministic figures of this project, gated by ``test_exact_figures.py`` on ``project_figures.json``.
 
-``python -m tests.reports.project_figures`` writes that file anew, where a change is meant.
+``python -m tests.reports.project_figures`` rewrites that file, where a change is intended.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import Provenance, save_record
 from helixbench.reference_server.wire.messages import Sampled, Work, encode
-from helixbench.reports.gate.exact import Figure, Figures
 from helixbench.solver import Plan, SolveConfig, problems_of, solve_placement
 from helixbench.solver.bounds.work import work_bound
 from helixbench.solver.placement import milp
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
+from tests.reports.exact import Figure, Figures
 from tests.solver.clusters import WORKLOAD, published, random_cluster
 
 DECODE = WorkItem(request=1000, past=95, num_tokens=1, sample=True, is_decode=True)

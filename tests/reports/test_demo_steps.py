@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helixbench.records import encode_record
-from helixbench.reports.demo import DemoConfig, plan_steps
+from helixbench.reports.demo import DemoConfig, demo_steps
 from tests.reports.report_examples import example_run
 from tests.reports.stand_in import write_stand_in
 
@@ -74,7 +74,7 @@ def start_demo(tmp_path: Path, *arguments: str, **environment: str) -> subproces
 def test_the_chain_is_the_commands_that_a_user_would_type() -> None:
     config = DemoConfig(model=None, testbed=Path("t.toml"), out=Path("o"), is_json=False)
 
-    commands = [" ".join(step.arguments) for step in plan_steps(config)]
+    commands = [" ".join(step.command) for step in demo_steps(config)]
 
     assert commands == [
         "model make o/model --preset tiny --seed 0",
@@ -88,10 +88,10 @@ def test_the_chain_is_the_commands_that_a_user_would_type() -> None:
 def test_a_given_model_is_not_made_and_the_own_testbed_is_the_commands_default() -> None:
     config = DemoConfig(model="some/model", testbed=None, out=Path("o"), is_json=False)
 
-    steps = plan_steps(config)
+    steps = demo_steps(config)
 
-    assert " ".join(steps[0].arguments) == "profile --model some/model --budget-s 60 -o o/cluster.json"
-    assert not [argument for step in steps for argument in step.arguments if Path(argument).is_absolute()]
+    assert " ".join(steps[0].command) == "profile --model some/model --budget-s 60 -o o/cluster.json"
+    assert not [argument for step in steps for argument in step.command if Path(argument).is_absolute()]
 
 
 def test_the_demo_ends_in_the_report_and_its_files(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_demo_ends_in_the_report_and_its_files(tmp_path: Path) -> None:
 
     assert demo.returncode == 0, stderr
     assert stdout.startswith("{")
-    assert '"schema": "helixbench.verdict/1"' in stdout
+    assert '"schema": "helixbench.verdict/2"' in stdout
     assert "VERDICT" in stderr
     assert "[2/5] Profile" in stderr
     assert {file.name for file in (tmp_path / "out").iterdir()} == {

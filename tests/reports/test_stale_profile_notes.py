@@ -7,14 +7,17 @@ import msgspec
 from helixbench.profiler.cluster import CostSample
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.reports.compare.compare import compare
+from helixbench.reports.render.markdown import markdown
+from helixbench.reports.render.summaries import run_summary
 from helixbench.reports.verdict.validate import validate
 from tests.reports.report_examples import example_profile, example_run
 
 
-def test_a_stale_profile_is_the_first_note_of_the_verdict() -> None:
+def test_a_stale_profile_is_part_of_the_verdict_and_of_the_summary() -> None:
     run = msgspec.structs.replace(example_run(), stale=("big: torch 2.10 -> 2.11",))
-    assert validate(run).notes[0] == "stale profile: big: torch 2.10 -> 2.11"
-    assert not any(note.startswith("stale") for note in validate(example_run()).notes)
+    assert validate(run).stale == ("big: torch 2.10 -> 2.11",)
+    assert "stale profile: big: torch 2.10 -> 2.11" in markdown(run_summary(run))
+    assert "stale" not in markdown(run_summary(example_run()))
 
 
 def test_profiles_are_compared_by_common_batches() -> None:

@@ -1,4 +1,4 @@
-// Charts, sortable tables and the save button of a report. Every number comes from the record that the page embeds.
+// Charts, sortable tables and the save button of a page. Every number comes from the records that it embeds.
 "use strict";
 (() => {
   const read = (id) => {
@@ -7,7 +7,7 @@
   };
   const record = read("record");
   const verdict = read("verdict");
-  const base = read("base"), fresh = read("new"); // the two records of a comparison
+  const base = read("base"); // the record that this one is compared with
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const charts = [];
 
@@ -53,7 +53,7 @@
             path.lineTo(bbox.left + bbox.width, y);
             drawn(name, color(stroke), path, bbox.left + bbox.width + scaled(5), y + scaled(below ? 9 : 3), "left");
           }
-          // The left one is named at the top left of it, the right one at the bottom right: no curve of shares goes there.
+          // The left label stands at its top left, the right one at its bottom right, where no cumulative curve passes.
           [...uprights].sort((a, b) => a.value - b.value).forEach(({ value, name, stroke }, i) => {
             const x = u.valToPos(value, "x", true);
             const path = new Path2D();
@@ -100,39 +100,47 @@
         scales: { x: { time: false, range: [0, ends.at(-1)] }, y: { range: [0, top] } },
         axes: [axis("seconds since the run began", 34), axis("tokens/s")],
         series: [{ label: "until, s" }, line("total tokens/s", "line0"), line("output tokens/s", "line1", { width: 1.5 })],
-        padding: [null, 62, null, null], // the lines' names stand beside the plot
+        padding: [null, 62, null, null], // room for the names of the lines beside the plot
         plugins: [marks({ lines, shade: [record.window.start_s, record.window.end_s] })],
       },
       data: [ends, total, rate((count) => count[2])],
     };
   }
 
+  // Offline requests all arrive at the start, so their TTFT counts from admission, as in the record's own `began_s`.
+  const beganAt = (run, r) => (run.arrivals === "offline" ? r.admitted_s ?? r.arrival_s : r.arrival_s);
+
   // Sorted seconds of the requests that finished in the window.
   function latenciesOf(run, kind) {
     const { start_s: start, end_s: end } = run.window;
     return run.requests
       .filter((r) => start <= r.finish_s && r.finish_s < end && (kind === "ttft" || r.output_tokens > 1))
-      .map((r) => (kind === "ttft" ? r.first_token_s - r.arrival_s : (r.finish_s - r.first_token_s) / (r.output_tokens - 1)))
+      .map((r) => (kind === "ttft" ? r.first_token_s - beganAt(run, r) : (r.finish_s - r.first_token_s) / (r.output_tokens - 1)))
       .sort((a, b) => a - b);
   }
 
+  // Cumulative shares of the sorted values, from 0.
+  const shares = (values) => [[0, ...values], [0, ...values.map((_, i) => ((i + 1) * 100) / values.length)]];
+
   function latency(kind) {
     const values = latenciesOf(record, kind);
-    const promised = verdict.latencies.find((l) => l.kind === kind);
-    const uprights = [{ value: promised.mean_s, name: "mean", stroke: "ink" }];
-    if (promised.predicted_mean_s != null) uprights.push({ value: promised.predicted_mean_s, name: "predicted mean", stroke: "line1" });
-    const far = Math.max(values.at(-1), promised.predicted_mean_s ?? 0) * 1.05;
+    const others = base ? latenciesOf(base, kind) : [];
+    const found = verdict.latencies.find((l) => l.kind === kind);
+    const uprights = [{ value: found.mean_s, name: "mean", stroke: "ink" }];
+    if (found.predicted_mean_s != null) uprights.push({ value: found.predicted_mean_s, name: "predicted mean", stroke: "line1" });
+    const far = Math.max(values.at(-1), others.at(-1) ?? 0, found.predicted_mean_s ?? 0) * 1.05;
     if (uprights.length === 2 && Math.abs(uprights[0].value - uprights[1].value) < far * 0.02) uprights[0].name = "";
+    const curve = (label, stroke) => line(label, stroke, { paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true });
     return {
       options: {
         scales: { x: { time: false, range: [0, far] }, y: { range: [0, 100] } },
         axes: [axis("seconds", 34), axis("% of requests")],
-        legend: { show: false },
+        legend: { show: base != null },
         series: [{ label: "seconds", value: (_, v) => (v == null ? "" : v.toPrecision(3)) },
-          line("% of requests", "line0", { paths: uPlot.paths.stepped({ align: 1 }) })],
+          curve(base ? "new" : "% of requests", "line0"), ...(base ? [curve("base", "line2")] : [])],
         plugins: [marks({ uprights })],
       },
-      data: [[0, ...values], [0, ...values.map((_, i) => ((i + 1) * 100) / values.length)]],
+      data: base ? uPlot.join([shares(values), shares(others)]) : shares(values),
     };
   }
 
@@ -154,47 +162,8 @@
     };
   }
 
-  // Two runs over each other, each since its own window began.
-  function bothThroughput() {
-    const tables = [base, fresh].map(({ timeline, window }) => {
-      const starts = [0, ...timeline.map((count) => count[0])];
-      const inside = timeline.map((count, i) => [starts[i], ...count]).filter(([start, end]) => start >= window.start_s && end <= window.end_s);
-      return [inside.map(([, end]) => end - window.start_s), inside.map(([start, end, prompts, outputs]) => (prompts + outputs) / (end - start))];
-    });
-    return {
-      options: {
-        scales: { x: { time: false }, y: { range: (_, low, high) => [0, high * 1.12] } },
-        axes: [axis("seconds since the window began", 34), axis("tokens/s")],
-        series: [{ label: "until, s" }, line("base", "line1", { width: 1.5, spanGaps: true }), line("new", "line0", { spanGaps: true })],
-      },
-      data: uPlot.join(tables),
-    };
-  }
-
-  function bothLatencies(kind) {
-    const tables = [base, fresh].map((run) => {
-      const values = latenciesOf(run, kind);
-      return [[0, ...values], [0, ...values.map((_, i) => ((i + 1) * 100) / values.length)]];
-    });
-    const far = Math.max(...tables.map(([values]) => values.at(-1))) * 1.05;
-    return {
-      options: {
-        scales: { x: { time: false, range: [0, far || 1] }, y: { range: [0, 100] } },
-        axes: [axis("seconds", 34), axis("% of requests")],
-        series: [{ label: "seconds", value: (_, v) => (v == null ? "" : v.toPrecision(3)) },
-          ...[["base", "line1"], ["new", "line0"]].map(([name, stroke]) => line(name, stroke, { paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true }))],
-      },
-      data: uPlot.join(tables),
-    };
-  }
-
   function drawAll() {
     for (const { chart } of charts.splice(0)) chart.destroy();
-    if (base && base.requests) {
-      draw("both-throughput-chart", bothThroughput);
-      draw("both-ttft-chart", () => bothLatencies("ttft"));
-      draw("both-tpot-chart", () => bothLatencies("tpot"));
-    }
     if (!verdict) return;
     if (record.timeline.length) draw("throughput-chart", throughput);
     draw("ttft-chart", () => latency("ttft"));

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +18,11 @@ import msgspec
 import openai
 import pytest
 
-from helixbench.records import save_record
+from helixbench.records import load_record, save_record
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, RequestRefused, TokenOut
 from helixbench.reference_server.http.engine_thread import EngineThread
+from helixbench.reference_server.jobs.job import Serving
 from helixbench.reference_server.testbed import run_state
 from helixbench.solver.scheduling.coordinator import Request
 from tests.conftest import GreedyOf, ModelDir
@@ -47,7 +48,7 @@ PLAN = ({"a": (0, 3), "b": (2, 6)}, [(["a", "b"], 1.0)])
 
 
 class Served(NamedTuple):
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     url: str
     run_id: str
 
@@ -59,16 +60,18 @@ def served(model_dir: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Ite
     save_record(folder / "plan.json", make_plan(model_dir(PRESET), *PLAN))
     (folder / "testbed.toml").write_text(TESTBED)
     argv = [sys.executable, "-m", "helixbench", "serve", str(folder / "plan.json"), "--model", str(model_dir(PRESET))]
-    argv += ["--testbed", str(folder / "testbed.toml"), "--port", "0"]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=folder)
+    ready, log = folder / "ready.json", folder / "server.log"
+    argv += ["--testbed", str(folder / "testbed.toml"), "--port", "0", "--ready-file", str(ready)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stderr=output, stdout=subprocess.DEVNULL, cwd=folder)
     try:
-        assert process.stderr is not None
-        said = ""
-        while (match := re.search(r"on (http://127\.0\.0\.1:\d+) ", said.replace("\n", " "))) is None:
-            line = process.stderr.readline()
-            said += line
-            assert line, f"the server ended: {said}"
-        yield Served(process, match[1], run_id_of(process.pid))
+        while not ready.exists():
+            assert process.poll() is None, f"the server ended: {log.read_text()}"
+            time.sleep(0.05)
+        serving = load_record(ready, Serving)
+        assert serving.model == PRESET
+        assert f"on {serving.url} " in " ".join(log.read_text().split())
+        yield Served(process, serving.url, run_id_of(process.pid))
     finally:
         process.terminate()
         process.communicate(timeout=60)

@@ -10,7 +10,7 @@ import pytest
 from helixbench.records import load_record, save_record
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import SimulationConfig, simulate
-from helixbench.reports.verdict.metrics import ttfts
+from helixbench.reports.verdict.run_metrics import ttfts
 from helixbench.reports.verdict.validate import expected_at, validate
 from helixbench.solver.problem.plan import Expected
 from tests.reference_server.simulation.cases import OFFLINE, WORKLOAD, four_nodes

@@ -8,9 +8,11 @@ import pytest
 
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import NodePoint, RunLog
+from helixbench.reports.render.document import Document, Section
 from helixbench.reports.render.flow_picture import flow_picture
 from helixbench.reports.render.html import html_page
-from helixbench.reports.render.markdown import MAX_CHARACTERS, escape, fit, markdown_comment
+from helixbench.reports.render.markdown import MAX_CHARACTERS, escape, markdown
+from helixbench.reports.render.summaries import run_summary
 from helixbench.reports.verdict.validate import validate
 from helixbench.reports.verdict.verdict import Verdict
 from helixbench.solver.problem.plan import LayerRange, Plan
@@ -140,18 +142,21 @@ def test_partial_inference_enters_the_box_at_its_layer() -> None:
 
 
 def test_markdown_leads_with_the_verdict_and_the_worst_node() -> None:
-    text = markdown_comment(example_run(speed=0.8))
+    text = markdown(run_summary(example_run(speed=0.8)))
 
-    assert text.startswith("### helixbench: below expected")
-    assert text.index("| mid |") < text.index("| small |")
+    assert text.startswith("### helixbench run: below expected")
+    nodes = text.split("<summary>Nodes")[1]
+    assert nodes.index("| mid |") < nodes.index("| small |")
 
 
 def test_markdown_stays_within_a_comment() -> None:
-    text = fit(["first", *("x" * 1000 for _ in range(100))])
+    text = markdown(
+        Document(kind="run", title="first", sections=tuple(Section(title="x", lines=("x" * 1000,)) for _ in range(100)))
+    )
 
     assert len(text) <= MAX_CHARACTERS + 100
-    assert text.startswith("first")
-    assert "Cut here" in text
+    assert text.startswith("### helixbench run: first")
+    assert "Truncated" in text
 
 
 def test_markdown_from_a_record_cannot_become_markup() -> None:

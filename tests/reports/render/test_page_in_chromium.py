@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import NodePoint, RunLog
-from helixbench.reports.compare.compare import Record, compare
-from helixbench.reports.compare.html import comparison_page
+from helixbench.reports.compare.compare import compare
+from helixbench.reports.loading import Record
 from helixbench.reports.render.html import html_page
 from helixbench.reports.verdict.validate import validate
 from helixbench.solver.problem.plan import LayerRange, Plan
@@ -70,7 +70,7 @@ def page_of(name: str) -> str:
     if name in PAGES:
         return html_page(PAGES[name])
     base, new = PAIRS[name]
-    return comparison_page(compare(base, new, base_name="base.json", new_name="new.json"), base, new)
+    return html_page(new, comparison=compare(base, new, base_name="base.json", new_name="new.json"), base=base)
 
 
 @pytest.mark.parametrize("name", [*PAGES, *PAIRS])
@@ -125,7 +125,7 @@ def test_a_phone_never_scrolls_the_whole_page_sideways(name: str, browser: Brows
     page.close()
 
 
-def test_a_comparison_shows_its_numbers_and_draws_both_runs(browser: Browser, tmp_path: Path) -> None:
+def test_a_comparison_shows_its_numbers_and_the_latencies_of_both_runs(browser: Browser, tmp_path: Path) -> None:
     page = open_page(browser, tmp_path, "two runs")
     found = compare(*PAIRS["two runs"])
 
@@ -135,17 +135,18 @@ def test_a_comparison_shows_its_numbers_and_draws_both_runs(browser: Browser, tm
         if change.judgement != "unchanged" and change.ratio is not None:
             assert float(row.locator("td.num[data-value]").get_attribute("data-value") or "nan") == change.ratio
             assert change.base in row.inner_text()
-    assert page.locator(".chart canvas").count() == 3
-    assert "worse" in page.locator("#outcome").inner_text()
-    record = page.evaluate("JSON.parse(document.getElementById('record').textContent)")
-    assert msgspec.convert(record, type(found)).changes == found.changes
+    for kind in ("ttft", "tpot"):
+        assert page.locator(f"#{kind}-chart .u-legend .u-label").all_inner_texts() == ["seconds", "new", "base"]
+    assert "worse" in page.locator("#headline-changes").inner_text()
+    embedded = page.evaluate("JSON.parse(document.getElementById('comparison').textContent)")
+    assert msgspec.convert(embedded, type(found)).changes == found.changes
     page.close()
 
 
-def test_a_comparison_of_plans_draws_both_placements(browser: Browser, tmp_path: Path) -> None:
+def test_a_comparison_of_plans_draws_both_flows(browser: Browser, tmp_path: Path) -> None:
     page = open_page(browser, tmp_path, "two plans")
 
-    assert page.locator("#placements-table tr[data-node=small]").inner_text().split("\t")[1:4:2] == ["[0,8)", "[0,6)"]
+    assert page.locator("#change-table tr[data-name='layers of small'] td.text").all_inner_texts() == ["[0,8)", "[0,6)"]
     assert page.locator("svg.flow").count() == 2
     page.close()
 

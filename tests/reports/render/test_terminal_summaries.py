@@ -4,10 +4,12 @@ import io
 
 import msgspec
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import Console
 
-from helixbench.reports.render.terminal import plan_summary, profile_summary, run_summary
-from helixbench.reports.render.text import layer_bar, number, seconds, share_bar, to_ascii
+from helixbench.reports.render.document import Document
+from helixbench.reports.render.summaries import plan_summary, profile_summary, run_summary
+from helixbench.reports.render.terminal import draw
+from helixbench.reports.text import layer_bar, number, seconds, share_bar, to_ascii
 from helixbench.solver.problem.plan import LayerRange, LinkFlow, NodeFlow
 from tests.reports.report_examples import NOT_SHAPED, example_plan, example_profile, example_run
 
@@ -22,9 +24,9 @@ SUMMARIES = {
 }
 
 
-def printed(renderable: RenderableType, *, width: int = 80, is_terminal: bool = False) -> str:
+def printed(document: Document, *, width: int = 80, is_terminal: bool = False) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=is_terminal, highlight=False).print(renderable)
+    Console(file=stream, width=width, force_terminal=is_terminal, highlight=False).print(draw(document))
     return stream.getvalue()
 
 
@@ -104,8 +106,8 @@ def test_a_large_plan_lists_its_most_used_links_and_counts_the_rest() -> None:
 
     text = printed(plan_summary(plan))
 
-    assert "and 16 more nodes" in text
-    assert "and 28 more links" in text
+    assert "and 16 more node flows" in text
+    assert "and 28 more link flows" in text
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from msgspec.structs import replace
 from helixbench.errors import InputError
 from helixbench.records import load_record, save_record
 from helixbench.reference_server.run_log import RunLog
+from helixbench.reports.render.markdown import markdown
 from helixbench.reports.suite import run as suite_run
 from helixbench.reports.suite.child import INTERRUPTED
 from helixbench.reports.suite.file import load_suite
 from helixbench.reports.suite.result import SuiteResult, Tolerance
 from helixbench.reports.suite.run import SuiteOptions, run_suite
-from helixbench.reports.suite.table import suite_markdown
+from helixbench.reports.suite.summary import suite_summary
 from tests.reports.conftest import Command
 from tests.reports.stand_in import write_stand_in
 from tests.reports.suite.suite_examples import SUITE, TESTBED, StandIn, write_suite
@@ -104,8 +105,8 @@ def test_a_stale_profile_is_served_where_it_is_allowed_and_the_result_says_so(tm
     result = run(tmp_path, again, resume=True, allow_stale=True)
     assert again.commands == ["bench two-chat/run-2.json", "bench full/run-2.json"], "the first are not stale"
     assert again.calls[0][-1] == "--allow-stale"
-    assert [case.stale for case in result.cases] == [("stale profile: big: torch 2.10 -> 2.11",)] * 2
-    assert "two-chat: stale profile: big: torch 2.10 -> 2.11" in " ".join(suite_markdown(result).split())
+    assert [case.stale for case in result.cases] == [("big: torch 2.10 -> 2.11",)] * 2
+    assert "two-chat: stale profile: big: torch 2.10 -> 2.11" in markdown(suite_summary(result))
 
     allowed, refused = StandIn(), StandIn()
     run(tmp_path, allowed, resume=True, allow_stale=True)
@@ -164,6 +165,24 @@ def test_resuming_makes_again_what_no_longer_holds(tmp_path: Path) -> None:
     assert again.commands[:2] == ["profile two/cluster.json", "solve two-chat/plan.json"]
 
 
+def test_other_options_of_a_step_make_it_again_and_all_that_follows_from_it(tmp_path: Path) -> None:
+    run(tmp_path, StandIn(), repeats=1)
+    write_suite(tmp_path / "suite", f"solve_time_limit_s = 7\n{SUITE}")
+    again = StandIn()
+    run(tmp_path, again, repeats=1, resume=True)
+    assert again.commands == [*SOLVED, *SIMULATED, "bench two-chat/run-1.json", "bench full/run-1.json"]
+
+
+def test_a_results_folder_may_be_moved(tmp_path: Path) -> None:
+    run(tmp_path, StandIn(), repeats=1)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "results").rename(tmp_path / "moved" / "results")
+    (tmp_path / "suite").rename(tmp_path / "moved" / "suite")
+    again = StandIn()
+    run(tmp_path / "moved", again, repeats=1, resume=True)
+    assert again.calls == []
+
+
 def test_results_are_not_overwritten_unasked(tmp_path: Path) -> None:
     run(tmp_path, StandIn(), repeats=1)
     with pytest.raises(InputError, match="--resume"):
@@ -189,16 +208,13 @@ def test_a_repeat_that_fails_is_missing_and_the_rest_is_judged(tmp_path: Path) -
     assert two.ratio is not None
 
 
-def test_what_simulation_predicts_is_held_against_what_was_measured(tmp_path: Path) -> None:
+def test_percentiles_are_predicted_by_the_simulated_plan(tmp_path: Path) -> None:
     case = run(tmp_path, StandIn()).cases[0]
     simulated = load_record(tmp_path / "results" / "cases" / "two-chat" / "simulated.json", RunLog)
 
-    for latency in case.latencies:
-        assert (latency.predicted_p90_s, latency.predicted_p99_s) == simulated.latency_percentiles(
-            latency.kind, (90.0, 99.0)
-        )
-        assert latency.p90_bias == pytest.approx(latency.p90_s / (latency.predicted_p90_s or 0.0) - 1)
-        assert latency.p99_bias == pytest.approx(latency.p99_s / (latency.predicted_p99_s or 0.0) - 1)
+    assert [latency.kind for latency in case.simulated] == ["ttft", "tpot"]
+    for latency in case.simulated:
+        assert (latency.p90_s, latency.p99_s) == simulated.latency_percentiles(latency.kind, (90.0, 99.0))
 
 
 def test_a_simulation_that_fails_leaves_the_case_measured_and_percentiles_unpredicted(tmp_path: Path) -> None:
@@ -206,8 +222,8 @@ def test_a_simulation_that_fails_leaves_the_case_measured_and_percentiles_unpred
 
     assert case.num_repeats == 2
     assert case.reasons == ("two-chat: simulate: exit 3: helixbench: it broke",)
-    assert [(latency.predicted_p90_s, latency.p99_bias) for latency in case.latencies] == [(None, None)] * 2
-    assert all(latency.p50_bias is not None for latency in case.latencies)
+    assert case.simulated == ()
+    assert all(latency.predicted_mean_s is not None for latency in case.latencies)
 
 
 def test_an_interrupt_ends_the_suite_with_what_there_is(tmp_path: Path) -> None:
@@ -234,18 +250,19 @@ def test_the_command_prints_one_table_and_ends_with_its_answer(
 ) -> None:
     stand_in = StandIn(speeds=(1.0, 0.75))  # in turn: the first case as expected, the second not
     monkeypatch.setattr(suite_run, "run_child", stand_in)
-    markdown = tmp_path / "table.md"
+    table = tmp_path / "table.md"
     done = command(
         *("validate", "--suite", write_suite(tmp_path / "suite"), "-o", tmp_path / "results"),
-        *("--repeats", "3", "--markdown", markdown, "--tpot-tolerance", "0.5"),
+        *("--repeats", "3", "--markdown", table, "--tpot-tolerance", "0.5"),
     )
 
     assert done.exit_code == 1, done.stderr
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
     rows = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if "±" in line}
     assert rows == {"two-chat": "ok", "full": "off"}
-    assert "### helixbench validate: 1 of 2 cases ok" in markdown.read_text()
-    assert [line.rsplit("| ", 1)[1] for line in markdown.read_text().splitlines() if "±" in line] == ["ok |", "off |"]
+    assert "### helixbench suite: small: 1 of 2 cases ok" in table.read_text()
+    verdicts = [line.split(" | ")[-1] for line in table.read_text().splitlines() if "±" in line]
+    assert verdicts == ["**ok** |", "**off** |"]
 
 
 def test_json_goes_to_stdout_alone(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

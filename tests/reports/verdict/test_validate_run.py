@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from helixbench.reference_server.run_log import RunLog, Window
-from helixbench.reports.gate.gate import COULD_NOT_MEASURE, FAIL, PASS, gate
+from helixbench.reports.gate.cases import ExitCode, exit_code_of, run_cases
 from helixbench.reports.verdict.validate import measured_interval, validate
 from helixbench.reports.verdict.verdict import Band, Interval
 from tests.reports.report_examples import CONCURRENCY, example_plan, example_run
@@ -68,7 +68,7 @@ def test_a_concurrency_without_a_prediction_could_not_be_measured(run: RunLog) -
 
     assert verdict.outcome == "could not measure"
     assert verdict.expected_tokens_per_s is None
-    assert "no prediction at this concurrency (17)" in verdict.statement
+    assert "no prediction for concurrency 17" in verdict.statement
     assert "8, 16" in verdict.statement
 
 
@@ -80,32 +80,32 @@ def test_a_slower_iteration_at_the_planned_batch_blames_the_cost_model(run: RunL
 
     causes = validate(replace(run, nodes={**run.nodes, "mid": slow})).causes
 
-    assert any("mid: an iteration is" in cause and "slower" in cause for cause in causes)
+    assert any("mid: iterations are" in cause and "slower" in cause for cause in causes)
 
 
 @pytest.mark.parametrize(
     ("speed", "outcome", "exit_code"),
-    [(1.0, "as predicted", PASS), (0.7, "below expected", FAIL), (1.3, "above bound", FAIL)],
+    [(1.0, "as predicted", 0), (0.7, "below expected", 1), (1.3, "above bound", 1)],
 )
 def test_the_gate_follows_the_ratio(speed: float, outcome: str, exit_code: int) -> None:
-    result = gate(example_run(speed=speed))
+    verdict = validate(example_run(speed=speed))
 
-    assert result.verdict.outcome == outcome
-    assert result.exit_code == exit_code
+    assert verdict.outcome == outcome
+    assert exit_code_of(run_cases(verdict)) == exit_code
 
 
 def test_above_expected_fails_although_it_is_below_the_bound(run: RunLog) -> None:
-    result = gate(run, max_ratio=0.9)
+    verdict = validate(run, Band(max_ratio=0.9))
 
-    assert result.verdict.outcome == "above expected"
-    assert result.exit_code == FAIL
+    assert verdict.outcome == "above expected"
+    assert exit_code_of(run_cases(verdict)) == ExitCode.FAIL
 
 
 def test_above_the_bound_fails_even_inside_a_wide_band() -> None:
-    result = gate(example_run(speed=1.3), max_ratio=9.0)
+    verdict = validate(example_run(speed=1.3), Band(max_ratio=9.0))
 
-    assert result.exit_code == FAIL
-    assert "an error in the model or the units" in result.message
+    assert exit_code_of(run_cases(verdict)) == ExitCode.FAIL
+    assert "the cost model or a unit is wrong" in verdict.statement
 
 
 def _without_window_requests(run: RunLog) -> RunLog:
@@ -129,26 +129,26 @@ TAMPERED = {
     "no request finished inside the window": _without_window_requests,
     "decode_tokens is -5": _with_negative_tokens,
     "busy_s is nan": _with_nan_busy,
-    "holds the plan": _of_another_plan,
+    "contains plan": _of_another_plan,
     "cut short: agent mid died": lambda run: replace(run, cut_short="agent mid died"),
     "after the run itself": lambda run: replace(run, window=Window(8.0, 400.0)),
     "timeline is empty": lambda run: replace(run, timeline=()),
     "output tokens counted, but the requests": lambda run: replace(run, output_tokens=run.output_tokens * 3),
     "timeline adds up to": lambda run: replace(run, prompt_tokens=run.prompt_tokens + 900),
     "requests were in flight": lambda run: replace(run, requests=(*run.requests, run.requests[0])),
-    "nodes that ran are not": lambda run: replace(run, nodes={"mid": run.nodes["mid"]}),
+    "nodes that ran differ": lambda run: replace(run, nodes={"mid": run.nodes["mid"]}),
     "pipeline ends at layer 8": lambda run: replace(run, pipelines=((("small", 0, 8),), *run.pipelines)),
-    "which the plan does not allow": lambda run: replace(run, pipelines=((("mid", 0, 16),), *run.pipelines)),
+    "which is not in the plan": lambda run: replace(run, pipelines=((("mid", 0, 16),), *run.pipelines)),
     "was busy": lambda run: replace(run, nodes={**run.nodes, "mid": replace(run.nodes["mid"], busy_s=99.0)}),
 }
 
 
 @pytest.mark.parametrize("message", TAMPERED)
 def test_a_tampered_run_never_passes(run: RunLog, message: str) -> None:
-    result = gate(TAMPERED[message](run))
+    verdict = validate(TAMPERED[message](run))
 
-    assert result.exit_code == COULD_NOT_MEASURE
-    assert message in result.message
+    assert exit_code_of(run_cases(verdict)) == ExitCode.NOT_MEASURED
+    assert message in verdict.statement
 
 
 def test_the_band_must_be_a_band() -> None:

@@ -1,4 +1,4 @@
-"""The file of a study: which clusters, placements, routings, workloads and seeds are simulated against each other."""
+"""The study file (TOML): clusters, placements, routings, workloads and seeds; every combination is one run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.import_tables import with_imported_costs
 from helixbench.records import load_record, require_unique
 from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, read_trace
+from helixbench.solver.placement import baselines
 from helixbench.solver.problem.workload import Workload, fixed_workload, trace_workload
 from helixbench.solver.questions.generate import make_cluster
 from helixbench.solver.scheduling.work import Routing
 
+METHODS = ("auto", *baselines.METHODS)
+
 
 class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A cluster from the generator of ``helixbench cluster make``."""
+    """A synthetic cluster, as ``helixbench cluster make`` generates it."""
 
     nodes: int
     types: int = 3
@@ -28,7 +31,7 @@ class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A cluster: a ``file``, or ``make`` one. ``tables`` is a folder of timing tables that replace capacity tables."""
+    """A cluster profile (``file``) or a synthetic one (``make``); ``tables`` is a folder of timings to import."""
 
     name: str
     file: str = ""
@@ -41,7 +44,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class PlacementSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A placement: a solver's ``method`` with its ``objective``, or the ``plan`` in a file."""
+    """A placement: a solver ``method`` with its ``objective``, or a ``plan`` file."""
 
     name: str
     method: str = ""
@@ -56,7 +59,7 @@ class PlacementSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Lengths (a ``trace``, or two numbers) and arrivals: ``offline``, ``rate``, ``replay``, or a closed loop."""
+    """Lengths (a ``trace`` or two numbers) and arrivals: ``offline``, ``rate``, ``replay``, or a closed loop."""
 
     name: str
     trace: str = ""
@@ -89,7 +92,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ValueError(f"workload {self.name}: {str(error).replace('rate_per_s', 'rate')}") from error
 
     def arrivals(self) -> Arrivals:
-        """When requests come."""
+        """The arrival process."""
         if self.rate is not None:
             kind = "poisson" if self.burstiness == 1 else "gamma"
             return Arrivals(kind=kind, rate_per_s=self.rate, burstiness=self.burstiness)  # type: ignore[arg-type]
@@ -97,7 +100,7 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class StudySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything with everything: each cluster, placement, routing, workload and seed gives one run."""
+    """A study; each combination of cluster, placement, routing, workload and seed is one run."""
 
     title: str
     cluster: tuple[ClusterSpec, ...]
@@ -122,13 +125,17 @@ class StudySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError("duration_s, solve_s: need > 0; warmup_s >= 0")
         if self.kv_share is not None and not 0 < self.kv_share <= 1:
             raise ValueError(f"kv_share: need more than 0 and at most 1, got {self.kv_share}")
+        for placement in self.placement:
+            if placement.method and placement.method not in METHODS:
+                known = ", ".join(METHODS)
+                raise ValueError(f"placement {placement.name}: method {placement.method!r} is none of {known}")
 
 
 def load_study(path: Path) -> StudySpec:
-    """The study of a TOML file.
+    """Read a study file.
 
     Raises:
-        InputError: not such a file, an unknown field or a value out of range.
+        InputError: not TOML, an unknown field, or a value out of range.
     """
     try:
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), StudySpec)
@@ -141,10 +148,10 @@ def load_study(path: Path) -> StudySpec:
 
 
 def inputs_of(spec: StudySpec, folder: Path) -> dict[str, str]:
-    """Every file that the study names, with the digest of its content; those in a folder of tables one by one.
+    """Path -> digest of every file that the study names, including each file in a folder of tables.
 
     Raises:
-        InputError: one is not there.
+        InputError: a file is missing.
     """
     names = {on.file for on in spec.cluster} | {p.plan for p in spec.placement} | {load.trace for load in spec.workload}
     for on in spec.cluster:
@@ -163,7 +170,7 @@ def inputs_of(spec: StudySpec, folder: Path) -> dict[str, str]:
 
 
 def cluster_of(spec: ClusterSpec, folder: Path) -> ClusterProfile:
-    """The cluster, its paths read from ``folder``."""
+    """The cluster profile, its paths relative to ``folder``."""
     if spec.make is not None:
         made = spec.make
         profile = make_cluster(num_nodes=made.nodes, num_types=made.types, num_regions=made.regions, seed=made.seed)
@@ -173,10 +180,10 @@ def cluster_of(spec: ClusterSpec, folder: Path) -> ClusterProfile:
 
 
 def workload_of(spec: WorkloadSpec, folder: Path) -> tuple[Workload, tuple[TracedRequest, ...]]:
-    """The lengths, and where arrivals are replayed the requests of the trace.
+    """The lengths, and for replayed arrivals the requests of the trace.
 
     Raises:
-        InputError: the trace cannot be read, or nothing is left of it.
+        InputError: the trace cannot be read, or no request is within the limits.
     """
     if not spec.trace:
         assert spec.prompt_tokens is not None

@@ -1,4 +1,4 @@
-"""The bars of a study as one self-contained SVG: output tokens/s by placement and routing, a panel for each load."""
+"""Bar chart of a study as one self-contained SVG: output tokens/s by placement and routing, one panel per load."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import statistics
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from helixbench.reference_server.simulation.study import StudyResult, StudyRow
+from benchmarks.study.runs import StudyResult, StudyRow
 
 _COLOURS = ("#2f6f9f", "#d98c3f", "#5b9a5b", "#a05195", "#8a8a8a")
 _WIDTH, _LABEL, _VALUE, _BAR, _GAP, _PANEL = 760, 190, 130, 14, 8, 44
 
 
 def study_svg(result: StudyResult) -> str:
-    """Bars of mean output tokens/s over the seeds; a whisker spans the seeds where there are several.
+    """Bars of mean output tokens/s over the seeds, with a whisker from the lowest to the highest seed.
 
-    The total is written beside them: in a window that has not settled it counts prompts of requests that go on.
+    The label adds the total in parentheses. Output tokens are charted because in a window that has not settled the
+    total counts prompts whose requests are still running.
     """
     parts: list[str] = []
     routings = list(dict.fromkeys(row.routing for row in result.rows))
@@ -42,7 +43,7 @@ def study_svg(result: StudyResult) -> str:
 
 
 def _bars(parts: list[str], rows: Sequence[StudyRow], routings: Sequence[str], most: float, y: int) -> int:
-    """The bars of one placement, one for each routing; returns where the next begins."""
+    """Draw one placement, a bar per routing; returns the y of the next placement."""
     parts.append(_text(10, y + _BAR - 3, rows[0].placement))
     room = _WIDTH - _LABEL - _VALUE
     for number, routing in enumerate(routings):

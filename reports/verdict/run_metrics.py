@@ -1,12 +1,13 @@
-"""The numbers of a run that gates and comparisons know by name, each with the way in which it is better."""
+"""Metrics of a run that gates and comparisons refer to by name, each with the direction that is better."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
+from helixbench.errors import InputError, MeasurementError
 from helixbench.reference_server.run_log import RequestRecord, RunLog
-from helixbench.reports.verdict.integrity import intervals_in_window, tokens_of
+from helixbench.reports.verdict.integrity import check_run, intervals_in_window, tokens_of
 from helixbench.reports.verdict.intervals import batch_means
 
 # metric -> whether higher is better
@@ -23,7 +24,7 @@ IS_HIGHER_BETTER = {
 
 
 def metrics_of(run: RunLog) -> dict[str, float]:
-    """Metric -> value; latencies are missing where no request finished in the window, throughput then as well."""
+    """Metric -> value. Empty if no request finished in the window; without TPOT if all outputs are one token long."""
     if not run.requests_in_window():
         return {}
     found = {"total_tokens_per_s": run.total_tokens_per_s, "output_tokens_per_s": run.output_tokens_per_s}
@@ -35,15 +36,35 @@ def metrics_of(run: RunLog) -> dict[str, float]:
     return found
 
 
-def batches_of(run: RunLog) -> dict[str, tuple[float, ...]]:
-    """Metric -> its means over consecutive parts of the window, for those metrics that are means.
+def metric_of(run: RunLog, metric: str, *, origin: str) -> float:
+    """One metric of a complete and consistent run.
 
-    A part is at least as long as a request takes, or holds as many requests as are in flight: the requests of a closed
-    loop tend to keep step, so a shorter part would hold all of their prompts or none.
+    Raises:
+        InputError: no such metric.
+        MeasurementError: the run was cut short, contradicts itself, or finished no request in its window.
+    """
+    if metric not in IS_HIGHER_BETTER:
+        raise InputError(f"metric {metric!r}: a run has {', '.join(IS_HIGHER_BETTER)}")
+    if run.cut_short:
+        raise MeasurementError(f"{origin}: the run was cut short: {run.cut_short}")
+    for check in check_run(run):
+        if not check.is_passed:
+            raise MeasurementError(f"{origin}: the record contradicts itself: {check.message}")
+    values = metrics_of(run)
+    if metric not in values:
+        raise MeasurementError(f"{origin}: no request finished inside the window, so there is no {metric}")
+    return values[metric]
+
+
+def batches_of(run: RunLog) -> dict[str, tuple[float, ...]]:
+    """Metric -> its batch means over the window, for the metrics that are means.
+
+    A batch is at least as long as a request, or holds as many requests as are in flight: requests of a closed loop tend
+    to run in lockstep, so a shorter batch would contain all of their prompts or none.
     """
     inside = intervals_in_window(run)
     spans = [count.end_s - start for start, count in inside]
-    per_request = _intervals_of_a_request(run, spans)
+    per_request = _intervals_per_request(run, spans)
     series = {
         "total_tokens_per_s": ([tokens_of([c]) / s for (_, c), s in zip(inside, spans, strict=True)], per_request),
         "output_tokens_per_s": ([c.output_tokens / s for (_, c), s in zip(inside, spans, strict=True)], per_request),
@@ -54,8 +75,8 @@ def batches_of(run: RunLog) -> dict[str, tuple[float, ...]]:
     return {name: batches for name, batches in means.items() if batches}
 
 
-def _intervals_of_a_request(run: RunLog, spans: Sequence[float]) -> int:
-    """How many intervals of the timeline a request takes on average, rounded up; at least one."""
+def _intervals_per_request(run: RunLog, spans: Sequence[float]) -> int:
+    """Timeline intervals that a request takes on average, rounded up; at least one."""
     requests = run.requests_in_window()
     if not requests or not spans:
         return 1
@@ -64,12 +85,12 @@ def _intervals_of_a_request(run: RunLog, spans: Sequence[float]) -> int:
 
 
 def ttfts(run: RunLog) -> list[float]:
-    """Seconds to the first token, in the order in which the requests finished in the window."""
+    """Time to first token in seconds, in the order in which the requests finished in the window."""
     return _in_order(run, run.ttft_s)
 
 
 def tpots(run: RunLog) -> list[float]:
-    """Seconds per later token, in the order in which the requests finished in the window."""
+    """Time per output token in seconds, in the order in which the requests finished in the window."""
     return _in_order(run, lambda request: request.tpot_s)
 
 

@@ -1,4 +1,4 @@
-"""A study: placements x routings x workloads x seeds, each simulated, in one table."""
+"""Simulates every combination of a study and keeps one row for each."""
 
 from __future__ import annotations
 
@@ -11,31 +11,23 @@ from typing import Literal, cast
 
 import msgspec
 
+from benchmarks.study.spec import PlacementSpec, StudySpec, WorkloadSpec, cluster_of, inputs_of, workload_of
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import digest, load_record, save_record
 from helixbench.reference_server.simulation.arrivals import TracedRequest
 from helixbench.reference_server.simulation.config import SimulationConfig
 from helixbench.reference_server.simulation.simulator import SimulationResult, simulate
-from helixbench.reference_server.simulation.study_spec import (
-    PlacementSpec,
-    StudySpec,
-    WorkloadSpec,
-    cluster_of,
-    inputs_of,
-    workload_of,
-)
 from helixbench.solver import Infeasible, SolveConfig, solve_placement
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload
 
 
 class StudyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, or why there is none (``problem``). ``busy`` is the share of the window that each node is busy for.
+    """One run, or why there is none (``problem``). ``busy`` maps a node to the share of the window spent in iterations.
 
-    ``busiest`` is the node with the largest one. ``kv_peak`` is the largest share of its KV cache that any node used.
-    ``waiting_at_end`` and ``in_flight_at_end`` are requests at the end of the window; offline more wait without end, so
-    nothing is said of that.
+    ``kv_peak`` is the largest share of its KV cache that any node used. ``waiting_at_end`` and ``in_flight_at_end``
+    count requests at the end of the window; offline arrivals leave ``waiting_at_end`` undefined, so it is ``None``.
     """
 
     cluster: str
@@ -68,12 +60,12 @@ class StudyResult(
 ):
     """Rows of a study, in the order of its file. Everything in it is simulated.
 
-    ``study`` is the file's digest, ``inputs`` those of the files that it names (none in records of earlier versions).
+    ``study`` is the digest of the study file, ``inputs`` maps each file that it names to its digest.
     """
 
     title: str
-    study: str = ""
-    inputs: dict[str, str] | None = None
+    study: str
+    inputs: dict[str, str]
     rows: tuple[StudyRow, ...]
     simulated: bool = True
 
@@ -87,24 +79,24 @@ def run_study(
     on_rows: Callable[[StudyResult, int], None] = lambda _done, _total: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> StudyResult:
-    """Simulate every combination; what is done when it is interrupted is kept.
+    """Simulate every combination; an interrupted study keeps the rows that are complete.
 
     Args:
         spec: the study.
-        folder: where its paths begin.
-        known: rows of an earlier start, which are not simulated again.
-        plans: folder in which plans are kept, so that a later start takes the same ones.
-        on_rows: told what is done after every run, and how many runs there are.
-        is_interrupted: asked between runs and in them.
+        folder: the folder that its paths are relative to.
+        known: rows of an earlier, interrupted start; they are not simulated again.
+        plans: folder that caches plans, so that a later start uses the same ones.
+        on_rows: called after every run with the result so far and the total number of runs.
+        is_interrupted: polled between and during runs.
 
     Raises:
-        InputError: a file that the study names is not there, or cannot be used. What one combination cannot do is
-            the ``problem`` of its row.
+        InputError: a file that the study names is missing or invalid. A combination that cannot be planned or
+            simulated is no error: its row states the ``problem``.
     """
     total = len(spec.cluster) * len(spec.workload) * len(spec.placement) * len(spec.routings) * len(spec.seeds)
     result = StudyResult(title=spec.title, study=digest(spec), inputs=inputs_of(spec, folder), rows=())
     rows_known = {key_of(row): row for row in known}
-    kept = plans and plans / f"plan-{_short(result)}"
+    kept = plans and plans / f"plan-{_study_key(result)}"
     for row in _rows(spec, folder, rows_known, kept, is_interrupted):
         if key_of(row) not in rows_known and is_interrupted():
             break  # this run was cut short
@@ -114,35 +106,31 @@ def run_study(
 
 
 def key_of(row: StudyRow) -> tuple[str, str, str, str, int]:
-    """Which combination it is."""
+    """The combination that a row belongs to."""
     return row.cluster, row.workload, row.placement, row.routing, row.seed
 
 
 def known_rows(spec: StudySpec, folder: Path, path: Path) -> tuple[StudyRow, ...]:
-    """The rows of an earlier start of the same study, with the same files in ``folder``; none where ``path`` is none.
+    """Rows of an earlier start of the same study with the same input files; none if ``path`` does not exist.
 
     Raises:
-        InputError: ``path`` holds another study, or one of other files.
+        InputError: ``path`` belongs to another study, or an input file has changed since.
     """
     if not path.exists():
         return ()
     before = load_record(path, StudyResult)
     if before.study != digest(spec):
-        raise InputError(f"{path}: holds another study, or one of an earlier version; remove it or name another folder")
-    if before.inputs is None:
-        raise InputError(
-            f"{path}: of an earlier version, which did not note its input files; remove it or name another folder"
-        )
+        raise InputError(f"{path}: belongs to another study; remove it or choose another folder")
     now = inputs_of(spec, folder)
     if before.inputs != now:
         names = sorted(name for name in before.inputs.keys() | now if before.inputs.get(name) != now.get(name))
-        raise InputError(f"{path}: {', '.join(names)} changed since; remove it or name another folder")
+        raise InputError(f"{path}: {', '.join(names)} changed since; remove it or choose another folder")
     return before.rows
 
 
-def _short(result: StudyResult) -> str:
-    """Eight digits that differ where the study or one of its files does: plans of another one are not taken."""
-    names = [result.study, *(f"{name} {value}" for name, value in sorted((result.inputs or {}).items()))]
+def _study_key(result: StudyResult) -> str:
+    """Eight hex digits of the study and its input files: cached plans of another study are not reused."""
+    names = [result.study, *(f"{name} {value}" for name, value in sorted(result.inputs.items()))]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
@@ -153,11 +141,12 @@ def _rows(
     plans: Path | None,
     is_interrupted: Callable[[], bool],
 ) -> Iterator[StudyRow]:
-    profiles = [cluster_of(on, folder) for on in spec.cluster]  # all are read before anything is simulated
+    profiles = [cluster_of(on, folder) for on in spec.cluster]  # read all files before the first run
     loads = [(load, *workload_of(load, folder)) for load in spec.workload]
     for on, profile in zip(spec.cluster, profiles, strict=True):
-        made: dict[tuple[int, int], Plan | str] = {}  # (first load alike, placement) -> its plan, or why there is none
+        made: dict[tuple[int, int], Plan | str] = {}  # (first equivalent load, placement) -> plan, or why there is none
         for load, workload, trace in loads:
+            # Loads that a solver cannot tell apart share one plan.
             alike = next(index for index, other in enumerate(spec.workload) if _plans_for(other) == _plans_for(load))
             for number, placement in enumerate(spec.placement):
                 for routing in spec.routings:
@@ -187,7 +176,7 @@ def _rows(
 
 
 def _plans_for(load: WorkloadSpec) -> tuple[object, ...]:
-    """All of a load that decides about a solver's plan: lengths, and the requests in flight of a closed loop."""
+    """The parts of a load that a plan depends on: lengths, and the concurrency of a closed loop."""
     lengths = (load.trace, load.max_prompt_tokens, load.max_output_tokens, load.prompt_tokens, load.output_tokens)
     return (*lengths, load.concurrency if load.arrivals().kind == "closed loop" else None)
 
@@ -201,7 +190,7 @@ def _plan(
     folder: Path,
     kept: Path | None,
 ) -> Plan | str:
-    """The plan, or why there is none."""
+    """The plan, or the reason that there is none."""
     if placement.plan:
         return load_record(folder / placement.plan, Plan)
     if kept is not None and kept.exists():
@@ -274,7 +263,7 @@ def _filled(row: StudyRow, result: SimulationResult) -> StudyRow:
 
 
 def csv_of(rows: Sequence[StudyRow]) -> str:
-    """The rows as CSV, one column a field; what is not known is empty. Busy shares of nodes stand in one."""
+    """The rows as CSV, one column per field, unknown values empty; all busy shares in one column."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*StudyRow.__struct_fields__, "source"])
@@ -287,17 +276,3 @@ def _cell(value: object) -> object:
     if isinstance(value, dict):
         return "; ".join(f"{node} {share:.2f}" for node, share in value.items())
     return "" if value is None else value
-
-
-def require_methods(spec: StudySpec) -> None:
-    """Refuse a method that the solver does not have, before anything is simulated.
-
-    Raises:
-        InputError: such a method.
-    """
-    from helixbench.solver.placement.baselines import METHODS
-
-    for placement in spec.placement:
-        if placement.method and placement.method not in ("auto", *METHODS):
-            known = ", ".join(("auto", *METHODS))
-            raise InputError(f"placement {placement.name}: method {placement.method!r} is none of {known}")

@@ -1,47 +1,38 @@
-"""The command ``study``: simulates all combinations of a file, prints one table, writes JSON, CSV and SVG."""
+"""Simulate placements x routings x workloads x seeds and compare them in one table.
+
+    python -m benchmarks.study examples/studies/three-regions.toml -o out
+
+Writes study.json, study.csv and study.svg. Run again with the same file and folder, it resumes an interrupted study.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
 
-import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from benchmarks.study.chart import study_svg
+from benchmarks.study.runs import StudyResult, StudyRow, csv_of, known_rows, run_study
+from benchmarks.study.spec import load_study
+from helixbench.errors import HelixbenchError
+from helixbench.progress import Reporter
+from helixbench.records import encode_record, save_bytes, save_record
+from helixbench.reference_server.simulation.cli import interrupt_flag
 
-    from helixbench.reference_server.simulation.study import StudyResult, StudyRow
 
-
-def study(
-    file: Annotated[Path, typer.Argument(help="TOML: clusters, placements, routings, workloads, seeds.")],
-    output: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads it
-        typer.Option("--output", "-o", help="The folder for study.json, study.csv and study.svg."),
-    ] = None,
-    data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--data", help="The folder in which the file's paths begin. Default: its own."),
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-) -> None:
-    """Simulate placements x routings x workloads x seeds, and compare them in one table.
-
-    Started again with the same file and folder, it goes on where it was left.
-    """
-    from rich.console import Console
-
-    from helixbench.progress import Reporter
-    from helixbench.records import encode_record, save_bytes, save_record
-    from helixbench.reference_server.simulation.cli import interrupt_flag
-    from helixbench.reference_server.simulation.study import csv_of, known_rows, require_methods, run_study
-    from helixbench.reference_server.simulation.study_chart import study_svg
-    from helixbench.reference_server.simulation.study_spec import load_study
-
-    spec = load_study(file)
-    require_methods(spec)
-    folder = data or file.parent
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="TOML: clusters, placements, routings, workloads, seeds")
+    parser.add_argument("-o", "--output", type=Path, help="folder for study.json, study.csv and study.svg")
+    parser.add_argument("--data", type=Path, help="folder that the file's paths are relative to (default: its own)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    options = parser.parse_args(arguments)
+    spec = load_study(options.study)
+    folder, output = options.data or options.study.parent, options.output
     known = known_rows(spec, folder, output / "study.json") if output is not None else ()
     is_interrupted = interrupt_flag()
     with Reporter() as reporter:
@@ -52,23 +43,19 @@ def study(
                 save_record(output / "study.json", done)
 
         result = run_study(spec, folder, known=known, plans=output, on_rows=on_rows, is_interrupted=is_interrupted)
-    if json_:
+    if options.json:
         sys.stdout.write(encode_record(result).decode())
-    console = Console(stderr=json_, width=None if sys.stdout.isatty() else 160)
+    console = Console(stderr=options.json, width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(_table(result))
     if output is not None:
         save_record(output / "study.json", result)
         save_bytes(output / "study.csv", csv_of(result.rows).encode())
         save_bytes(output / "study.svg", study_svg(result).encode())
-        console.print(f"{output}: study.json, study.csv, study.svg", highlight=False)
-    if is_interrupted():
-        raise typer.Exit(130)
+        console.print(f"{output}: study.json, study.csv, study.svg")
+    return 130 if is_interrupted() else 0
 
 
 def _table(result: StudyResult) -> Table:
-    from rich import box
-    from rich.table import Table
-
     table = Table(title=f"{result.title} (SIMULATED: no hardware ran)", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("cluster", "load", "placement", "routing", "seed"):
         table.add_column(name)
@@ -95,3 +82,11 @@ def _numbers(row: StudyRow) -> tuple[str, ...]:
         "" if row.kv_peak is None else f"{row.kv_peak:.0%}",
         "" if row.busiest_share is None else f"{row.busiest} {row.busiest_share:.0%}",
     )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except HelixbenchError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,7 +1,4 @@
-"""Numbers and bars as text: one way of writing them, on the terminal, on the page and in Markdown.
-
-Every bar is legible without colour; ``to_ascii`` serves terminals that cannot show the characters used here.
-"""
+"""Numbers and bars as text: one format for the terminal, the page and Markdown. Bars are legible without colour."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
 
 
 def to_ascii(text: str) -> str:
-    """The same text, column by column, in ASCII."""
+    """The same text in ASCII, column for column, for terminals that are not UTF-8."""
     return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
@@ -35,7 +32,7 @@ def number(value: float | None) -> str:
 
 
 def interval(value: Interval | None) -> str:
-    """``[356, 394]``, or nothing where there is none."""
+    """``[356, 394]``; empty for none."""
     return f"[{number(value.low)}, {number(value.high)}]" if value else ""
 
 
@@ -59,7 +56,7 @@ def signed_percent(share: float | None) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points: ``+1.2 points``."""
+    """Difference of two shares in percentage points: ``+1.2 points``."""
     rounded = round(difference * 100, 1) + 0.0
     return f"{rounded:+.1f} points" if rounded else "0 points"
 
@@ -78,7 +75,7 @@ def size(num_bytes: float) -> str:
 
 
 def bit_rate(bytes_per_s: float) -> str:
-    """Decimal bits a second, as link speeds are named: ``400 Mbit/s``."""
+    """Decimal bits per second, as link speeds are quoted: ``400 Mbit/s``."""
     bits = bytes_per_s * 8
     for scale, suffix in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
         if bits >= scale:
@@ -87,7 +84,7 @@ def bit_rate(bytes_per_s: float) -> str:
 
 
 def share_bar(share: float, width: int) -> str:
-    """A bar filled by ``share``; anything above nothing shows, only a full share fills it."""
+    """A bar filled to ``share``: any share above 0 shows, and only 1 fills it."""
     if not math.isfinite(share) or share <= 0:
         return EMPTY * width
     filled = min(width, max(1, math.floor(share * width + 1e-9)))
@@ -95,7 +92,7 @@ def share_bar(share: float, width: int) -> str:
 
 
 def layer_bar(held: LayerRange, num_layers: int, width: int) -> str:
-    """The layers held, drawn over all of ``[0, num_layers)``: at least one character however few they are."""
+    """A layer range drawn over ``[0, num_layers)``, at least one character wide."""
     start = min(width - 1, held.start * width // num_layers)
     end = max(start + 1, -(-held.end * width // num_layers))
     return EMPTY * start + FULL * (end - start) + EMPTY * (width - end)

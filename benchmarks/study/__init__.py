@@ -1,0 +1,1 @@
+"""Studies: placements, routings and workloads simulated against each other."""
