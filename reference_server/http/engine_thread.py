@@ -177,12 +177,13 @@ class EngineThread:
     def _tell(self, events: list[TokenEvent]) -> None:
         news: _News = []
         for event in events:
-            if event.token is None:
-                continue
             stream = self._streams.pop(event.request, None) if event.reason else self._streams.get(event.request)
-            reason = event.reason if event.reason != "abort" else ""
-            if stream is not None:
-                news.append((stream, TokenOut(event.token, bool(reason), reason, event.scores)))
+            if stream is None or event.reason == "abort":
+                continue
+            if event.reason == "error":
+                news.append((stream, EngineUnavailable("the nodes that are left cannot finish this request")))
+            elif event.token is not None:
+                news.append((stream, TokenOut(event.token, bool(event.reason), event.reason, event.scores)))
         self._deliver(news)
 
     def _deliver(self, news: _News) -> None:

@@ -90,11 +90,19 @@ class HopRouter(ABC):
                 return None
             else:
                 dead.add(taken.pop())
-        pipeline = tuple(taken)
+        index = self._index(tuple(taken))
+        self.began(self.pipelines[index])
+        return index
+
+    def index_of(self, pipeline: Pipeline) -> int:
+        """Its index, with a request on it that comes from another one."""
+        self.began(pipeline)
+        return self._index(pipeline)
+
+    def _index(self, pipeline: Pipeline) -> int:
         if pipeline not in self._indices:
             self._indices[pipeline] = len(self.pipelines)
             self.pipelines.append(pipeline)
-        self.began(pipeline)
         return self._indices[pipeline]
 
     def widest(self, capacity: Mapping[str, int]) -> int:

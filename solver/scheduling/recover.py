@@ -9,7 +9,8 @@ again*). Replay is the same thing with fewer layers: ``first`` says where in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -39,6 +40,11 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     layers: int
 
     @property
+    def rebuilt_nodes(self) -> set[str]:
+        """Nodes that run all tokens so far again."""
+        return {hop.node for hop in self.hops[self.first : self.first + self.num_rebuilt]}
+
+    @property
     def source(self) -> str | None:
         """The node that sends the tokens' states; ``None`` for the coordinator, which sends token ids."""
         return None if self.first == 0 else self.hops[self.first - 1].node
@@ -59,6 +65,7 @@ def best_recovery(
     placement: Mapping[str, LayerRange],
     num_layers: int,
     is_usable: Callable[[str], bool],
+    is_whole: Callable[[str], bool],
     is_connected: Callable[[str | None, str | None], bool],
     keeps_inputs: Callable[[str], bool],
     seconds: Seconds,
@@ -66,11 +73,13 @@ def best_recovery(
     """The pipeline on which the request goes on soonest; ``None`` where the nodes that are left cover no pipeline.
 
     Args:
-        before: the pipeline it had.
+        before: the pipeline it had; empty where nothing of it is left.
         num_tokens: tokens whose KV entries it had, or was about to have.
         placement: node -> layer range, of the nodes that there are.
         num_layers: of the model.
         is_usable: whether a node works, and has room for the request.
+        is_whole: whether a node of ``before`` has the KV entries of all tokens but the newest: not one that was being
+            rebuilt when this loss came on top of another.
         is_connected: whether work can go from one node to another; ``None`` is the coordinator.
         keeps_inputs: whether a node still has all states of the request that it sent on.
         seconds: the prediction that ways are compared by.
@@ -78,7 +87,7 @@ def best_recovery(
     The part of the old pipeline in front of the tokens' entry is kept as it is. From there to the end it is a shortest
     path over layer boundaries: a stage ends where its node's range ends, so ends only rise, and no node comes twice.
     """
-    cached_from = {hop.node: hop.start for hop in before}
+    cached_from = {hop.node: hop.start for hop in before if is_whole(hop.node)}
     nodes = {node: held for node, held in sorted(placement.items()) if is_usable(node)}
     known: dict[tuple[str | None, int], _Suffix | None] = {}  # (node before, its end) -> best way on from there
 
@@ -107,10 +116,14 @@ def best_recovery(
         return known[key]
 
     best: Recovery | None = None
-    for entry in range(len(before)):
+    for entry in range(max(1, len(before))):
         kept = before[:entry]
-        if kept and not (is_usable(kept[-1].node) and is_connected(_node(before, entry - 2), kept[-1].node)):
-            break  # nothing beyond a node or link that was lost can be kept in front
+        if kept and not (
+            is_usable(kept[-1].node)
+            and is_whole(kept[-1].node)
+            and is_connected(_node(before, entry - 2), kept[-1].node)
+        ):
+            break  # nothing beyond a node, cache or link that was lost can be kept in front
         source = _node(before, entry - 1)
         if source is not None and not keeps_inputs(source):
             continue
@@ -130,3 +143,39 @@ def best_recovery(
 
 def _node(pipeline: Pipeline, index: int) -> str | None:
     return pipeline[index].node if index >= 0 else None
+
+
+def _by_layers(hop: Hop, tokens: int) -> float:
+    return float((hop.end - hop.start) * tokens)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where requests can go: what a coordinator has to know to recover them.
+
+    Attributes:
+        placement: node -> layer range.
+        num_layers: of the model.
+        is_connected: whether the profile has a link from one node to another; ``None`` is the coordinator.
+        seconds: predicted time of running tokens again; by default as many as layers times tokens.
+    """
+
+    placement: Mapping[str, LayerRange]
+    num_layers: int
+    is_connected: Callable[[str | None, str | None], bool] = lambda _src, _dst: True
+    seconds: Seconds = _by_layers
+
+    def is_covered_by(self, nodes: Collection[str], links_down: Collection[tuple[str, str]] = ()) -> bool:
+        """Whether some pipeline leads through these nodes alone."""
+        found = best_recovery(
+            (),
+            num_tokens=0,
+            placement=self.placement,
+            num_layers=self.num_layers,
+            is_usable=lambda node: node in nodes,
+            is_whole=lambda _node: False,
+            is_connected=lambda src, dst: (src, dst) not in links_down and self.is_connected(src, dst),
+            keeps_inputs=lambda _node: False,
+            seconds=self.seconds,
+        )
+        return found is not None

@@ -26,6 +26,10 @@ class Chooser(Protocol):
         """A request that took this pipeline has ended."""
         ...
 
+    def index_of(self, pipeline: Pipeline) -> int:
+        """Index of a pipeline that a request takes without having been given it by ``choose``: after a loss."""
+        ...
+
     def widest(self, capacity: Mapping[str, int]) -> int:
         """The most that some pipeline holds, where each node holds ``capacity``."""
         ...
@@ -43,17 +47,39 @@ class Router:
     def __init__(self, weighted: Sequence[tuple[Pipeline, float]]) -> None:
         if not weighted or any(weight <= 0 for _, weight in weighted):
             raise ValueError("need at least one pipeline, each with a flow > 0")
-        self.pipelines: tuple[Pipeline, ...] = tuple(pipeline for pipeline, _ in weighted)
+        self.pipelines: list[Pipeline] = []
+        self._shares: list[float] = []  # of the requests, by pipeline; 0 for one that new requests do not take
+        self._credits: list[float] = []  # requests that each pipeline is owed
+        self._indices: dict[Pipeline, int] = {}
+        self.set_weights(weighted)
+
+    def set_weights(self, weighted: Sequence[tuple[Pipeline, float]]) -> None:
+        """New requests take these pipelines from now on. One that was taken before keeps its index and its credit."""
         total = sum(weight for _, weight in weighted)
-        self._shares = [weight / total for _, weight in weighted]
-        self._credits = [0.0] * len(weighted)  # pipeline -> requests that it is owed
+        self._shares = [0.0] * len(self.pipelines)
+        for pipeline, weight in weighted:
+            self._shares[self.index_of(pipeline)] = weight / total
+
+    def index_of(self, pipeline: Pipeline) -> int:
+        """Its index; a pipeline that is new gets one, and no share of the requests."""
+        if pipeline not in self._indices:
+            self._indices[pipeline] = len(self.pipelines)
+            self.pipelines.append(pipeline)
+            self._shares.append(0.0)
+            self._credits.append(0.0)
+        return self._indices[pipeline]
+
+    @property
+    def shares(self) -> dict[Pipeline, float]:
+        """Pipeline -> share of the requests, of those that new requests take."""
+        return {pipeline: share for pipeline, share in zip(self.pipelines, self._shares, strict=True) if share > 0}
 
     def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
         """Index of the pipeline that the next request takes; ``None``, and no credit changes, where none has room."""
         credits_now = [before + share for before, share in zip(self._credits, self._shares, strict=True)]
         chosen, most = None, -math.inf
         for index, credit in enumerate(credits_now):  # room is asked for only where it matters: that is what takes time
-            if credit > most and has_room(self.pipelines[index]):
+            if credit > most and self._shares[index] > 0 and has_room(self.pipelines[index]):
                 chosen, most = index, credit
         if chosen is None:
             return None
@@ -66,7 +92,7 @@ class Router:
 
     def widest(self, capacity: Mapping[str, int]) -> int:
         """The most that some pipeline holds, where each node holds ``capacity``."""
-        return max(min(capacity[hop.node] for hop in pipeline) for pipeline in self.pipelines)
+        return max(min(capacity[hop.node] for hop in pipeline) for pipeline in self.shares)
 
 
 def weighted_pipelines(

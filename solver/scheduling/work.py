@@ -11,7 +11,24 @@ from helixbench.solver.problem.plan import Hop
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_LOGPROBS = 20
 
+EPOCH_SHIFT = 40
+"""On the wire a request is known by its attempt: its number, with the epoch in the bits above this one.
+
+The epoch rises whenever the request is routed again. So whatever is late, from before a node was lost, belongs to an
+attempt that is no longer open, and is dropped without a further rule.
+"""
+
 Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
+
+
+def attempt_of(number: int, epoch: int) -> int:
+    """What nodes know a request by."""
+    return epoch << EPOCH_SHIFT | number
+
+
+def number_of(attempt: int) -> int:
+    """The request that an attempt is made at."""
+    return attempt & ((1 << EPOCH_SHIFT) - 1)
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -66,8 +83,14 @@ class Scores(msgspec.Struct, frozen=True, array_like=True):
 class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
     """Reserve ``kv_tokens`` slots for a request and remember its pipeline. Always from the coordinator, so in order.
 
-    The rest concerns the last node: ``stop_token_ids`` are not sampled for positions before ``stop_from``, and
-    ``scored`` are the prompt's tokens where their log probabilities are wanted.
+    Attributes:
+        request: the attempt; see ``attempt_of``.
+        stop_from: of the last node, as the next two: ``stop_token_ids`` are not sampled for positions before this.
+        scored: the prompt's tokens where their log probabilities are wanted.
+        adopts: an attempt at the same request that is open here, whose KV entries this one takes over instead of
+            reserving slots of its own. Positions are absolute, so what runs again overwrites the same entries.
+        replays: send on the outputs of this many first positions, which the node kept of the attempt it adopts.
+        deliver_from: outputs of positions before this are not sent on: the nodes behind have their KV entries.
     """
 
     request: int
@@ -77,6 +100,9 @@ class OpenRequest(msgspec.Struct, frozen=True, array_like=True):
     stop_from: int = 0
     stop_token_ids: tuple[int, ...] = ()
     scored: tuple[int, ...] = ()
+    adopts: int | None = None
+    replays: int = 0
+    deliver_from: int = 0
 
 
 class WorkItem(msgspec.Struct, frozen=True, array_like=True):

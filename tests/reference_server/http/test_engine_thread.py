@@ -43,7 +43,9 @@ class OneAtATime:
             on_events(self._do(self.coordinator.sampled([(self.admitted[-1], 5)])))
 
     def _do(self, actions: Actions) -> list[TokenEvent]:
-        self.admitted += [opened.request for outgoing in actions.sends.values() for opened in outgoing.opens]
+        self.admitted += [
+            opened.request for outgoing in self.coordinator.messages(actions).values() for opened in outgoing.opens
+        ]
         return actions.events
 
 

@@ -269,10 +269,10 @@ def test_scores_travel_with_the_event_of_their_token() -> None:
     asked = [Request(number=n, prompt=(1, 2), max_tokens=1, is_prompt_scored=n == 1) for n in range(2)]
     actions = nodes.coordinator.submit(asked)
     scores = Scores(1, TokenScore(-0.5, ()), (TokenScore(-1.0, ()),))
+    opened = {o.request: o.scored for outgoing in nodes.coordinator.messages(actions).values() for o in outgoing.opens}
 
     events = nodes.coordinator.sampled([(0, 9), (1, 9)], [scores]).events
 
-    opened = {o.request: o.scored for outgoing in nodes.coordinator.messages(actions).values() for o in outgoing.opens}
     assert opened == {0: (), 1: (1, 2)}
     assert [event.scores for event in events] == [None, scores]
 
@@ -286,9 +286,10 @@ def test_aborting_what_has_ended_or_never_was_changes_nothing() -> None:
         assert nodes.coordinator.abort(number) == Actions()
 
 
-def test_a_token_for_a_request_that_is_not_in_flight_is_an_error() -> None:
-    with pytest.raises(KeyError):
-        make_nodes().coordinator.sampled([(3, 1)])
+def test_a_token_of_an_attempt_that_is_over_is_counted_and_changes_nothing() -> None:
+    coordinator = make_nodes().coordinator
+    assert coordinator.sampled([(3, 1)]) == Actions()
+    assert coordinator.num_late == 1
 
 
 def test_what_a_moment_brings_travels_in_one_message_to_each_node() -> None:
