@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,39 @@ def test_imports_point_one_way_only() -> None:
             if name.split(".")[0] in (*ORDER, "tests", "benchmarks") or (is_ours and layer_of(name) > own):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert wrong == []
+
+
+# Inside a package: each room may use those before it. A module that is no room of its own counts by its name.
+ROOMS = {
+    "reference_server": (
+        *("run_log", "wire", "fitness", "testbed", "node", "coordinator", "http", "profiling", "launch", "jobs"),
+        *("doctor", "commands", "simulation", "cli"),
+    )
+}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_of_a_package_point_one_way_only(package: str) -> None:
+    rooms = ROOMS[package]
+    wrong = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        own = module_of(path).split(".")[2:3]
+        for line, name in imports_of(path):
+            used = name.split(".")[2:3] if name.startswith(f"{SHARED}.{package}.") else []
+            if own and used and rooms.index(used[0]) > rooms.index(own[0]):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {module_of(path): path for path in source_files()}
+    graph = nx.DiGraph()
+    for module, path in modules.items():
+        for _, name in imports_of(path):
+            used = next((part for part in (name, name.rpartition(".")[0]) if part in modules), module)
+            graph.add_edge(module, used)
+    circles = [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1]
+    assert circles == []
 
 
 def test_no_package_uses_anothers_private_names() -> None:
