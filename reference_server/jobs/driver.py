@@ -1,4 +1,4 @@
-"""The process that acts as the coordinator: reads a job, connects to the agents, and does it.
+"""The process that acts as the coordinator: reads a job file, connects to the agents, does the job.
 
 ``python -m helixbench.reference_server.jobs.driver JOB.json``; exit codes as the command line's.
 """
@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from helixbench.errors import InputError
 from helixbench.profiler.model.files import ModelFiles
@@ -31,12 +31,12 @@ from helixbench.solver.problem.plan import Plan
 def open_plan(
     path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False
 ) -> tuple[Plan, ModelFiles]:
-    """The plan and its model, checked to belong together and to the testbed.
+    """Load a plan and its model, and check them against each other and against the testbed.
 
-    With ``allow_stale`` other files of as many layers will do; see ``stale_parts_of``.
+    With ``allow_stale`` any model with the same number of layers is accepted; see ``stale_parts_of``.
 
     Raises:
-        InputError: they do not.
+        InputError: another model, or a node that the testbed does not have.
     """
     plan = load_record(path, Plan)
     files = ModelFiles(model)
@@ -58,10 +58,10 @@ def open_plan(
 def stale_parts_of(
     plan: Plan, files: ModelFiles, described: Mapping[str, Description], *, allow_stale: bool
 ) -> tuple[str, ...]:
-    """Where the profile behind the plan was made on another device, version or model than is here.
+    """Differences between the profile behind the plan and the current devices, versions and model, one line each.
 
     Raises:
-        InputError: there is such a place, and it was not allowed.
+        InputError: there are differences, and ``allow_stale`` is not set.
     """
     lines = stale_parts(
         {name: node.made_on for name, node in plan.nodes.items()},
@@ -71,17 +71,42 @@ def stale_parts_of(
         lines = (f"model: {plan.model_digest} -> {files.digest()}", *lines)
     if lines and not allow_stale:
         raise InputError(
-            "the plan's profile was made on something else than is served on now:\n  "
+            "the plan's profile is stale, differing from the current environment in:\n  "
             + "\n  ".join(lines)
-            + "\nProfile and solve again, or say --allow-stale: every output then says so."
+            + "\nProfile and solve again, or pass --allow-stale, which every output will mention."
         )
     return lines
 
 
-def _serve_plan(agents: Agents, plan: Plan, files: ModelFiles, job: BenchJob | ServeJob) -> Engine:
-    if isinstance(job, BenchJob):
-        return load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
-    return load_plan(agents, plan, files)
+class Ready(NamedTuple):
+    """A plan loaded onto its agents. ``stale`` as ``stale_parts_of`` returns it."""
+
+    plan: Plan
+    files: ModelFiles
+    engine: Engine
+    device_names: dict[str, str]
+    stale: tuple[str, ...]
+
+
+@contextmanager
+def plan_on_agents(job: BenchJob | ServeJob, reporter: Reporter) -> Iterator[Ready]:
+    """Connect to the nodes of the job's plan and load it.
+
+    Raises:
+        InputError: plan, model and testbed do not match, or an agent does not answer.
+    """
+    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
+    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
+    with Agents(used, load_key_file(job.key_file)) as agents:
+        described = agents.describe()
+        stale = stale_parts_of(plan, files, described, allow_stale=job.allow_stale)
+        for line in stale:
+            reporter.say(f"stale profile: {line}")
+        if isinstance(job, BenchJob):
+            engine = load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
+        else:
+            engine = load_plan(agents, plan, files)
+        yield Ready(plan, files, engine, {node: answer.device.name for node, answer in described.items()}, stale)
 
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:
@@ -90,20 +115,15 @@ def run_profile(job: ProfileJob, reporter: Reporter) -> None:
 
 
 def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
-    """Measure, and write the run log.
+    """Run the plan under load and write the run log.
 
     Raises:
-        InputError: plan, model and testbed do not belong together, or the load can never be served.
+        InputError: plan, model and testbed do not match, or a request is longer than any pipeline can hold.
         MeasurementError: an agent failed, or the run was interrupted before anything was measured.
     """
     interrupted = Interrupted()
-    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
-    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
-    with Agents(used, load_key_file(job.key_file)) as agents:
-        described = agents.describe()
-        stale = stale_parts_of(plan, files, described, allow_stale=job.allow_stale)
-        engine = _serve_plan(agents, plan, files, job)
-        largest = engine.coordinator.largest_request_tokens()
+    with plan_on_agents(job, reporter) as ready:
+        largest = ready.engine.coordinator.largest_request_tokens()
         if job.workload.max_kv_tokens - 1 > largest:
             raise InputError(
                 f"the workload's longest request needs {job.workload.max_kv_tokens - 1} KV slots; "
@@ -113,32 +133,19 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             workload=job.workload,
             concurrency=job.concurrency,
             seed=job.seed,
-            vocab_size=files.vocab_size,
+            vocab_size=ready.files.vocab_size,
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )
-        result = run_bench(
-            engine,
-            config,
-            on_progress=reporter.update,
-            is_interrupted=lambda: interrupted.is_set,
-        )
-    devices = {node: answer.device.name for node, answer in described.items()}
-    log = _run_log(job, plan, engine, result, devices)
-    save_record(job.output, msgspec.structs.replace(log, stale=stale))
-    _say_stale(stale, reporter)
+        result = run_bench(ready.engine, config, on_progress=reporter.update, is_interrupted=lambda: interrupted.is_set)
+    save_record(job.output, _run_log(job, ready, result))
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
 
 
-def _say_stale(stale: tuple[str, ...], reporter: Reporter) -> None:
-    for line in stale:
-        reporter.say(f"stale profile: {line}")
-
-
-def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, devices: dict[str, str]) -> RunLog:
+def _run_log(job: BenchJob, ready: Ready, result: BenchResult) -> RunLog:
     return RunLog(
-        plan=plan,
+        plan=ready.plan,
         workload=job.workload,
         concurrency=job.concurrency,
         routing=job.routing,
@@ -147,16 +154,17 @@ def _run_log(job: BenchJob, plan: Plan, engine: Engine, result: BenchResult, dev
         prompt_tokens=result.prompt_tokens,
         output_tokens=result.output_tokens,
         requests=result.requests,
-        pipelines=tuple(tuple((hop.node, hop.start, hop.end) for hop in p) for p in engine.pipelines),
+        pipelines=tuple(tuple((hop.node, hop.start, hop.end) for hop in p) for p in ready.engine.pipelines),
         nodes=result.nodes,
         links=result.links,
         timeline=result.timeline,
         node_timeline=result.node_timeline,
-        device_names=devices,
-        regions={node: use.region for node, use in plan.nodes.items() if use.region},
+        device_names=ready.device_names,
+        regions={node: use.region for node, use in ready.plan.nodes.items() if use.region},
         testbed=job.testbed,
+        stale=ready.stale,
         cut_short=result.cut_short,
-        provenance=provenance_now(inputs={"plan": digest(plan)}, command=job.command),
+        provenance=provenance_now(inputs={"plan": digest(ready.plan)}, command=job.command),
     )
 
 
@@ -164,25 +172,21 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
     """Serve HTTP until a signal comes.
 
     Raises:
-        InputError: plan, model and testbed do not belong together.
+        InputError: plan, model and testbed do not match.
         MeasurementError: an agent died.
     """
     from helixbench.reference_server.http.server import serve_http
 
-    plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
-    used = {node: address for node, address in job.addresses.items() if node in plan.placement}
-    with Agents(used, load_key_file(job.key_file)) as agents:
-        _say_stale(stale_parts_of(plan, files, agents.describe(), allow_stale=job.allow_stale), reporter)
-        engine = _serve_plan(agents, plan, files, job)
-        reporter.say(f"{job.testbed}")
+    with plan_on_agents(job, reporter) as ready:
+        reporter.say(job.testbed)
 
         def say_serving() -> None:
-            reporter.say(f"serving {plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
+            reporter.say(f"serving {ready.plan.model} on {job.url} (OpenAI-compatible: {job.url}/v1); Ctrl-C ends it")
             if job.ready_file is not None:
-                model = (*job.http.model_names, files.directory.name)[0]
+                model = (*job.http.model_names, ready.files.directory.name)[0]
                 save_record(job.ready_file, Serving(url=job.url, model=model))
 
-        serve_http(engine, files, socket_fd=job.socket_fd, options=job.http, on_ready=say_serving)
+        serve_http(ready.engine, ready.files, socket_fd=job.socket_fd, options=job.http, on_ready=say_serving)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
-"""What goes over the wire: one typed header in msgpack, then the raw bytes of at most one tensor.
+"""Messages between coordinator and agents: one typed header in msgpack, then the raw bytes of at most one tensor.
 
-The coordinator talks to every agent (``Command``), agents hand work on to each other (``Work``) and answer the
-coordinator (``Answer``). Nothing else is accepted: unknown types, wrong values and overlong headers are errors.
+The coordinator sends a ``Command`` to an agent, which replies with an ``Answer``; agents pass ``Work`` on.
+Unknown types, wrong values and overlong headers are errors.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MAX_HEADER_BYTES = 1 << 24
 
 
 class Work(msgspec.Struct, frozen=True, tag="work"):
-    """Requests that open and close, and tokens to run. The tensor frame holds the items' inputs, one after the other.
+    """Requests to open and close, and tokens to run; the tensor frame holds the items' inputs, concatenated.
 
-    From the coordinator these are token ids (int32), between nodes hidden states in ``dtype``.
+    Inputs from the coordinator are token ids (int32), those between nodes hidden states in ``dtype``.
     """
 
     items: tuple[WorkItem, ...] = ()
@@ -51,7 +51,7 @@ class Description(msgspec.Struct, frozen=True, tag="description"):
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Hold layers ``[start, end)`` of a model; ``peers`` maps the nodes that work goes on to, to their addresses."""
+    """Load layers ``[start, end)`` of a model; ``peers`` maps the next nodes of its pipelines to their addresses."""
 
     model: str
     model_digest: str
@@ -66,14 +66,14 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The layer range is held."""
+    """The layer range is loaded."""
 
     weight_bytes: int
     kv_capacity_tokens: int
 
 
 class Profile(msgspec.Struct, frozen=True, tag="profile"):
-    """Measure the node: stages of this model over a grid of batches."""
+    """Profile the node: time stages of this model over a grid of batches."""
 
     model: str
     model_digest: str
@@ -84,7 +84,7 @@ class Profile(msgspec.Struct, frozen=True, tag="profile"):
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """How far a long command is."""
+    """Progress of a long command."""
 
     done: int
     total: int
@@ -92,7 +92,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
-    """What was measured. ``workspace_bytes`` is the memory of an iteration beside weights and KV cache."""
+    """Samples of a profiled node. ``workspace_bytes`` is the memory of an iteration beside weights and KV cache."""
 
     samples: tuple[CostSample, ...]
     workspace_bytes: float
@@ -102,11 +102,11 @@ class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
-    """Say what was done since the stage was loaded."""
+    """Ask for the counters since the stage was loaded."""
 
 
 class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
-    """What an agent sent to one peer."""
+    """Payload sent to one peer."""
 
     payload_bytes: int = 0
     messages: int = 0
@@ -114,7 +114,7 @@ class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Counters(msgspec.Struct, frozen=True, tag="counters"):
-    """What an agent did since its stage was loaded. ``sent`` maps peers (or the coordinator) to what went there."""
+    """Work of an agent since its stage was loaded. ``sent`` maps peers (or the coordinator) to their counters."""
 
     busy_s: float
     iterations: int
@@ -214,15 +214,15 @@ class FlowsMeasured(msgspec.Struct, frozen=True, tag="flows-measured"):
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
-    """End the agent."""
+    """Ask the agent to exit."""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """A command without a result has ended."""
+    """A command without a result is complete."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """A command could not be done; ``exit_code`` as in ``helixbench.errors``."""
+    """A command failed; ``exit_code`` as in ``helixbench.errors``."""
 
     message: str
     exit_code: int
