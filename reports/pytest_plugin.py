@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
+    import msgspec
+
     from helixbench.profiler.cluster import ClusterProfile
     from helixbench.reports.served_plan import Load, ServedPlan
     from helixbench.solver.problem.plan import Plan
 
+RecordT = TypeVar("RecordT", bound="msgspec.Struct")
 CPU = "cpu"
 ROUNDS, WARMUP_ROUNDS = 20, 3
 CLUSTER, PLAN, JSON = "--helixbench-cluster", "--helixbench-plan", "--helixbench-json"
@@ -39,7 +42,6 @@ class GateLine:
 _GATES = pytest.StashKey[list[GateLine]]()
 _LOADS = pytest.StashKey[list["Load"]]()
 _BENCHMARK = pytest.StashKey[Any]()  # pytest-benchmark's fixture that a test used
-_RECORDS = pytest.StashKey[dict[str, Any]]()  # option -> the record that it named, for the terminal section
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "helixbench_max_flow(min_ratio=0, max_ratio=1.05): gate the loads of helixbench_server on the plan's max-flow",
     )
     config.addinivalue_line("markers", "helixbench_median(max_s): gate the median of helixbench_benchmark")
-    config.stash[_GATES], config.stash[_LOADS], config.stash[_RECORDS] = [], [], {}
+    config.stash[_GATES], config.stash[_LOADS] = [], []
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +69,7 @@ def helixbench_cluster(pytestconfig: pytest.Config) -> ClusterProfile:
     """The profile of ``--helixbench-cluster``."""
     from helixbench.profiler.cluster import ClusterProfile
 
-    found: ClusterProfile = _record(pytestconfig, CLUSTER, ClusterProfile)
-    return found
+    return _record(pytestconfig, CLUSTER, ClusterProfile)
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +77,7 @@ def helixbench_plan(pytestconfig: pytest.Config) -> Plan:
     """The plan of ``--helixbench-plan``."""
     from helixbench.solver.problem.plan import Plan
 
-    found: Plan = _record(pytestconfig, PLAN, Plan)
-    return found
+    return _record(pytestconfig, PLAN, Plan)
 
 
 @pytest.fixture(scope="session")
@@ -148,14 +148,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show the plan or the cluster, and every gate; nothing if a session used neither."""
-    gates, records = config.stash[_GATES], config.stash[_RECORDS]
-    if not gates and not records:
-        return
-    terminalreporter.section("helixbench")
-    for text in _summary_lines(records):
-        terminalreporter.write_line(text)
-    for line in gates:
+    """List every gate; nothing in a session without gates."""
+    if config.stash[_GATES]:
+        terminalreporter.section("helixbench")
+    for line in config.stash[_GATES]:
         terminalreporter.write_line(f"{'PASS' if line.is_passed else 'FAIL'}  {line.test}  {line.message}")
 
 
@@ -172,7 +168,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         save_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1))
 
 
-def _record(config: pytest.Config, option: str, kind: Any) -> Any:
+def _record(config: pytest.Config, option: str, kind: type[RecordT]) -> RecordT:
     path = config.getoption(option)
     if path is None:
         pytest.skip(f"no file: add {option} FILE")
@@ -180,30 +176,9 @@ def _record(config: pytest.Config, option: str, kind: Any) -> Any:
     from helixbench.records import load_record
 
     try:
-        record = load_record(path, kind)
+        return load_record(path, kind)
     except HelixbenchError as error:
         pytest.fail(str(error), pytrace=False)
-    config.stash[_RECORDS][option] = record
-    return record
-
-
-def _summary_lines(records: dict[str, Any]) -> Sequence[str]:
-    profile, plan = records.get(CLUSTER), records.get(PLAN)
-    from rich.console import Console
-
-    from helixbench.reports.render.summaries import plan_summary, profile_summary
-    from helixbench.reports.render.terminal import draw
-
-    if plan is not None:
-        summary = plan_summary(plan, profile)
-    elif profile is not None:
-        summary = profile_summary(profile)
-    else:
-        return ()
-    console = Console(width=80, highlight=False, no_color=True, force_terminal=False)
-    with console.capture() as captured:
-        console.print(draw(summary))
-    return captured.get().rstrip().splitlines()
 
 
 def _flow_lines(item: pytest.Function, mark: pytest.Mark, loads: Sequence[Load]) -> list[GateLine]:

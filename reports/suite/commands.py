@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 from pathlib import Path
@@ -14,73 +12,34 @@ import msgspec
 from helixbench.reports.suite.child import Step
 from helixbench.reports.suite.suite import KV_FULL, Suite, SuiteCase, SuiteTestbed
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.problem.workload import Workload
 
 ALLOW_STALE = "--allow-stale"
 # A simulation covers this many times the requests of a run, for the sake of high percentiles.
 _SIMULATED_WINDOWS = 5
 
 
-class Layout(msgspec.Struct, frozen=True):
-    """Paths below the results folder ``out``, which is absolute."""
-
-    out: Path
-
-    @property
-    def result(self) -> Path:
-        """The suite's result."""
-        return self.out / "suite.json"
-
-    @property
-    def fingerprints(self) -> Path:
-        """Fingerprints of the steps that made the other files."""
-        return self.out / "fingerprints.json"
-
-    @property
-    def model(self) -> Path:
-        """The model that was made for the suite."""
-        return self.out / "model"
-
-    def testbed(self, testbed: SuiteTestbed) -> Path:
-        """A copy of the testbed file."""
-        return self.out / "testbeds" / testbed.name / "testbed.toml"
-
-    def cluster(self, testbed: SuiteTestbed) -> Path:
-        """The testbed's profile."""
-        return self.out / "testbeds" / testbed.name / "cluster.json"
-
-    def case(self, case: SuiteCase) -> Path:
-        """The folder of a case."""
-        return self.out / "cases" / case.name
-
-    def plan(self, case: SuiteCase) -> Path:
-        """Its plan."""
-        return self.case(case) / "plan.json"
-
-    def simulated(self, case: SuiteCase) -> Path:
-        """The simulated run of its plan."""
-        return self.case(case) / "simulated.json"
-
-    def lengths(self, case: SuiteCase) -> Path:
-        """Its lengths, as a trace."""
-        return self.case(case) / "lengths.csv"
-
-    def run(self, case: SuiteCase, repeat: int) -> Path:
-        """The run of one repeat, counted from 1."""
-        return self.case(case) / f"run-{repeat}.json"
-
-
 class Commands(msgspec.Struct, frozen=True, kw_only=True):
-    """The steps of one suite. ``model`` is a hub id or a directory; ``None`` for the suite's own."""
+    """The steps of one suite.
+
+    ``out`` is the results folder, an absolute path. ``model`` is a hub id or a directory; ``None`` for the suite's own.
+    """
 
     suite: Suite
-    layout: Layout
+    out: Path
     model: str | None
     allow_stale: bool = False
 
+    def testbed_file(self, testbed: SuiteTestbed) -> Path:
+        """The copy of the testbed's TOML."""
+        return self.out / "testbeds" / testbed.name / "testbed.toml"
+
+    def lengths_file(self, case: SuiteCase) -> Path:
+        """The case's lengths, as a trace that ``solve --trace`` reads."""
+        return self.out / "cases" / case.name / "lengths.csv"
+
     def make_model(self) -> Step:
         """Make the suite's own model."""
-        choice, model = self.suite.model, self.layout.model
+        choice, model = self.suite.model, self.out / "model"
         return Step(
             title="make the model",
             arguments=("model", "make", model, "--preset", choice.preset, "--seed", str(choice.seed)),
@@ -89,7 +48,7 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
 
     def profile(self, testbed: SuiteTestbed) -> Step:
         """Profile a testbed."""
-        cluster, limits = self.layout.cluster(testbed), self.suite.profile
+        cluster, limits = self._cluster(testbed), self.suite.profile
         return Step(
             title=f"{testbed.name}: profile",
             arguments=(
@@ -102,12 +61,12 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
 
     def solve(self, case: SuiteCase) -> Step:
         """Plan a case; with full KV caches the plan determines the concurrency."""
-        plan = self.layout.plan(case)
+        plan = self._plan(case)
         in_flight = () if case.concurrency == KV_FULL else ("--concurrency", str(case.concurrency))
         return Step(
             title=f"{case.name}: solve",
             arguments=(
-                *("solve", self.layout.cluster(case.testbed), *self._lengths(case), *in_flight),
+                *("solve", self._cluster(case.testbed), *self._lengths(case), *in_flight),
                 *("--time-limit-s", f"{self.suite.solve_time_limit_s:g}", "-o", plan),
             ),
             makes=plan,
@@ -115,11 +74,11 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
 
     def simulate(self, case: SuiteCase, plan: Plan) -> Step:
         """Simulate a plan, for the latency percentiles that the plan itself does not predict."""
-        simulated = self.layout.simulated(case)
+        simulated = self.out / "cases" / case.name / "simulated.json"
         return Step(
             title=f"{case.name}: simulate",
             arguments=(
-                *("simulate", self.layout.plan(case), "--cluster", self.layout.cluster(case.testbed)),
+                *("simulate", self._plan(case), "--cluster", self._cluster(case.testbed)),
                 *(*self._lengths(case), *_load(case, plan, windows=_SIMULATED_WINDOWS), "-o", simulated),
             ),
             makes=simulated,
@@ -127,11 +86,11 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
 
     def bench(self, case: SuiteCase, plan: Plan, repeat: int) -> Step:
         """Serve a plan under load; prompts and their order differ between repeats."""
-        run = self.layout.run(case, repeat)
+        run = self.out / "cases" / case.name / f"run-{repeat}.json"
         return Step(
-            title=f"{case.name}: serve and load",
+            title=f"{case.name}: serve and load, repeat {repeat}",
             arguments=(
-                *("bench", self.layout.plan(case), *self._place(case.testbed), *_load(case, plan)),
+                *("bench", self._plan(case), *self._place(case.testbed), *_load(case, plan)),
                 *("--seed", str(repeat), "-o", run, *((ALLOW_STALE,) if self.allow_stale else ())),
             ),
             makes=run,
@@ -151,20 +110,26 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
             return argument
         if argument != step.makes and argument.is_file():
             return hashlib.sha256(argument.read_bytes()).hexdigest()
-        return str(argument.relative_to(self.layout.out) if argument.is_relative_to(self.layout.out) else argument)
+        return str(argument.relative_to(self.out) if argument.is_relative_to(self.out) else argument)
+
+    def _cluster(self, testbed: SuiteTestbed) -> Path:
+        return self.out / "testbeds" / testbed.name / "cluster.json"
+
+    def _plan(self, case: SuiteCase) -> Path:
+        return self.out / "cases" / case.name / "plan.json"
 
     def _place(self, testbed: SuiteTestbed) -> tuple[str | Path, ...]:
-        return "--model", self.model or self.layout.model, "--testbed", testbed.file or self.layout.testbed(testbed)
+        return "--model", self.model or self.out / "model", "--testbed", testbed.file or self.testbed_file(testbed)
 
     def _lengths(self, case: SuiteCase) -> tuple[str | Path, ...]:
         lengths = case.workload.lengths
         if len(set(lengths)) > 1:
-            return "--trace", self.layout.lengths(case)
+            return "--trace", self.lengths_file(case)
         return "--prompt-tokens", str(lengths[0][0]), "--output-tokens", str(lengths[0][1])
 
 
 def in_flight_of(case: SuiteCase, plan: Plan) -> int:
-    """Requests in flight; with full KV caches what the plan expects last."""
+    """Requests in flight; with full KV caches the last concurrency that the plan predicts for."""
     return plan.predicted.expected[-1].concurrency if isinstance(case.concurrency, str) else case.concurrency
 
 
@@ -181,10 +146,7 @@ def _load(case: SuiteCase, plan: Plan, *, windows: int = 1) -> tuple[str, ...]:
     return (*concurrency, "--requests", str(math.ceil(case.requests / in_flight) * in_flight * windows))
 
 
-def lengths_csv(workload: Workload) -> bytes:
-    """The lengths as a trace that ``solve --trace`` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("ContextTokens", "GeneratedTokens"))
-    writer.writerows(workload.lengths)
-    return text.getvalue().encode()
+def trace_of(case: SuiteCase) -> bytes:
+    """The case's lengths as CSV."""
+    lines = ["ContextTokens,GeneratedTokens", *(f"{prompt},{output}" for prompt, output in case.workload.lengths)]
+    return ("\n".join(lines) + "\n").encode()

@@ -155,7 +155,7 @@ class _Reader:
             spec = testbed_from_tree(tree, origin=origin, folder=self._folder)
             if spec.key_file is not None:
                 tree["key"] = str(spec.key_file.resolve())
-            text = testbed_toml(tree)
+            text = "".join(f"{key} = {toml_of(value)}\n" for key, value in tree.items())
         else:
             file = self._folder / entry.file
             try:
@@ -246,22 +246,10 @@ def _capped(workload: Workload, max_prompt_tokens: int | None, max_output_tokens
     return Workload(source=", ".join([workload.source, *named]), lengths=lengths)
 
 
-def testbed_toml(tree: dict[str, Any]) -> str:
-    """TOML of a testbed's tree: plain values, tables of plain values, and lists of such tables."""
-    lines = [f"{key} = {_value(value)}" for key, value in tree.items() if not _is_nested(value)]
-    for key, value in tree.items():
-        if _is_nested(value):
-            tables = [value] if isinstance(value, dict) else value
-            heading = f"[{key}]" if isinstance(value, dict) else f"[[{key}]]"
-            for table in tables:
-                lines += ["", heading, *(f"{name} = {_value(entry)}" for name, entry in table.items())]
-    return "\n".join(lines).strip() + "\n"
-
-
-def _is_nested(value: object) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(v, dict) for v in value))
-
-
-def _value(value: object) -> str:
-    """A TOML value: JSON writes strings, numbers, booleans and lists of them in the same way."""
+def toml_of(value: object) -> str:
+    """A TOML value, tables inline; JSON writes strings, numbers and booleans in the same way."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml_of(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_of, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

@@ -15,7 +15,7 @@ from helixbench.progress import StepReporter
 from helixbench.records import load_record, provenance_now, save_bytes, save_record
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reports.suite.child import INTERRUPTED, TERMINATED, Step, run_child
-from helixbench.reports.suite.commands import Commands, Layout, in_flight_of, lengths_csv
+from helixbench.reports.suite.commands import Commands, in_flight_of, trace_of
 from helixbench.reports.suite.judge import judge_case
 from helixbench.reports.suite.result import CaseOutcome, CaseResult, SuiteResult, Tolerance
 from helixbench.reports.suite.suite import Suite, SuiteCase, SuiteTestbed
@@ -49,7 +49,7 @@ class _StoppedError(Exception):
 
 
 class _StepFailedError(Exception):
-    """A step failed; its cases cannot go on."""
+    """A step failed, so what follows from it cannot run."""
 
 
 def run_suite(suite: Suite, options: SuiteOptions, *, run: Callable[..., int] | None = None) -> SuiteResult:
@@ -64,7 +64,7 @@ def run_suite(suite: Suite, options: SuiteOptions, *, run: Callable[..., int] | 
         run: runs a command line as ``run_child`` does, which is the default.
 
     Raises:
-        InputError: a testbed asks for more than this machine has, or the folder has results and is not resumed.
+        InputError: the folder has results and is not to be resumed.
     """
     return _SuiteRun(suite, options, run or run_child).result()
 
@@ -72,10 +72,10 @@ def run_suite(suite: Suite, options: SuiteOptions, *, run: Callable[..., int] | 
 class _SuiteRun:
     def __init__(self, suite: Suite, options: SuiteOptions, run: Callable[..., int]) -> None:
         self._suite, self._options, self._run = suite, options, run
-        self._layout = Layout(options.out.resolve())
+        self._out = options.out.resolve()
         model = options.model or suite.model.path
-        self._commands = Commands(suite=suite, layout=self._layout, model=model, allow_stale=options.allow_stale)
-        self._made_by = _load_fingerprints(self._layout.fingerprints)
+        self._commands = Commands(suite=suite, out=self._out, model=model, allow_stale=options.allow_stale)
+        self._made_by = _load_fingerprints(self._out / "fingerprints.json")
         self._plans: dict[str, Plan] = {}  # case -> its plan
         self._simulated: dict[str, RunLog] = {}  # case -> its simulated plan
         self._verdicts: dict[str, list[Verdict]] = {case.name: [] for case in suite.cases}
@@ -83,18 +83,11 @@ class _SuiteRun:
         self._bed_of: dict[str, str] = {}  # testbed -> how it was run
         self._is_interrupted = False
         cases = len(suite.cases)
-        self._progress = StepReporter(
-            {
-                "model": int(model is None),
-                "profile": len(suite.testbeds),
-                "solve": cases,
-                "simulate": cases,
-                "bench": cases * options.repeats,
-            }
-        )
+        steps = {"profile": len(suite.testbeds), "solve": cases, "simulate": cases, "bench": cases * options.repeats}
+        self._progress = StepReporter({"model": int(model is None), **steps})
 
     def result(self) -> SuiteResult:
-        if self._layout.result.exists() and not self._options.resume:
+        if (self._out / "suite.json").exists() and not self._options.resume:
             raise InputError(f"-o {self._options.out}: contains results; add --resume, or choose another folder")
         with self._progress:
             try:
@@ -109,26 +102,23 @@ class _SuiteRun:
 
     def _prepare(self) -> None:
         """Model, profiles, plans and simulations. A case that lacks one of them has the reason in ``_failures``."""
-        profiled: dict[str, str] = {}  # testbed -> why it has no profile; empty if it has one
-        model_problem = self._attempt(self._make_model)
+        problems: dict[str, str] = {}  # testbed -> why it has no profile
+        model_problem = self._problem_in(self._make_model)
         for testbed in self._suite.testbeds:
-            profiled[testbed.name] = model_problem or self._attempt(self._profile, testbed)
+            problems[testbed.name] = model_problem or self._problem_in(self._profile, testbed)
         for case in self._suite.cases:
-            problem = profiled[case.testbed.name]
+            problem = problems[case.testbed.name]
             if problem:
                 self._progress.skip("solve")
-            else:
-                problem = self._attempt(self._plan, case)
+            problem = problem or self._problem_in(self._plan, case)
             if problem:
-                self._failures[case.name].append(problem)
-        for case in self._suite.cases:
-            if case.name not in self._plans:
                 self._progress.skip("simulate")
-            elif problem := self._attempt(self._simulate, case):
+            problem = problem or self._problem_in(self._simulate, case)
+            if problem:
                 self._failures[case.name].append(problem)
 
     @staticmethod
-    def _attempt(action: Callable[..., None], *arguments: SuiteTestbed | SuiteCase) -> str:
+    def _problem_in(action: Callable[..., None], *arguments: SuiteTestbed | SuiteCase) -> str:
         """Why a step of the action failed; empty if none did."""
         try:
             action(*arguments)
@@ -145,11 +135,11 @@ class _SuiteRun:
                 self._do(step)
 
     def _profile(self, testbed: SuiteTestbed) -> None:
-        save_bytes(self._layout.testbed(testbed), testbed.text.encode())
+        save_bytes(self._commands.testbed_file(testbed), testbed.text.encode())
         self._bed_of[testbed.name] = self._make(self._commands.profile(testbed), ClusterProfile).testbed
 
     def _plan(self, case: SuiteCase) -> None:
-        save_bytes(self._layout.lengths(case), lengths_csv(case.workload))
+        save_bytes(self._commands.lengths_file(case), trace_of(case))
         self._plans[case.name] = self._make(self._commands.solve(case), Plan)
 
     def _simulate(self, case: SuiteCase) -> None:
@@ -161,11 +151,10 @@ class _SuiteRun:
             self._progress.skip("bench")
             return
         step = self._commands.bench(case, plan, repeat)
-        step = msgspec.structs.replace(step, title=f"{step.title}, repeat {repeat} of {self._options.repeats}")
         try:
             self._verdicts[case.name].append(self._verdict(self._make(step, RunLog)))
         except (_StepFailedError, _StoppedError) as error:
-            with contextlib.suppress(InputError):  # a run that was cut short still counts as one that has a reason
+            with contextlib.suppress(InputError):  # a run that was cut short may have left its log
                 self._verdicts[case.name].append(self._verdict(load_record(step.makes, RunLog)))
             if isinstance(error, _StoppedError):
                 raise
@@ -183,11 +172,11 @@ class _SuiteRun:
             self._plans[case.name] = plan
             if simulated := self._kept(self._commands.simulate(case, plan), RunLog):
                 self._simulated[case.name] = simulated
-            steps = (self._commands.bench(case, plan, repeat) for repeat in range(1, self._options.repeats + 1))
-            runs = [run for step in steps if (run := self._kept(step, RunLog))]
             known = {verdict.run_digest for verdict in self._verdicts[case.name]}
-            verdicts = (self._verdict(run) for run in runs)
-            self._verdicts[case.name] += [verdict for verdict in verdicts if verdict.run_digest not in known]
+            for repeat in range(1, self._options.repeats + 1):
+                run = self._kept(self._commands.bench(case, plan, repeat), RunLog)
+                if run is not None and (verdict := self._verdict(run)).run_digest not in known:
+                    self._verdicts[case.name].append(verdict)
 
     def _make(self, step: Step, kind: type[RecordT]) -> RecordT:
         """The record that a step makes: kept from an earlier start, or made now."""
@@ -214,14 +203,11 @@ class _SuiteRun:
         return record
 
     def _is_kept(self, step: Step) -> bool:
-        return (
-            self._options.resume
-            and step.makes.exists()
-            and self._made_by.files.get(self._name_of(step)) == self._commands.fingerprint(step)
-        )
+        made_by = self._made_by.files.get(self._name_of(step))
+        return self._options.resume and step.makes.exists() and made_by == self._commands.fingerprint(step)
 
     def _name_of(self, step: Step) -> str:
-        return str(step.makes.relative_to(self._layout.out))
+        return str(step.makes.relative_to(self._out))
 
     def _do(self, step: Step) -> None:
         """Run a step; its output goes to a log file beside what it makes.
@@ -230,7 +216,7 @@ class _SuiteRun:
             _StepFailedError: it failed.
             _StoppedError: the user interrupted it.
         """
-        log = step.makes.parent / f"{step.makes.stem}.log"
+        log = step.makes.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         fingerprint = self._commands.fingerprint(step)
         with self._progress.step(str(step.arguments[0]), step.title), log.open("ab") as output:
@@ -238,9 +224,6 @@ class _SuiteRun:
             output.write(f"$ helixbench {' '.join(step.command)}\n".encode())
             output.flush()
             exit_code = self._run(step.command, stdout=output, stderr=output)
-        if exit_code == 0 and step.makes.exists():
-            self._made_by.files[self._name_of(step)] = fingerprint
-            save_record(self._layout.fingerprints, self._made_by)
         if exit_code in (INTERRUPTED, TERMINATED):
             raise _StoppedError
         if exit_code != 0 or not step.makes.exists():
@@ -248,6 +231,8 @@ class _SuiteRun:
             problem = f"{step.title}: exit {exit_code}: {last}"
             self._progress.say(f"    {problem} (full output: {log})")
             raise _StepFailedError(problem)
+        self._made_by.files[self._name_of(step)] = fingerprint
+        save_record(self._out / "fingerprints.json", self._made_by)
 
     def _judge(self) -> SuiteResult:
         result = SuiteResult(
@@ -259,7 +244,7 @@ class _SuiteRun:
             testbeds=dict(self._bed_of),
             provenance=provenance_now(),
         )
-        save_record(self._layout.result, result)
+        save_record(self._out / "suite.json", result)
         return result
 
     def _case_result(self, case: SuiteCase) -> CaseResult:

@@ -99,7 +99,6 @@ def test_the_example_passes_and_the_session_is_recorded(tmp_path: Path, files: t
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout
-    assert "PLACEMENT" in done.stdout
     assert "x max-flow" in done.stdout
     record = json.loads((tmp_path / "out.json").read_text())
     assert [gate["is_passed"] for gate in record["gates"]] == [True, True]

@@ -27,8 +27,11 @@ from tests.reports.suite.suite_examples import SUITE, TESTBED, StandIn, write_su
 
 ROOT = Path(__file__).parents[3]
 PREPARED = ["model results/model", "profile two/cluster.json", "profile inline/cluster.json"]
-SOLVED = ["solve two-chat/plan.json", "solve full/plan.json"]
-SIMULATED = ["simulate two-chat/simulated.json", "simulate full/simulated.json"]
+PLANNED = [
+    f"{step} {case}/{made}.json"
+    for case in ("two-chat", "full")
+    for step, made in (("solve", "plan"), ("simulate", "simulated"))
+]
 
 
 def run(
@@ -50,7 +53,7 @@ def test_each_testbed_is_profiled_once_and_the_repeats_of_all_cases_come_in_turn
     result = run(tmp_path, stand_in)
 
     rounds = [f"bench {case}/run-{repeat}.json" for repeat in (1, 2) for case in ("two-chat", "full")]
-    assert stand_in.commands == [*PREPARED, *SOLVED, *SIMULATED, *rounds]
+    assert stand_in.commands == [*PREPARED, *PLANNED, *rounds]
     assert [(case.name, case.num_repeats) for case in result.cases] == [("two-chat", 2), ("full", 2)]
     assert load_record(tmp_path / "results" / "suite.json", SuiteResult) == result
 
@@ -71,7 +74,7 @@ def test_the_steps_are_the_commands_that_a_user_would_type(tmp_path: Path) -> No
         f"solve {out}/testbeds/two/cluster.json --prompt-tokens 64 --output-tokens 32 --concurrency 16 "
         f"--time-limit-s 20 -o {out}/cases/two-chat/plan.json"
     )
-    assert commands[5] == (
+    assert commands[4] == (
         f"simulate {out}/cases/two-chat/plan.json --cluster {out}/testbeds/two/cluster.json --prompt-tokens 64 "
         f"--output-tokens 32 --concurrency 16 --requests 240 -o {out}/cases/two-chat/simulated.json"
     )
@@ -119,7 +122,7 @@ def test_with_kv_caches_full_the_plan_says_how_many_requests_that_is(tmp_path: P
     stand_in = StandIn()
     result = run(tmp_path, stand_in, repeats=1)
 
-    assert "--concurrency" not in stand_in.calls[4]
+    assert "--concurrency" not in stand_in.calls[5]
     for call in (stand_in.calls[6], stand_in.calls[8]):
         assert call[call.index("--concurrency") + 1] == "16", "the last of what the plan expects"
     assert result.cases[1].concurrency == 16
@@ -170,7 +173,7 @@ def test_other_options_of_a_step_make_it_again_and_all_that_follows_from_it(tmp_
     write_suite(tmp_path / "suite", f"solve_time_limit_s = 7\n{SUITE}")
     again = StandIn()
     run(tmp_path, again, repeats=1, resume=True)
-    assert again.commands == [*SOLVED, *SIMULATED, "bench two-chat/run-1.json", "bench full/run-1.json"]
+    assert again.commands == [*PLANNED, "bench two-chat/run-1.json", "bench full/run-1.json"]
 
 
 def test_a_results_folder_may_be_moved(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_a_repeat_that_fails_is_missing_and_the_rest_is_judged(tmp_path: Path) -
 
     two, full = result.cases
     assert (two.num_repeats, full.num_repeats) == (2, 3)
-    assert two.reasons == ("two-chat: serve and load, repeat 1 of 3: exit 3: helixbench: it broke",)
+    assert two.reasons == ("two-chat: serve and load, repeat 1: exit 3: helixbench: it broke",)
     assert two.ratio is not None
 
 
@@ -218,7 +221,7 @@ def test_percentiles_are_predicted_by_the_simulated_plan(tmp_path: Path) -> None
 
 
 def test_a_simulation_that_fails_leaves_the_case_measured_and_percentiles_unpredicted(tmp_path: Path) -> None:
-    case = run(tmp_path, StandIn(exits={5: 3})).cases[0]
+    case = run(tmp_path, StandIn(exits={4: 3})).cases[0]
 
     assert case.num_repeats == 2
     assert case.reasons == ("two-chat: simulate: exit 3: helixbench: it broke",)
