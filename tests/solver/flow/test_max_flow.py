@@ -76,8 +76,7 @@ def test_the_graph_and_the_linear_program_agree_where_the_network_is_pure(seed: 
 def test_spreading_work_keeps_the_flow(seed: int) -> None:
     capacities = Capacities(random_cluster(2000 + seed), WORKLOAD)
     placement = petals(capacities)
-    if placement is None:
-        pytest.skip("this cluster cannot hold its model")
+    assert placement is not None
     largest = max_flow(capacities, placement, partial=True)
     network = build_network(capacities, placement, partial=True)
     spread = solve_network(network, shares=cache_shares(capacities, placement))
