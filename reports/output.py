@@ -22,8 +22,8 @@ def show(document: Document, *, to_stderr: bool = False) -> None:
     """Print a document once; in ASCII if the terminal is not UTF-8."""
     from rich.console import Console
 
+    from helixbench.reports.formatting import to_ascii
     from helixbench.reports.render.terminal import draw
-    from helixbench.reports.text import to_ascii
 
     stream = sys.stderr if to_stderr else sys.stdout
     console = Console(file=stream, highlight=False, soft_wrap=False)

@@ -9,9 +9,8 @@ test run of an environment.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -29,8 +28,7 @@ CLUSTER, PLAN, JSON = "--helixbench-cluster", "--helixbench-plan", "--helixbench
 MODEL, TESTBED = "--helixbench-model", "--helixbench-testbed"
 
 
-@dataclass(frozen=True)
-class GateLine:
+class GateLine(NamedTuple):
     """The result of one gate of one test."""
 
     test: str
@@ -164,7 +162,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         from helixbench.records import save_bytes
 
         gates, loads = session.config.stash[_GATES], session.config.stash[_LOADS]
-        record = {"schema": "helixbench.pytest/1", "gates": [asdict(gate) for gate in gates], "loads": loads}
+        record = {"schema": "helixbench.pytest/1", "gates": [gate._asdict() for gate in gates], "loads": loads}
         save_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1))
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from helixbench.reports.text import number, seconds
+from helixbench.reports.formatting import number, seconds
 from helixbench.reports.verdict.verdict import Interval
 
 # Ratios nearer to 1 than this are rounding.

@@ -11,8 +11,8 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reports.compare.change import Change, Comparison, computed, quantity, statement
 from helixbench.reports.compare.profiles import profile_changes, profile_notes
+from helixbench.reports.formatting import percent, ratio
 from helixbench.reports.loading import Record
-from helixbench.reports.text import percent, ratio
 from helixbench.reports.verdict.intervals import CONFIDENCE, t_quantile
 from helixbench.reports.verdict.run_metrics import IS_HIGHER_BETTER, batches_of, metrics_of
 from helixbench.reports.verdict.validate import validate

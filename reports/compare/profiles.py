@@ -10,7 +10,7 @@ import msgspec
 from helixbench.profiler.cluster import ClusterProfile, CostSample, Link, MeasuredCost, Node
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.reports.compare.change import Change, computed, quantity, statement
-from helixbench.reports.text import bit_rate, link_name, seconds, size
+from helixbench.reports.formatting import bit_rate, link_name, seconds, size
 from helixbench.reports.verdict.verdict import Interval
 
 # Half-width of a 95 % interval in standard errors, for a mean over many batches.

@@ -8,7 +8,7 @@ from enum import IntEnum, StrEnum
 import msgspec
 
 from helixbench.reports.compare.regression import Answer, Regression
-from helixbench.reports.text import number
+from helixbench.reports.formatting import number
 from helixbench.reports.verdict.verdict import Outcome, Verdict
 from helixbench.solver.problem.plan import Plan
 

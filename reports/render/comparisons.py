@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from helixbench.reports.compare.change import Change, Comparison, Judgement
 from helixbench.reports.compare.regression import Answer, Pair, Regression
+from helixbench.reports.formatting import interval, number, ratio
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
-from helixbench.reports.text import interval, number, ratio
 
 _JUDGEMENT_STYLE = {Judgement.WORSE: BAD, Judgement.BETTER: GOOD, Judgement.CHANGED: BOLD}
 _ANSWER_STYLE = {

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports import text
+from helixbench.reports import formatting
 from helixbench.reports.compare.change import Comparison
 from helixbench.reports.loading import Record
 from helixbench.reports.render.flow_picture import USE_STEPS, FlowPicture, flow_picture
@@ -106,15 +106,15 @@ def _render(template: str, **context: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=text.number,
-        interval=text.interval,
-        seconds=text.seconds,
-        percent=text.percent,
-        signed=text.signed_percent,
-        points=text.points,
-        ratio=text.ratio,
-        size=text.size,
-        bits=text.bit_rate,
+        number=formatting.number,
+        interval=formatting.interval,
+        seconds=formatting.seconds,
+        percent=formatting.percent,
+        signed=formatting.signed_percent,
+        points=formatting.points,
+        ratio=formatting.ratio,
+        size=formatting.size,
+        bits=formatting.bit_rate,
         script_json=script_json,
     )
     assets = {
@@ -196,6 +196,6 @@ def _throughput_in_words(run: RunLog) -> str:
     rates = [tokens_of([count]) / (count.end_s - start) for start, count in intervals_in_window(run)]
     if not rates:
         return "No complete interval lies inside the window."
-    start, end = text.number(run.window.start_s), text.number(run.window.end_s)
-    low, high, middle = (text.number(rate) for rate in (min(rates), max(rates), statistics.median(rates)))
+    start, end = formatting.number(run.window.start_s), formatting.number(run.window.end_s)
+    low, high, middle = (formatting.number(rate) for rate in (min(rates), max(rates), statistics.median(rates)))
     return f"In the window, from {start} s to {end} s, throughput was {low} to {high} tokens/s, median {middle}."

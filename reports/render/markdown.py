@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 
 from helixbench.reports.render.document import Cell, Document, Section, Styled
@@ -42,7 +43,7 @@ def _section(section: Section) -> str:
     if not body:
         return ""
     if section.is_detail:
-        return f"<details><summary>{escape(heading)}</summary>\n\n{body}\n\n</details>"
+        return f"<details><summary>{html.escape(heading)}</summary>\n\n{body}\n\n</details>"
     return f"**{escape(heading)}**\n\n{body}"
 
 

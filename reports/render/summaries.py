@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from helixbench.profiler.cluster import ClusterProfile, Node
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reports.loading import Record
-from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
-from helixbench.reports.text import (
+from helixbench.reports.formatting import (
     TIMES,
     bit_rate,
     interval,
@@ -23,6 +21,8 @@ from helixbench.reports.text import (
     signed_percent,
     size,
 )
+from helixbench.reports.loading import Record
+from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.validate import validate
 from helixbench.reports.verdict.verdict import Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from helixbench.reports.formatting import number, ratio, signed_percent
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 from helixbench.reports.render.summaries import LINK_COLUMNS, NODE_ABOUT, NODE_COLUMNS, link_row, node_row
 from helixbench.reports.suite.result import CaseOutcome, CaseResult, SuiteResult
-from helixbench.reports.text import number, ratio, signed_percent
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.verdict import Interval
 

@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from helixbench.records import Provenance
+from helixbench.reports.formatting import number
 from helixbench.reports.gate.cases import Case, Status
-from helixbench.reports.text import number
 
 # Versions of a solver agree this closely if nothing has changed.
 ROUNDING = 1e-6

@@ -7,7 +7,7 @@ from tests.test_layering import ROOT, imports_of, module_of
 ORDER = (
     "loading",
     "verdict",
-    "text",
+    "formatting",
     "compare",
     "render",
     "output",

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from helixbench.reports.formatting import layer_bar, number, seconds, share_bar, to_ascii
 from helixbench.reports.render.document import Document
 from helixbench.reports.render.summaries import plan_summary, profile_summary, run_summary
 from helixbench.reports.render.terminal import draw
-from helixbench.reports.text import layer_bar, number, seconds, share_bar, to_ascii
 from helixbench.solver.problem.plan import LayerRange, LinkFlow, NodeFlow
 from tests.reports.report_examples import NOT_SHAPED, example_plan, example_profile, example_run
 
