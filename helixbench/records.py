@@ -70,7 +70,7 @@ def provenance_now(
 
 
 def source_commit(folder: Path) -> str:
-    """The commit that is checked out there; empty where it is no checkout, as for an installed package."""
+    """Commit of the checkout in that folder; empty where it is none, as for an installed package."""
     git = folder / ".git"
     try:
         head = (git / "HEAD").read_text(encoding="ascii").strip()
@@ -86,12 +86,12 @@ def source_commit(folder: Path) -> str:
 
 
 def encode_record(record: msgspec.Struct) -> bytes:
-    """The record as indented JSON, fields in the order in which the type declares them."""
+    """The record as indented JSON, fields in the order of their declaration."""
     return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 
 def digest(record: msgspec.Struct) -> str:
-    """Digest of a record's content: equal for equal records, whatever file they lie in."""
+    """Digest of a record's content, independent of the file that holds it."""
     return "sha256:" + hashlib.sha256(msgspec.json.encode(record)).hexdigest()
 
 
@@ -120,17 +120,17 @@ def decode_record(raw: bytes, record_type: type[RecordT], *, origin: str) -> Rec
 
 
 def is_earlier(schema: str, record_type: type[msgspec.Struct]) -> bool:
-    """Whether that is the schema of an earlier version of the record."""
+    """Whether the schema is an earlier version of the record's."""
     kind, _, number = str(record_type.__struct_config__.tag).rpartition("/")
     earlier_kind, _, earlier_number = schema.rpartition("/")
     return kind == earlier_kind and earlier_number.isdigit() and int(earlier_number) < int(number)
 
 
 def _decode_earlier(raw: bytes, record_type: type[RecordT], *, schema: str, origin: str) -> RecordT:
-    """A record of an earlier version, where its type reads that (``reads``) and all of its fields are still there.
+    """A record of an earlier version that its type still reads (``reads``), if all of its fields still exist.
 
     Raises:
-        InputError: else; it says how to make the record again (``remade_by``).
+        InputError: it cannot be read; the message names the command that makes it again (``remade_by``).
     """
     problem = f"{origin}: a {schema} record of an earlier version; this one reads {record_type.__struct_config__.tag}"
     remedy = f"make it again with `{getattr(record_type, 'remade_by', 'helixbench')}`"
@@ -144,7 +144,7 @@ def _decode_earlier(raw: bytes, record_type: type[RecordT], *, schema: str, orig
 
 
 def load_record(path: Path, record_type: type[RecordT]) -> RecordT:
-    """Read and validate one record; see ``decode_record`` for what is refused."""
+    """Read and validate one record; raises as ``decode_record`` does."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -184,7 +184,7 @@ def save_bytes(path: Path, content: bytes) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a place that ``save_bytes`` cannot write to, before the work is done that is to be kept there.
+    """Check that ``save_bytes`` can write there, before the work whose result goes there.
 
     Raises:
         InputError: the folder cannot be made or written, or the path is a folder itself.
@@ -208,13 +208,13 @@ def _schema_of(record_type: type[msgspec.Struct]) -> str:
 
 
 def require_unique(names: Sequence[str], *, field: str) -> None:
-    """Refuse a list in which one name stands twice.
+    """Refuse a list with a duplicate name.
 
     Raises:
-        ValueError: naming the field and the repeated name.
+        ValueError: with the field and the duplicate name.
     """
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{field}: {name!r} stands twice; names must differ")
+            raise ValueError(f"{field}: duplicate name {name!r}")
         seen.add(name)

@@ -50,7 +50,7 @@ def bench(
 ) -> None:
     """Run a plan under closed-loop load and write what was measured."""
     from helixbench.profiler.model.files import resolve_model
-    from helixbench.records import command_line, load_record
+    from helixbench.records import command_line, load_record, require_writable
     from helixbench.reference_server.jobs.job import BenchJob
     from helixbench.solver.problem.plan import Plan
     from helixbench.solver.problem.workload import workload_of_options
@@ -89,5 +89,6 @@ def bench(
             allow_stale=allow_stale,
         )
 
+    require_writable(output)
     run_job(spec, job, log_dir=logs_beside(output))
     show_written(output, as_json=as_json)

@@ -80,7 +80,7 @@ def profile(
 
     from helixbench.profiler.model.dtypes import resolve_dtype
     from helixbench.profiler.model.files import ModelFiles
-    from helixbench.records import command_line
+    from helixbench.records import command_line, require_writable
     from helixbench.reference_server.jobs.job import ProfileJob
     from helixbench.reference_server.profiling.config import NetworkConfig, NodeProfileConfig, ProfileConfig
 
@@ -128,6 +128,7 @@ def profile(
             )
         )
 
+    require_writable(output)
     run_job(spec, job, log_dir=logs_beside(output))
     show_written(output, as_json=as_json)
 

@@ -197,8 +197,8 @@ def test_a_placement_without_a_plan_is_a_row_that_says_why(folder: Path, capsys:
         ("rate = 5.0", "rate = 5.0\nburstiness = 0", "workload trickle: burstiness: need more than 0"),
         ("offline = true", "concurrency = 0", "concurrency: need at least 1"),
         ("offline = true", "offline = true\nburstiness = 2", "`burstiness` goes with `rate`"),
-        ('name = "by hand"', 'name = "petals"', "placement names: 'petals' stands twice"),
-        ("seeds = [0, 1]", "seeds = [1, 1]", "seeds: '1' stands twice"),
+        ('name = "by hand"', 'name = "petals"', "placement names: duplicate name 'petals'"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", "seeds: duplicate name '1'"),
         ('plan = "plan.json"', 'plan = "none.json"', "none.json: cannot be read"),
     ],
 )

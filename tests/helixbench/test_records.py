@@ -243,13 +243,13 @@ def test_provenance_says_when_where_and_by_what() -> None:
 
 def test_names_that_stand_twice_are_refused() -> None:
     require_unique(["a", "b"], field="nodes")
-    with pytest.raises(ValueError, match=r"nodes: 'a' stands twice"):
+    with pytest.raises(ValueError, match=r"nodes: duplicate name 'a'"):
         require_unique(["a", "b", "a"], field="nodes")
 
 
 def test_links_that_stand_twice_are_refused() -> None:
     link = Link(src="a", dst="coordinator", bandwidth_bytes_per_s=1.0)
-    with pytest.raises(ValueError, match=r"links: 'a -> coordinator' stands twice"):
+    with pytest.raises(ValueError, match=r"links: duplicate name 'a -> coordinator'"):
         cluster(links=(link, link))
 
 

@@ -81,6 +81,16 @@ def test_bench_refuses_options_that_do_not_fit(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_any_agent_starts(
+    helix: Command, plan: Path, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    model = ["--model", model_dir("test-llama"), "-o", "folder"]
+    refused(helix("bench", plan, *model), "folder: cannot be written (Is a directory)")
+    refused(helix("profile", *model), "folder: cannot be written (Is a directory)")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plan.json"]
+
+
 def test_bench_needs_a_concurrency_from_somewhere(helix: Command, plan: Path, model_dir: ModelDir) -> None:
     made = load_record(plan, Plan)
     save_record(
