@@ -25,7 +25,7 @@ from helixbench.reference_server.http.options import HttpOptions
 
 SHUTDOWN_GRACE_S = 5
 _WATCH_S = 0.5  # between two looks at all connections
-_PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
+_PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 # A client has to understand this at any time. It makes the network say whether the client has gone altogether.
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -78,6 +78,7 @@ class ConnectionGuard:
         self.options = options
         self._open: dict[GuardedConnection, None] = {}
         self._idle: OrderedDict[GuardedConnection, None] = OrderedDict()  # no whole request; the longest so comes first
+        self._leaving: set[GuardedConnection] = set()  # gave way to another, and have not ended yet
         self._watching: asyncio.TimerHandle | None = None
 
     def connect(
@@ -92,13 +93,13 @@ class ConnectionGuard:
 
     def opened(self, connection: GuardedConnection) -> bool:
         """A connection was made; whether it may stay."""
-        if len(self._open) >= self.options.max_connections:
+        if len(self._open) - len(self._leaving) >= self.options.max_connections:
             longest = next(iter(self._idle), None)
             if longest is None:
                 return False
             longest.give_up(503, "another connection needs the place of this one, which sent no whole request")
-            longest.transport.abort()
-            self.closed(longest)
+            del self._idle[longest]
+            self._leaving.add(longest)
         self._open[connection] = None
         self._idle[connection] = None
         if self._watching is None:
@@ -106,15 +107,16 @@ class ConnectionGuard:
         return True
 
     def closed(self, connection: GuardedConnection) -> None:
-        """A connection has ended, or counts no more."""
+        """A connection has ended."""
         self._open.pop(connection, None)
         self._idle.pop(connection, None)
+        self._leaving.discard(connection)
 
     def note(self, connection: GuardedConnection, *, is_idle: bool) -> None:
         """Whether the connection has no whole request to answer."""
         if not is_idle:
             self._idle.pop(connection, None)
-        elif connection in self._open:
+        elif connection in self._open and connection not in self._leaving:
             self._idle.setdefault(connection, None)
 
     def _watch(self) -> None:
@@ -171,6 +173,10 @@ class GuardedConnection(H11Protocol):
         if not self.cycle.response_started and self.scope["http_version"] != "1.0":
             self.transport.write(_PROBE)
         return True
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP; uvicorn calls this."""
+        self.give_up(400, msg)
 
     def look(self, now_s: float) -> None:
         """End it where the client has kept it waiting for too long, or has gone."""

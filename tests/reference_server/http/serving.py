@@ -27,7 +27,7 @@ VOCAB_SIZE = 320
 MAX_LEN = 200
 MODEL = "org/toy"
 TEXT = "héllo 日本 😀!"
-WAIT_S = 20.0
+WAIT_S = 60.0  # for what is sure to come: a busy machine may take long
 
 
 class FakeEngine:
@@ -63,6 +63,9 @@ class FakeEngine:
         try:
             if word.startswith("mute"):
                 await asyncio.sleep(WAIT_S)
+            while word.startswith("endless"):  # until it is aborted
+                await asyncio.sleep(0.001)
+                yield TokenOut(104)
             for number in range(request.max_tokens):
                 token = self.outputs[number % len(self.outputs)]
                 if number == 3 and word.startswith("hang"):
@@ -126,9 +129,11 @@ def serving(tokenizer: TokenizerLike, options: HttpOptions | None = None, **mode
     served = ServedModel(names=(MODEL,), max_tokens=MAX_LEN, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({EOS}))
     text = Text(tokenizer, max_tokens=MAX_LEN)
     app = make_app(engine, text=text, model=msgspec.structs.replace(served, **model), options=options)
-    with running_server(app, options) as (host, port):
-        yield Served(engine, host, port)
-    text.close()
+    try:
+        with running_server(app, options) as (host, port):
+            yield Served(engine, host, port)
+    finally:
+        text.close()
 
 
 @contextmanager
@@ -136,12 +141,15 @@ def running_server(app: Any, options: HttpOptions) -> Iterator[tuple[str, int]]:
     """An application behind the guarded server, in a thread; host and port."""
     server = make_server(app, options)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)  # else the system takes megabytes of an answer
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        until(lambda: server.started)
-        yield listener.getsockname()
-        server.should_exit = True
-        thread.join(WAIT_S)
+        try:
+            until(lambda: server.started)
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join(WAIT_S)
         assert not thread.is_alive()
 
 
