@@ -94,6 +94,15 @@ def test_the_check_of_commands_sees_what_is_wrong() -> None:
     assert "Missing" in problem_of(["solve"])
 
 
+def test_the_quick_start_without_hardware_runs_as_it_stands(tmp_path: Path) -> None:
+    (block,) = [text for text in blocks(DOCS / "tasks" / "quick-start.md", "") if "cluster make" in text]
+    for line in block.splitlines():
+        command = [sys.executable, "-m", *shlex.split(line)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_every_command_has_a_page() -> None:
     assert {
         words[0] for page in (DOCS / "tasks").glob("*.md") for words in [*commands(page), *mentions(page)] if words
