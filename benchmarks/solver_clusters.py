@@ -60,7 +60,7 @@ def best_baseline(profile: ClusterProfile) -> float:
     """The largest max-flow of any baseline's placement; 0 where none finds one."""
     capacities = Capacities(profile, WORKLOAD)
     placements = [rule(capacities) for rule in METHODS.values()]
-    return max((max_flow(capacities, found, partial=True).tokens_per_s for found in placements if found), default=0.0)
+    return max((max_flow(capacities, found).tokens_per_s for found in placements if found), default=0.0)
 
 
 @dataclass(frozen=True)

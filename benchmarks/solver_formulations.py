@@ -39,8 +39,8 @@ class Run:
 
 def arc(capacities: Capacities) -> milp.Model:
     """The arc formulation as the search builds it: pooled, clipped at the bound that takes no search."""
-    clip = work_bound(capacities, partial=True)
-    return milp.pooled_model(capacities, list(capacities.nodes), partial=True, clip=clip)
+    clip = work_bound(capacities)
+    return milp.pooled_model(capacities, list(capacities.nodes), clip=clip)
 
 
 def run(name: str, build: Callable[[], milp.Model], seconds: float) -> Run:
@@ -73,7 +73,7 @@ def main(seconds: float, folder: Path) -> None:
     capacities = Capacities(published("published24-llama70b"), WORKLOAD)
     runs = [
         run("arc", lambda: arc(capacities), seconds),
-        run("published", lambda: published_model(capacities, partial=True), seconds),
+        run("published", lambda: published_model(capacities), seconds),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "published24.csv").open("w", newline="") as file:

@@ -53,20 +53,56 @@ class Configurations:
     Of the nodes in ``names`` only, where those are given.
     """
 
-    def __init__(self, capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> None:
+    def __init__(self, capacities: Capacities, *, names: Iterable[str] | None = None) -> None:
         self._num_layers = capacities.model.num_layers
-        self._pieces, fluid = _pieces(capacities, capacities.nodes if names is None else names, partial=partial)
-        self._workers = Workers(capacities, partial=partial, names=fluid)
+        self._pieces, fluid = _pieces(capacities, capacities.nodes if names is None else names)
+        self._workers = Workers(capacities, names=fluid)
         self._columns: list[Picks] = []
 
     def excludes(
         self, flow: float, *, cells: int = STAGES[-1][0], may_go_on: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Whether it is proven that no placement carries ``flow`` tokens/s; more ``cells`` exclude more."""
+        """Whether it is proven that no placement carries ``flow`` tokens/s; more ``cells`` exclude more.
+
+        Column generation: the program's prices ask the knapsack for the cheapest configuration, which becomes a column.
+        Any prices are a proof if under them all nodes are worth less than all layers cost, so it ends as soon as some
+        are; where the program itself fits all layers into its columns, no prices can be.
+        """
         if not self._pieces:
             return False
-        work = self._workers.work(flow)
-        return _is_excluded(self._pieces, work, self._num_layers, flow, cells, self._columns, may_go_on)
+        pieces, work = self._pieces, self._workers.work(flow)
+        weights = [cells_up(group.tokens_per_s, flow, cells) * (group.tokens_per_s > 0) for group in pieces]
+        prices = [np.minimum(group.tokens_per_s, flow) / flow for group in pieces]  # at first: by their work
+        work_price = 1.0 / flow
+        program = _Program(pieces, work, flow)
+        for column in self._columns:
+            if sum(int(weights[group][option]) for group, option in column) >= cells:
+                program.add(column, 0.0)
+        for step in range(MOST_COLUMNS):
+            if not may_go_on():
+                return False
+            solved = cheapest([Group(g.count, w, p) for g, w, p in zip(pieces, weights, prices, strict=True)], cells)
+            # A configuration that weighs less than the flow is filled up by nodes that count by their work.
+            totals = solved.cost + work_price * flow * (cells - np.arange(cells + 1)) / cells
+            weight = int(np.argmin(totals)) if work > 0 else cells
+            cost = float(totals[weight])
+            worth = work_price * work + sum(
+                group.count * float((np.arange(1, len(price) + 1) * price).max())
+                for group, price in zip(pieces, prices, strict=True)
+            )
+            if not np.isfinite(cost) or worth < cost * self._num_layers * (1 - SURELY):
+                return True
+            picks = tuple(sorted(solved.picks(weight)))
+            if not program.has(picks):
+                if weight == cells:
+                    self._columns.append(picks)
+                program.add(picks, flow * (cells - weight) / cells)
+            elif step > 0:
+                return False  # the program's own prices want nothing new: within its tolerances this is its optimum
+            if program.solve() >= self._num_layers:
+                return False
+            prices, work_price = program.prices()
+        return False
 
     def bound(self, *, low: float, high: float, may_go_on: Callable[[], bool] = lambda: True) -> float:
         """The least flow, up to the width of the bisection, that is excluded; ``high`` if none is.
@@ -87,13 +123,13 @@ class Configurations:
         return high
 
 
-def _pieces(capacities: Capacities, names: Iterable[str], *, partial: bool) -> tuple[list[_Pieces], list[str]]:
+def _pieces(capacities: Capacities, names: Iterable[str]) -> tuple[list[_Pieces], list[str]]:
     """Nodes in groups of the same rates, wherever they are, and the nodes that count by their work."""
     groups: dict[tuple[float, ...], int] = {}
     fluid = []
     known: dict[int, tuple[float, ...]] = {}  # kind -> rates
     for name in names:
-        if partial and capacities.is_time_shared(name):
+        if capacities.mixes_entries(name):
             fluid.append(name)
             continue
         kind = capacities.kind(name)
@@ -102,59 +138,6 @@ def _pieces(capacities: Capacities, names: Iterable[str], *, partial: bool) -> t
         if any(known[kind]):
             groups[known[kind]] = groups.get(known[kind], 0) + 1
     return [_Pieces(count, np.array(rates)) for rates, count in sorted(groups.items())], fluid
-
-
-def _is_excluded(
-    pieces: list[_Pieces],
-    work: float,
-    num_layers: int,
-    flow: float,
-    cells: int,
-    columns: list[Picks],
-    may_go_on: Callable[[], bool],
-) -> bool:
-    """Whether prices prove that no placement carries ``flow``.
-
-    Args:
-        pieces: nodes by group.
-        work: layers x tokens/s of the nodes that count by their work.
-        num_layers: of the model.
-        flow: tokens/s asked about.
-        cells: of the knapsack.
-        columns: configurations known; new ones are added.
-        may_go_on: asked before each step; where not, nothing is proven.
-    """
-    weights = [cells_up(group.tokens_per_s, flow, cells) * (group.tokens_per_s > 0) for group in pieces]
-    prices = [np.minimum(group.tokens_per_s, flow) / flow for group in pieces]
-    work_price = 1.0 / flow
-    program = _Program(pieces, work, flow)
-    for column in columns:
-        if sum(int(weights[group][option]) for group, option in column) >= cells:
-            program.add(column, 0.0)
-    for step in range(MOST_COLUMNS):
-        if not may_go_on():
-            return False
-        solved = cheapest([Group(g.count, w, p) for g, w, p in zip(pieces, weights, prices, strict=True)], cells)
-        totals = solved.cost + work_price * flow * (cells - np.arange(cells + 1)) / cells
-        weight = int(np.argmin(totals)) if work > 0 else cells
-        cost = float(totals[weight])
-        worth = work_price * work + sum(
-            group.count * float((np.arange(1, len(price) + 1) * price).max())
-            for group, price in zip(pieces, prices, strict=True)
-        )
-        if not np.isfinite(cost) or worth < cost * num_layers * (1 - SURELY):
-            return True
-        picks = tuple(sorted(solved.picks(weight)))
-        if not program.has(picks):
-            if weight == cells:
-                columns.append(picks)
-            program.add(picks, flow * (cells - weight) / cells)
-        elif step > 0:
-            return False  # the program's own prices want nothing new: within its tolerances this is its optimum
-        if program.solve() >= num_layers:
-            return False
-        prices, work_price = program.prices()
-    return False
 
 
 class _Program:

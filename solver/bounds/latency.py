@@ -74,13 +74,13 @@ def most_in_flight(capacities: Capacities) -> int:
     return max(1, int(high))
 
 
-def least_nodes(capacities: Capacities, wanted: float, *, partial: bool) -> int:
+def least_nodes(capacities: Capacities, wanted: float) -> int:
     """Nodes that any plan of ``wanted`` tokens/s has at least: so many do the work of it when each does its most."""
     work: dict[int, float] = {}
     for name in capacities.nodes:
         kind = capacities.kind(name)
         if kind not in work:
-            work[kind] = Workers(capacities, partial=partial, names=[name]).work(wanted)
+            work[kind] = Workers(capacities, names=[name]).work(wanted)
     left = wanted * capacities.model.num_layers * (1 - 1e-9)
     for number, most in enumerate(sorted((work[capacities.kind(n)] for n in capacities.nodes), reverse=True), start=1):
         left -= most

@@ -34,11 +34,11 @@ Group = frozenset[str]
 class RegionBound:
     """What the links between groups of a cluster's regions exclude."""
 
-    def __init__(self, capacities: Capacities, *, partial: bool) -> None:
-        self._capacities, self._partial = capacities, partial
+    def __init__(self, capacities: Capacities) -> None:
+        self._capacities = capacities
         self._region = {name: node.region for name, node in capacities.nodes.items()}
         self.regions = sorted(set(self._region.values()))
-        self._most = {name: _most(capacities, name, partial=partial) for name in capacities.nodes}
+        self._most = {name: _most(capacities, name) for name in capacities.nodes}
         self._nics = {name: nic_limits(capacities, name) for name in capacities.nodes}
         self._alone: dict[Group, float] = {}
         self._add_up_links()
@@ -96,15 +96,15 @@ class RegionBound:
             size = self._capacities.model.token_bytes
             reached = sum((self._capacities.links.bandwidth(COORDINATOR, name) or 0.0) / size for name in names)
             left = sum((self._capacities.links.bandwidth(name, COORDINATOR) or 0.0) / size for name in names)
-            most = min(high, reached, left, work_bound(self._capacities, partial=self._partial, names=names))
-            configurations = Configurations(self._capacities, partial=self._partial, names=names)
+            most = min(high, reached, left, work_bound(self._capacities, names=names))
+            configurations = Configurations(self._capacities, names=names)
             self._alone[group] = configurations.bound(low=0.0, high=most, may_go_on=may_go_on) if most else 0.0
         return self._alone[group]
 
 
-def _most(capacities: Capacities, name: str, *, partial: bool) -> float:
+def _most(capacities: Capacities, name: str) -> float:
     """The most tokens/s of a node, whatever it holds and wherever it is entered."""
-    if partial and capacities.is_time_shared(name):
+    if capacities.mixes_entries(name):
         return float("inf")  # entered late it runs few layers of what it holds: not worth the look
     return max(best_rates(capacities, name), default=0.0)
 

@@ -11,7 +11,7 @@ ROUNDING = 1e-12
 """Relative. Where the bound is attained, work and need are equal over a whole interval of flows."""
 
 
-def work_bound(capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> float:
+def work_bound(capacities: Capacities, *, names: Iterable[str] | None = None) -> float:
     """The largest ``F`` with ``F * L <= `` the layers x tokens/s that all nodes can do when no token passes one twice.
 
     No link, no memory and NIC but each node's own, no fitting of ranges: every placement's max-flow is at most
@@ -22,7 +22,7 @@ def work_bound(capacities: Capacities, *, partial: bool, names: Iterable[str] | 
     Placements of the nodes in ``names`` only, where those are given.
     """
     num_layers = capacities.model.num_layers
-    workers = Workers(capacities, partial=partial, names=names)
+    workers = Workers(capacities, names=names)
     low, high = 0.0, workers.most()
     for _ in range(100):
         flow = (low + high) / 2
@@ -45,7 +45,7 @@ def coordinator_bound(capacities: Capacities) -> float:
 class Workers:
     """Nodes by kind, and what work they can do at a flow."""
 
-    def __init__(self, capacities: Capacities, *, partial: bool, names: Iterable[str] | None = None) -> None:
+    def __init__(self, capacities: Capacities, *, names: Iterable[str] | None = None) -> None:
         self._counts: dict[int, int] = {}
         self._points: dict[int, list[tuple[int, float]]] = {}  # kind -> (layers run, seconds per token)
         self._mixes: dict[int, bool] = {}  # kind -> whether one node can run ranges of several lengths
@@ -53,7 +53,7 @@ class Workers:
             kind = capacities.kind(name)
             self._counts[kind] = self._counts.get(kind, 0) + 1
             if kind not in self._points:
-                self._mixes[kind] = partial and capacities.is_time_shared(name)
+                self._mixes[kind] = capacities.mixes_entries(name)
                 self._points[kind] = _runs(capacities, name, mixes=self._mixes[kind])
 
     def most(self) -> float:

@@ -19,7 +19,6 @@ from helixbench.solver.flow.max_flow import Flow
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Expected, LayerRange
-from helixbench.solver.problem.question import Question
 from helixbench.solver.simulation.closed_loop import (
     FEWEST_REQUESTS,
     MIN_REQUESTS,
@@ -75,7 +74,7 @@ NO_LIMITS = Batching()
 
 
 def expected_of(
-    question: Question,
+    capacities: Capacities,
     placement: Mapping[str, LayerRange],
     flow: Flow,
     concurrency: int | None,
@@ -85,12 +84,12 @@ def expected_of(
 ) -> Expected:
     """What the placement delivers with so many requests in flight: simulated within the effort, else analytically."""
     held = flow.used(placement)
-    found = simulated(question, held, flow, concurrency, batching=batching, effort=effort)
-    return predict_analytically(question.capacities, held, flow.links, concurrency) if found is None else found.expected
+    found = simulated(capacities, held, flow, concurrency, batching=batching, effort=effort)
+    return predict_analytically(capacities, held, flow.links, concurrency) if found is None else found.expected
 
 
 def simulated(
-    question: Question,
+    capacities: Capacities,
     held: Mapping[str, LayerRange],
     flow: Flow,
     concurrency: int | None,
@@ -99,18 +98,18 @@ def simulated(
     effort: Effort = RANKED,
 ) -> ClosedLoopResult | None:
     """The simulation of a placement of which the flow uses every node; ``None`` where the effort is too little."""
-    if not _is_within(effort, question, held, flow, concurrency):
+    if not _is_within(effort, capacities, held, flow, concurrency):
         return None
 
     def simulate(seed: int) -> ClosedLoopResult | None:
         return simulate_closed_loop(
-            question.capacities,
+            capacities,
             held,
             flow.links,
             concurrency,
             max_decode_batch=batching.max_decode_batch,
             max_batch_tokens=batching.max_batch_tokens,
-            min_requests=effort.requests if len(question.capacities.workload.lengths) > 1 else 0,
+            min_requests=effort.requests if len(capacities.workload.lengths) > 1 else 0,
             max_windows=effort.max_windows,
             max_work=effort.max_work,
             seed=seed,
@@ -120,13 +119,12 @@ def simulated(
 
 
 def _is_within(
-    effort: Effort, question: Question, held: Mapping[str, LayerRange], flow: Flow, concurrency: int | None
+    effort: Effort, capacities: Capacities, held: Mapping[str, LayerRange], flow: Flow, concurrency: int | None
 ) -> bool:
     """Whether a simulation is worth trying: every request fits, and two rounds are not hopelessly many events.
 
     The estimate is for requests that spread evenly over the stages; groups that merge need far fewer events.
     """
-    capacities = question.capacities
     if not can_admit_longest(capacities, held, flow.links):
         return False
     in_flight = predict_analytically(capacities, held, flow.links, concurrency).in_flight or 1.0
@@ -200,18 +198,18 @@ class BestLimits:
 
 
 def best_limits(
-    question: Question, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool, effort: Effort = RANKED
+    capacities: Capacities, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool, effort: Effort = RANKED
 ) -> BestLimits | None:
     """The limits on iterations that bring the most; ``None`` where the effort is too little to simulate them.
 
     Limits decide by up to a factor of three what a long pipeline delivers. So a placement that can be simulated within
     the effort without limits only counts as not simulated: its figure is not comparable with those of others.
     """
-    held, concurrency = flow.used(placement), question.concurrency
-    unlimited = simulated(question, held, flow, concurrency, effort=effort)
+    held, concurrency = flow.used(placement), capacities.concurrency
+    unlimited = simulated(capacities, held, flow, concurrency, effort=effort)
     if unlimited is None:
         return None
-    sizes = [max_batch_tokens(question.capacities, name) for name in held]
+    sizes = [max_batch_tokens(capacities, name) for name in held]
     if None in sizes:  # a table's largest batch is part of what the table means
         return BestLimits(NO_LIMITS, unlimited.expected, unlimited.work)
     thorough = thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK
@@ -219,17 +217,17 @@ def best_limits(
     def expected_under(batching: Batching) -> Expected | None:
         if batching == NO_LIMITS:
             return unlimited.expected
-        found = simulated(question, held, flow, concurrency, batching=batching, effort=effort)
+        found = simulated(capacities, held, flow, concurrency, batching=batching, effort=effort)
         return None if found is None else found.expected
 
     def settled_under(batching: Batching) -> Expected:
-        return expected_of(question, held, flow, concurrency, batching=batching, effort=REPORTED)
+        return expected_of(capacities, held, flow, concurrency, batching=batching, effort=REPORTED)
 
     found = best_batching(
         expected_under,
         in_flight=unlimited.expected.concurrency,
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
-        mix=question.capacities.mix,
+        mix=capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
         thorough=thorough,
         settled_under=settled_under if thorough else None,

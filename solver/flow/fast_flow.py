@@ -22,11 +22,11 @@ IntArray = NDArray[np.int64]
 class FastFlow:
     """The links of a cluster, ready to ask about placements of its nodes in their order."""
 
-    def __init__(self, capacities: Capacities, *, partial: bool) -> None:
+    def __init__(self, capacities: Capacities) -> None:
         names = list(capacities.nodes)
         table = capacities.links
         model = capacities.model
-        self._num_layers, self._partial = model.num_layers, partial
+        self._num_layers, self._partial = model.num_layers, capacities.partial
         self._between = _units(
             [[table.bandwidth(a, b) or 0.0 if a != b else 0.0 for b in names] for a in names],
             model.activation_bytes_per_token,

@@ -26,7 +26,6 @@ from helixbench.solver.flow.network import (
 from helixbench.solver.flow.spread import cache_shares, evenest_flow
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, LinkFlow, Placement
-from helixbench.solver.problem.question import Question
 
 RELATIVE_TOLERANCE = 1e-9
 """Of the largest node: a flow, or a share of a cut, that is less is rounding."""
@@ -72,20 +71,13 @@ class Flow:
         return sum(flow for (node, _), flow in self.entries.items() if node == name)
 
 
-def max_flow(
-    capacities: Capacities, placement: Mapping[str, LayerRange], *, partial: bool, spread: bool = False
-) -> Flow:
+def max_flow(capacities: Capacities, placement: Mapping[str, LayerRange], *, spread: bool = False) -> Flow:
     """The largest flow coordinator -> ... -> coordinator that the placement can carry; 0 where no path exists.
 
     With ``spread`` the one among the largest that uses the nodes most evenly; it takes a second solve.
     """
-    network = build_network(capacities, placement, partial=partial)
+    network = build_network(capacities, placement)
     return solve_network(network, shares=cache_shares(capacities, placement) if spread else None)
-
-
-def largest_flow(question: Question, placement: Mapping[str, LayerRange], *, spread: bool = False) -> Flow:
-    """The max-flow of a placement under a question's rules; see ``max_flow``."""
-    return max_flow(question.capacities, placement, partial=question.partial, spread=spread)
 
 
 def solve_network(network: Network, *, shares: Mapping[str, float] | None = None) -> Flow:

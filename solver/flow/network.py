@@ -96,14 +96,8 @@ class Network:
         return Network(self.placement, graph, mixed)
 
 
-def build_network(capacities: Capacities, placement: Mapping[str, LayerRange], *, partial: bool) -> Network:
-    """The network of a placement.
-
-    Args:
-        capacities: of the nodes.
-        placement: node -> layer range.
-        partial: whether a request may enter a node after the first layer that it holds.
-    """
+def build_network(capacities: Capacities, placement: Mapping[str, LayerRange]) -> Network:
+    """The network of a placement."""
     import networkx as nx
 
     graph: nx.DiGraph[Vertex] = nx.DiGraph()
@@ -111,8 +105,7 @@ def build_network(capacities: Capacities, placement: Mapping[str, LayerRange], *
     num_layers, by_name = capacities.model.num_layers, sorted(placement)
     enterable: dict[int, list[str]] = {}  # layer -> nodes that can be entered there
     for name in by_name:
-        held = placement[name]
-        for entry in range(held.start, held.end) if partial else (held.start,):
+        for entry in capacities.entries(placement[name]):
             enterable.setdefault(entry, []).append(name)
     for src in (COORDINATOR, *by_name):
         leaves_at = 0 if src == COORDINATOR else placement[src].end

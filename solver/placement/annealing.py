@@ -35,7 +35,6 @@ def annealed(
     capacities: Capacities,
     start: Mapping[str, LayerRange],
     *,
-    partial: bool,
     bound: float,
     coolings: int,
     may_go_on: Callable[[], bool],
@@ -46,13 +45,12 @@ def annealed(
     Args:
         capacities: of the nodes; pinned nodes stay where they are.
         start: the placement to start from.
-        partial: whether a request may enter a range late.
         bound: no placement carries more.
         coolings: how many times to start hot.
         may_go_on: asked before each move.
         seed: of the moves.
     """
-    state = _State(capacities, start, partial=partial, rng=np.random.default_rng(seed))
+    state = _State(capacities, start, rng=np.random.default_rng(seed))
     if not state.free:
         return
     best = state.flow
@@ -72,13 +70,11 @@ def annealed(
 class _State:
     """A placement as arrays over the nodes. It owns them; a move that is not kept is undone."""
 
-    def __init__(
-        self, capacities: Capacities, start: Mapping[str, LayerRange], *, partial: bool, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, capacities: Capacities, start: Mapping[str, LayerRange], *, rng: np.random.Generator) -> None:
         self._capacities, self._rng = capacities, rng
         self._names = list(capacities.nodes)
         self._num_layers = capacities.model.num_layers
-        self._network = FastFlow(capacities, partial=partial)
+        self._network = FastFlow(capacities)
         rates = stock_of(capacities, self._names).rates
         self._rates = [rates.get(capacities.kind(name), np.zeros(0)) for name in self._names]
         self.free = [node for node, table in enumerate(self._rates) if len(table)]

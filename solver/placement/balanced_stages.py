@@ -1,14 +1,12 @@
 """Chains of stages, each held by one or more alike nodes side by side: the shape in which KV caches fill evenly.
 
-For ``N`` requests in flight every stage must admit ``N`` requests. Which stages then make the shortest time round is a
-small program: so many of each kind of stage, layers adding up to the model's. With few kinds of nodes it is solved by
-dynamic programming over how many of each are used, else as an integer program. Little's law turns the time round into
-tokens/s.
+For ``N`` requests in flight every stage must admit ``N`` requests. Which stages then make the shortest round is a small
+integer program: so many of each kind of stage, layers adding up to the model's. Little's law turns a round into
+tokens/s, so the shortest round at some ``N`` is the most throughput at it.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,9 +23,6 @@ MOST_LEVELS = 24
 """Of requests in flight, from the most that any chain of stages admits."""
 
 MOST_KINDS = 16
-
-MOST_STATES = 200_000
-"""Layers reached times how many nodes of each kind are used; above it the program is left to HiGHS."""
 
 PROMPT_SHARES = (0.0, 0.5, 1.0)
 """Of a prompt's time at a stage: how much of it a token is held up by in a round. All of it where prompts are many,
@@ -46,7 +41,7 @@ class _Stage:
 
 
 def stacks(capacities: Capacities, *, hop_s: float, most_side_by_side: int) -> Iterator[Placement]:
-    """Placements with the shortest time round, for levels of requests in flight from many to few.
+    """Placements with the shortest round, for levels of requests in flight from many to few.
 
     Args:
         capacities: of the nodes.
@@ -59,13 +54,11 @@ def stacks(capacities: Capacities, *, hop_s: float, most_side_by_side: int) -> I
     if len(members) > MOST_KINDS:
         return
     stages = _stages(capacities, members, most_side_by_side)
-    states = (capacities.model.num_layers + 1) * math.prod(len(names) + 1 for names in members.values())
-    shortest = _shortest if states <= MOST_STATES else _shortest_by_program
 
     def chain_for(in_flight: float, share: float) -> tuple[tuple[_Stage, int], ...]:
         usable = [stage for stage in stages if stage.requests >= in_flight * (1 - 1e-9)]
         seconds = [_seconds(capacities, members, stage, in_flight, hop_s, share) for stage in usable]
-        return tuple(shortest(members, usable, seconds, capacities.model.num_layers))
+        return tuple(_shortest(members, usable, seconds, capacities.model.num_layers))
 
     levels = _levels(capacities, stages)
     most = bisect_left(range(len(levels)), True, key=lambda i: not chain_for(levels[i], 1.0))  # the first out of reach
@@ -120,43 +113,10 @@ def _seconds(
 def _shortest(
     members: dict[int, list[str]], stages: Sequence[_Stage], seconds: Sequence[float], num_layers: int
 ) -> list[tuple[_Stage, int]]:
-    """How many of each stage, for the shortest time round; empty if no stages add up to the model's layers.
+    """How many of each stage, for the shortest round; empty if no stages add up to the model's layers.
 
-    By dynamic programming: the shortest time to each layer with so many nodes of each kind used.
+    An integer program with a column for each stage, a row for the nodes of each kind and one for the layers.
     """
-    kinds = sorted(members)
-    shape = tuple(len(members[kind]) + 1 for kind in kinds)
-    best = np.full((num_layers + 1, *shape), np.inf)
-    last = np.full((num_layers + 1, *shape), -1, dtype=np.int32)  # the stage that ends there
-    best[(0,) * (len(kinds) + 1)] = 0.0
-    for layer in range(1, num_layers + 1):
-        for index, stage in enumerate(stages):
-            if stage.layers > layer:
-                continue
-            axis = kinds.index(stage.kind)
-            before = tuple(slice(None, -stage.width) if i == axis else slice(None) for i in range(len(kinds)))
-            after = tuple(slice(stage.width, None) if i == axis else slice(None) for i in range(len(kinds)))
-            reached = best[layer - stage.layers][before] + seconds[index]
-            is_shorter = reached < best[layer][after]
-            best[layer][after][is_shorter] = reached[is_shorter]
-            last[layer][after][is_shorter] = index
-    at = list(np.unravel_index(int(np.argmin(best[num_layers])), shape))
-    if not np.isfinite(best[(num_layers, *at)]):
-        return []
-    counts: dict[int, int] = {}
-    layer = num_layers
-    while layer:
-        index = int(last[(layer, *at)])
-        counts[index] = counts.get(index, 0) + 1
-        layer -= stages[index].layers
-        at[kinds.index(stages[index].kind)] -= stages[index].width
-    return [(stages[index], count) for index, count in sorted(counts.items())]
-
-
-def _shortest_by_program(
-    members: dict[int, list[str]], stages: Sequence[_Stage], seconds: Sequence[float], num_layers: int
-) -> list[tuple[_Stage, int]]:
-    """The same as an integer program."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     if not stages:
@@ -171,7 +131,7 @@ def _shortest_by_program(
         constraints=LinearConstraint(np.array(rows), low, high),
         integrality=np.ones(len(stages), dtype=np.int64),
         bounds=Bounds(0, np.array([float(len(members[stage.kind]) // stage.width) for stage in stages])),
-        options={"time_limit": 2.0, "mip_rel_gap": 1e-3},
+        options={"time_limit": 2.0, "mip_rel_gap": 1e-4},
     )
     if result.x is None:
         return []

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import coordinator_bound, work_bound
 from helixbench.solver.expected.analytic import predict_analytically
-from helixbench.solver.flow.max_flow import largest_flow
+from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.progress import OnProgress, Progress
-from helixbench.solver.problem.plan import LayerRange, Placement
-from helixbench.solver.problem.question import Question
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import LayerRange, Objective, Placement
 
 PROVEN = 1e-6
 """Relative gap at which a plan counts as optimal."""
@@ -45,7 +45,8 @@ class Candidate(NamedTuple):
 class Search:
     """State of one search. It owns the incumbent and the bound; both only improve."""
 
-    question: Question
+    capacities: Capacities
+    objective: Objective
     limits: milp.Limits
     on_progress: OnProgress
     started: float = field(default_factory=time.perf_counter)
@@ -58,14 +59,14 @@ class Search:
     candidates: list[Candidate] = field(default_factory=list)  # those to simulate, for the objective throughput
 
     def __post_init__(self) -> None:
-        capacities = self.question.capacities
-        self.bound = min(work_bound(capacities, partial=self.question.partial), coordinator_bound(capacities))
-        self.configurations = Configurations(capacities, partial=self.question.partial)
+        capacities = self.capacities
+        self.bound = min(work_bound(capacities), coordinator_bound(capacities))
+        self.configurations = Configurations(capacities)
 
     @property
     def is_for_flow(self) -> bool:
         """Whether the objective is the max-flow."""
-        return self.question.objective == "max-flow"
+        return self.objective == "max-flow"
 
     @property
     def is_over(self) -> bool:
@@ -89,7 +90,7 @@ class Search:
         """Make a placement the incumbent if it scores better; whether it did."""
         if not placement:
             return False
-        if any(not self.question.capacities.can_hold(name, held) for name, held in placement.items()):
+        if any(not self.capacities.can_hold(name, held) for name, held in placement.items()):
             return False
         key = tuple(sorted(placement.items()))
         if key in self.seen:
@@ -108,14 +109,14 @@ class Search:
         if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
             return None
         began_s = time.process_time()
-        flow = largest_flow(self.question, placement)
+        flow = max_flow(self.capacities, placement)
         self.score_s = max(self.score_s, time.process_time() - began_s)
         if flow.tokens_per_s <= above * (1 + PROVEN):
             return None
         score = flow.tokens_per_s
         if not self.is_for_flow:
             held = flow.used(placement)
-            expected = predict_analytically(self.question.capacities, held, flow.links, self.question.concurrency)
+            expected = predict_analytically(self.capacities, held, flow.links, self.capacities.concurrency)
             score = expected.total_tokens_per_s
             self.candidates.append(Candidate(score, flow.tokens_per_s, held))
         if score <= above * (1 + PROVEN):
@@ -126,10 +127,10 @@ class Search:
         return score
 
     def _most_at_scarcest_layer(self, placement: Mapping[str, LayerRange]) -> float:
-        capacities = self.question.capacities
+        capacities = self.capacities
         change = [0.0] * (capacities.model.num_layers + 1)
         for name, held in placement.items():
-            entries = range(held.start, held.end) if capacities.is_time_shared(name) else (held.start,)
+            entries = capacities.entries(held) if capacities.mixes_entries(name) else (held.start,)
             most = max(capacities.tokens_per_s(name, held, entry) for entry in entries)
             change[held.start] += most
             change[held.end] -= most

@@ -23,7 +23,7 @@ def search_neighbourhood(search: Search) -> None:
     rng = random.Random(search.limits.seed)
     _descend(search, search.best, search.best_score, end_s)
     vain = 0
-    most_vain = VAIN_KICKS_PER_NODE * len(search.question.capacities.nodes)
+    most_vain = VAIN_KICKS_PER_NODE * len(search.capacities.nodes)
     while vain < most_vain and search.elapsed() < end_s and not search.is_over:
         before = search.best_score
         kicked = _kick(search, rng, end_s)
@@ -41,7 +41,7 @@ def _descend(search: Search, start: Placement, score: float, end_s: float) -> No
     here, is_better = start, True
     while is_better and not search.is_over:
         is_better = False
-        for candidate in neighbours(search.question.capacities, here):
+        for candidate in neighbours(search.capacities, here):
             if search.elapsed() >= end_s:
                 return
             found = search.score(candidate, above=score, doing="neighbours")
@@ -56,7 +56,7 @@ def _kick(search: Search, rng: random.Random, end_s: float) -> Placement | None:
     here = search.best
     for _ in range(rng.randint(2, 4)):
         around = []
-        for candidate in neighbours(search.question.capacities, here):
+        for candidate in neighbours(search.capacities, here):
             if search.elapsed() >= end_s:
                 return None
             around.append(candidate)

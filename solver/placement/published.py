@@ -23,7 +23,7 @@ PUBLISHED = "published"
 """Its name as a method."""
 
 
-def published_model(capacities: Capacities, *, partial: bool) -> Model:
+def published_model(capacities: Capacities) -> Model:
     """The program over every node that can hold a layer.
 
     Its bound holds for the whole problem where every node has a capacity table: NICs only lower the flow.
@@ -42,7 +42,7 @@ def published_model(capacities: Capacities, *, partial: bool) -> Model:
         model.problem += pulp.lpSum(holds[name].values()) == 1
         ends[name] = starts[name] + pulp.lpSum(k * hold for k, hold in holds[name].items())
         model.problem += ends[name] <= num_layers
-    flows = _link_flows(model.problem, capacities, lengths, starts, ends, partial=partial)
+    flows = _link_flows(model.problem, capacities, lengths, starts, ends)
     for name, rates in lengths.items():
         entering = pulp.lpSum(flow for (_, dst), flow in flows.items() if dst == name)
         leaving = pulp.lpSum(flow for (src, _), flow in flows.items() if src == name)
@@ -80,8 +80,6 @@ def _link_flows(
     lengths: Mapping[str, Mapping[int, float]],
     starts: Mapping[str, Any],
     ends: Mapping[str, Any],
-    *,
-    partial: bool,
 ) -> dict[tuple[str, str], Any]:
     """(src, dst) -> flow, with the binaries that let it be more than 0 only where the ranges join up."""
     import pulp
@@ -104,7 +102,7 @@ def _link_flows(
                 problem += starts[dst] <= num_layers * (1 - joins)
             elif dst == COORDINATOR:
                 problem += num_layers * joins <= ends[src]
-            elif partial:
+            elif capacities.partial:
                 begun, goes_on = (
                     problem.add_variable(f"{half}_{a}_{b}", 0, 1, pulp.LpInteger) for half in ("begun", "goes_on")
                 )

@@ -210,7 +210,7 @@ class _Planner:
         """What the nodes of these regions could carry by their work."""
         if chosen not in self._work:
             names = [name for region in sorted(chosen) for name in self._names[region]]
-            self._work[chosen] = work_bound(self._capacities, partial=False, names=names)
+            self._work[chosen] = work_bound(self._capacities, names=names)
         return self._work[chosen]
 
     def _row(self, chosen: Regions, flow: float) -> Row | None:

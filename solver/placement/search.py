@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.bounds.region_links import RegionBound
 from helixbench.solver.expected.simulated import best_limits
-from helixbench.solver.flow.max_flow import largest_flow
+from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.annealing import annealed
 from helixbench.solver.placement.balanced_stages import FEW_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE, stacks
@@ -60,7 +60,7 @@ def run_search(search: Search, method: str) -> SearchStatus:
     """Search by a method until a proof, the time limit or Ctrl-C."""
     try:
         if method in METHODS:
-            search.offer(METHODS[method](search.question.capacities), f"{method} placement")
+            search.offer(METHODS[method](search.capacities), f"{method} placement")
             return "not searched"
         if method == PUBLISHED:
             return _solve_published(search)
@@ -79,7 +79,7 @@ def run_search(search: Search, method: str) -> SearchStatus:
 
 
 def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
-    capacities = search.question.capacities
+    capacities = search.capacities
     is_one_region = len({node.region for node in capacities.profile.nodes}) == 1
     yield _try_baselines
     if not search.is_for_flow:
@@ -91,7 +91,7 @@ def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
     yield _prove_by_configurations
     # Programs find more than annealing does where links hardly bind or the program is small; elsewhere they start from
     # what annealing found.
-    is_small = linked_size(capacities, partial=search.question.partial) <= MOST_AT_ONCE
+    is_small = linked_size(capacities) <= MOST_AT_ONCE
     programs = (_solve_pooled, _solve_linked)
     yield from (*programs, _anneal) if is_small or is_one_region else (_anneal, *programs)
     if not search.is_for_flow:
@@ -103,7 +103,7 @@ def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
 
 def _try_baselines(search: Search) -> None:
     for name, rule in METHODS.items():
-        search.offer(rule(search.question.capacities), f"{name} placement")
+        search.offer(rule(search.capacities), f"{name} placement")
 
 
 def _bound_by_configurations(search: Search) -> None:
@@ -113,7 +113,7 @@ def _bound_by_configurations(search: Search) -> None:
         low=search.best_flow, high=search.bound, may_go_on=lambda: search.elapsed() < end_s
     )
     search.lower_bound_to(found, "configurations of layers")
-    between = RegionBound(search.question.capacities, partial=search.question.partial)
+    between = RegionBound(search.capacities)
     found = between.bound(high=search.bound, may_go_on=lambda: search.elapsed() < end_s)
     search.lower_bound_to(found, "links between regions")
 
@@ -127,7 +127,7 @@ def _prove_by_configurations(search: Search) -> None:
 
 def _try_stacks(search: Search) -> None:
     """Chains of stages that admit alike; wide ones only where they are clearly better, for they need even routing."""
-    capacities = search.question.capacities
+    capacities = search.capacities
     end_s = search.elapsed() + MOST_FOR_STACKS * search.left()
     for width, gain in ((FEW_SIDE_BY_SIDE, 1.0), (MOST_SIDE_BY_SIDE, WIDE_GAIN)):
         for placement in stacks(capacities, hop_s=_median_latency_s(capacities), most_side_by_side=width):
@@ -149,10 +149,10 @@ def _median_latency_s(capacities: Capacities) -> float:
 
 def _try_regions(search: Search) -> None:
     """Chains of segments: regions by themselves, and in a row where that is worth the slow links between them."""
-    is_large = len(search.question.capacities.nodes) > MOST_ANNEALED
+    is_large = len(search.capacities.nodes) > MOST_ANNEALED
     end_s = search.elapsed() + (0.7 if is_large else 0.4) * search.left()
     for placement in regional_placements(
-        search.question.capacities,
+        search.capacities,
         bound=search.bound,
         may_go_on=lambda: search.elapsed() < end_s and not search.is_over,
     ):
@@ -162,20 +162,19 @@ def _try_regions(search: Search) -> None:
 def _try_chain(search: Search) -> None:
     """The widest single chain of blocks in one region: with many kinds of nodes it finds more than segments do."""
     if not search.is_proven():
-        found = widest_chain(search.question.capacities, bound=search.bound, seconds=0.1 * search.left())
+        found = widest_chain(search.capacities, bound=search.bound, seconds=0.1 * search.left())
         search.offer(found, "the widest chain")
 
 
 def _anneal(search: Search) -> None:
     """From the best placement, where links may bind and the network is small enough to ask about very often."""
-    capacities = search.question.capacities
+    capacities = search.capacities
     if search.best is None or search.is_proven() or len(capacities.nodes) > MOST_ANNEALED:
         return
     end_s = search.elapsed() + (0.6 if search.is_for_flow else 0.2) * search.left()
     for placement in annealed(
         capacities,
         search.best,
-        partial=search.question.partial,
         bound=search.bound,
         coolings=COOLINGS if search.is_for_flow else 1,
         may_go_on=lambda: search.elapsed() < end_s and not search.is_over,
@@ -186,11 +185,9 @@ def _anneal(search: Search) -> None:
 
 def _solve_pooled(search: Search) -> None:
     """The aggregated program: exact where nothing between nodes binds, and a bound everywhere."""
-    question = search.question
-    is_exact = not links_bind(question.capacities, search.bound)
-    model = milp.pooled_model(
-        question.capacities, list(question.capacities.nodes), partial=question.partial, clip=search.bound
-    )
+    capacities = search.capacities
+    is_exact = not links_bind(capacities, search.bound)
+    model = milp.pooled_model(capacities, list(capacities.nodes), clip=search.bound)
     # Where links bind, the program is a relaxation: worth a look for its bound, not most of the time.
     share = 0.7 if is_exact else 0.15
     _solve(search, model, share * search.left(), "program without links", is_exact=is_exact)
@@ -198,13 +195,12 @@ def _solve_pooled(search: Search) -> None:
 
 def _solve_linked(search: Search) -> None:
     """The node-by-node program, where links or NICs can bind and it is small enough to move."""
-    question = search.question
-    capacities = question.capacities
+    capacities = search.capacities
     if search.is_proven() or not links_bind(capacities, search.bound) or search.left() <= 0:
         return
-    if linked_size(capacities, partial=question.partial) > MAX_LINKED_VARIABLES:
+    if linked_size(capacities) > MAX_LINKED_VARIABLES:
         return
-    model = milp.linked_model(capacities, list(capacities.nodes), partial=question.partial, clip=search.bound)
+    model = milp.linked_model(capacities, list(capacities.nodes), clip=search.bound)
     share = 0.7 if search.is_for_flow else 0.3
     _solve(search, model, share * search.left(), "program with links")
 
@@ -231,15 +227,15 @@ def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_
 
 def _solve_published(search: Search) -> SearchStatus:
     """The published formulation alone, which knows of max-flow only."""
-    question = search.question
+    capacities = search.capacities
 
     def report(incumbent: float, bound: float, _: float) -> None:
         search.tell("published formulation", incumbent=incumbent if incumbent > 0 else None, bound=bound)
 
-    model = published_model(question.capacities, partial=question.partial)
+    model = published_model(capacities)
     outcome = milp.solve(model, search.limits, report=report)
     search.offer(outcome.placement, "published formulation")
-    if not any(question.capacities.is_time_shared(name) for name in question.capacities.nodes):
+    if not any(capacities.is_measured(name) for name in capacities.nodes):
         search.lower_bound_to(outcome.bound, "published formulation")
     if outcome.end is milp.End.TIME_LIMIT:
         return "time limit"
@@ -250,7 +246,7 @@ def _solve_published(search: Search) -> SearchStatus:
 
 def _try_fewer_nodes(search: Search) -> None:
     """Each few largest nodes alone: short pipelines have short rounds."""
-    capacities = search.question.capacities
+    capacities = search.capacities
     by_memory = sorted(capacities.nodes, key=lambda name: -capacities.max_layers(name))
     for count in range(1, min(len(by_memory), 6)):
         if search.left() <= 0:
@@ -258,7 +254,7 @@ def _try_fewer_nodes(search: Search) -> None:
         chosen = by_memory[:count]
         if sum(capacities.max_layers(name) for name in chosen) < capacities.model.num_layers:
             continue
-        model = milp.pooled_model(capacities, chosen, partial=search.question.partial, clip=search.bound)
+        model = milp.pooled_model(capacities, chosen, clip=search.bound)
         limits = milp.Limits(
             time_s=min(2.0, 0.05 * search.left()),
             threads=search.limits.threads,
@@ -274,14 +270,14 @@ def _simulate_candidates(search: Search) -> None:
     The best analytical score stays where one of them takes too long to simulate: short pipelines are simulated soonest,
     and would otherwise be compared with their like alone.
     """
-    question = search.question
+    capacities = search.capacities
     simulated: list[Candidate] = []
     work = 0
     for candidate in _chosen_candidates(search.candidates):
         if simulated and (search.left() <= 0 or work > MOST_SIMULATION_WORK):
             break
-        flow = largest_flow(question, candidate.placement, spread=True)
-        found = best_limits(question, flow.used(candidate.placement), flow, thorough=False)
+        flow = max_flow(capacities, candidate.placement, spread=True)
+        found = best_limits(capacities, flow.used(candidate.placement), flow, thorough=False)
         if found is None:
             return
         work += found.work
@@ -320,10 +316,10 @@ def links_bind(capacities: Capacities, bound: float) -> bool:
     return min(carried) < bound
 
 
-def linked_size(capacities: Capacities, *, partial: bool) -> int:
+def linked_size(capacities: Capacities) -> int:
     """Variables of the node-by-node program."""
     size = len(capacities.nodes) ** 2 * capacities.model.num_layers
     for name in capacities.nodes:
         for held in milp.ranges_of(capacities, name):
-            size += 1 + (held.num_layers if partial else 1)
+            size += 1 + len(capacities.entries(held))
     return size

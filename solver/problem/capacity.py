@@ -6,7 +6,7 @@ table is taken at its word, for any range of that length.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,8 +126,10 @@ class Capacities:
         *,
         concurrency: int | None = None,
         pins: Mapping[str, LayerRange] | None = None,
+        partial: bool = True,
     ) -> None:
         self.profile = profile
+        self.partial = partial  # whether a request may enter a range after its first layer
         self.links = LinkTable(profile)
         self.pins = dict(pins or {})  # node -> the only range that it may hold
         self.model = profile.model
@@ -156,9 +158,17 @@ class Capacities:
         """How many kinds of nodes there are."""
         return len(self._examples)
 
-    def is_time_shared(self, name: str) -> bool:
-        """Whether entries share the node's time (measured cost) or its table's capacity, whatever the entry."""
+    def is_measured(self, name: str) -> bool:
+        """Whether the node has a measured cost; else it has a capacity table, the same for every entry."""
         return self.nodes[name].cost is not None
+
+    def mixes_entries(self, name: str) -> bool:
+        """Whether requests that enter the node at different layers take different shares of its time."""
+        return self.partial and self.is_measured(name)
+
+    def entries(self, held: LayerRange) -> Sequence[int]:
+        """The layers of a range where requests may enter."""
+        return range(held.start, held.end) if self.partial else (held.start,)
 
     def kv_tokens(self, name: str, held: LayerRange) -> int:
         """Tokens whose KV cache fits beside that range."""
@@ -169,7 +179,7 @@ class Capacities:
 
     def admission_share(self, name: str) -> float:
         """Share of the node's KV cache that admission fills."""
-        return 1.0 if self.is_time_shared(name) else TABLE_KV_SHARE
+        return 1.0 if self.is_measured(name) else TABLE_KV_SHARE
 
     def kv_slots(self, name: str, held: LayerRange, *, kv_tokens: int | None = None, share: float | None = None) -> int:
         """KV slots that admission fills: ``share`` of ``kv_tokens``, by default of all that fits beside that range."""

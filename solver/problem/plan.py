@@ -138,12 +138,16 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     least_nodes: int | None = None
 
 
+Objective: TypeAlias = Literal["throughput", "max-flow"]
+"""Of a search: the expected tokens/s, or the max-flow."""
+
+
 class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What the numbers hold for. ``objective`` is what the search maximised."""
 
     workload: Workload
     partial_inference: bool
-    objective: Literal["throughput", "max-flow"]
+    objective: Objective
     concurrency: int | None = None
     notes: tuple[str, ...] = ()
 

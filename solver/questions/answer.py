@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import msgspec
 
 from helixbench.solver.bounds.latency import bound_of_expected
-from helixbench.solver.flow.max_flow import largest_flow
+from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.placement.progress import OnProgress
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.checker import require_sound
 from helixbench.solver.problem.feasibility import why_infeasible
 from helixbench.solver.problem.plan import Infeasible, Plan
-from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.assemble import assemble, interrupted
 from helixbench.solver.questions.config import SolveConfig
 from helixbench.solver.questions.solve import solve_placement
@@ -105,15 +104,20 @@ def _moving_least(config: SolveConfig, before: Plan, after: Plan) -> Plan:
     """The plan with alike nodes swapped so that the least has to be loaded, where that costs nothing else."""
     capacities = msgspec.structs.replace(config, concurrency=after.assumptions.concurrency).capacities()
     placement = with_fewest_bytes_moved(capacities, before.placement, after.placement)
-    question = Question(capacities, config.objective, config.partial)
 
     def is_as_good(new: float, old: float) -> bool:
         return new >= old * (1 - ROUNDING)
 
     flow = after.predicted.max_flow_tokens_per_s
-    if placement == after.placement or not is_as_good(largest_flow(question, placement).tokens_per_s, flow):
+    if placement == after.placement or not is_as_good(max_flow(capacities, placement).tokens_per_s, flow):
         return after
-    swapped = assemble(question, placement, bound=after.predicted.upper_bound_tokens_per_s, facts=after.solver)
+    swapped = assemble(
+        capacities,
+        placement,
+        objective=config.objective,
+        bound=after.predicted.upper_bound_tokens_per_s,
+        facts=after.solver,
+    )
     if not (
         is_as_good(swapped.predicted.max_flow_tokens_per_s, flow)
         and is_as_good(swapped.objective_tokens_per_s, after.objective_tokens_per_s)

@@ -24,11 +24,19 @@ from helixbench.solver.expected.simulated import (
 )
 from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
-from helixbench.solver.flow.max_flow import Flow, largest_flow
+from helixbench.solver.flow.max_flow import Flow, max_flow
 from helixbench.solver.flow.network import build_network
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import Assumptions, Expected, LayerRange, NodeFlow, Plan, Predicted, SolverFacts
-from helixbench.solver.problem.question import Question
+from helixbench.solver.problem.plan import (
+    Assumptions,
+    Expected,
+    LayerRange,
+    NodeFlow,
+    Objective,
+    Plan,
+    Predicted,
+    SolverFacts,
+)
 from helixbench.solver.simulation.closed_loop import ClosedLoopResult
 from helixbench.solver.simulation.stage_time import TABLE_NOTE
 
@@ -55,9 +63,10 @@ def interrupted(plan: Plan) -> Plan:
 
 
 def assemble(
-    question: Question,
+    capacities: Capacities,
     placement: Mapping[str, LayerRange],
     *,
+    objective: Objective,
     bound: float,
     facts: SolverFacts,
     notes: tuple[str, ...] = (),
@@ -66,24 +75,26 @@ def assemble(
     """The plan of a placement that carries something. Nodes that carry nothing are left out.
 
     Args:
-        question: what was asked.
+        capacities: of the nodes, for what was asked.
         placement: node -> layer range.
+        objective: of the search.
         bound: proven tokens/s that no placement exceeds.
         facts: how it was found.
         notes: remarks to keep with the assumptions.
         is_analytic: compute what is expected analytically, without simulation.
     """
-    capacities = question.capacities
-    flow = largest_flow(question, placement, spread=True)
+    flow = max_flow(capacities, placement, spread=True)
     held = flow.used(placement)
     bound = max(bound, flow.tokens_per_s)
     has_tables = any(capacities.nodes[name].cost is None for name in held)
-    limits = None if is_analytic or has_tables else best_limits(question, held, flow, thorough=True)
-    if limits is None and question.objective == "throughput" and not (is_analytic or has_tables):
-        limits = best_limits(question, held, flow, thorough=False, effort=LIMITED)
+    limits = None if is_analytic or has_tables else best_limits(capacities, held, flow, thorough=True)
+    if limits is None and objective == "throughput" and not (is_analytic or has_tables):
+        limits = best_limits(capacities, held, flow, thorough=False, effort=LIMITED)
     batching = NO_LIMITS if limits is None else limits.batching
-    network = build_network(capacities, held, partial=question.partial)
-    expected, remarks = _over_concurrency(question, held, flow, batching, is_analytic=is_analytic)
+    network = build_network(capacities, held)
+    expected, remarks = _over_concurrency(
+        capacities, held, flow, batching, objective=objective, is_analytic=is_analytic
+    )
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -111,9 +122,9 @@ def assemble(
         ),
         assumptions=Assumptions(
             workload=capacities.workload,
-            partial_inference=question.partial,
-            objective=question.objective,
-            concurrency=question.concurrency,
+            partial_inference=capacities.partial,
+            objective=objective,
+            concurrency=capacities.concurrency,
             notes=(*notes, *remarks),
         ),
         solver=facts,
@@ -126,17 +137,23 @@ def assemble(
 
 
 def _over_concurrency(
-    question: Question, held: Mapping[str, LayerRange], flow: Flow, batching: Batching, *, is_analytic: bool
+    capacities: Capacities,
+    held: Mapping[str, LayerRange],
+    flow: Flow,
+    batching: Batching,
+    *,
+    objective: Objective,
+    is_analytic: bool,
 ) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
     """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
 
     The steps end where, analytically, more requests in flight bring no more.
     """
-    capacities, asked = question.capacities, question.concurrency
+    asked = capacities.concurrency
     if is_analytic:
         return (predict_analytically(capacities, held, flow.links, asked),), ()
-    effort = REPORTED if question.objective == "throughput" else REPORTED_BESIDE
-    found = simulated(question, held, flow, asked, batching=batching, effort=effort)
+    effort = REPORTED if objective == "throughput" else REPORTED_BESIDE
+    found = simulated(capacities, held, flow, asked, batching=batching, effort=effort)
     analytic = predict_analytically(capacities, held, flow.links, asked)
     end, notes = (analytic, (ANALYTIC_NOTE,)) if found is None else (found.expected, _notes(found))
     if any(capacities.nodes[name].cost is None for name in held):
@@ -145,7 +162,7 @@ def _over_concurrency(
     is_fast = found is not None and found.work <= RANKED.max_work * len(found.totals)
     while step < end.concurrency:
         at_step = predict_analytically(capacities, held, flow.links, step)
-        steps.append(expected_of(question, held, flow, step, batching=batching, effort=STEP) if is_fast else at_step)
+        steps.append(expected_of(capacities, held, flow, step, batching=batching, effort=STEP) if is_fast else at_step)
         if at_step.total_tokens_per_s >= SATURATED * analytic.total_tokens_per_s:
             break
         step *= 2

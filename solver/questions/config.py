@@ -11,8 +11,7 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.published import PUBLISHED
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import Expected, LayerRange, Placement
-from helixbench.solver.problem.question import Objective
+from helixbench.solver.problem.plan import Expected, LayerRange, Objective, Placement
 from helixbench.solver.problem.workload import Workload
 
 MAX_SEED = 2**31 - 1
@@ -118,4 +117,6 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def capacities(self) -> Capacities:
         """What every node of the cluster can do for the workload."""
-        return Capacities(self.cluster, self.workload, concurrency=self.concurrency, pins=self.pins)
+        return Capacities(
+            self.cluster, self.workload, concurrency=self.concurrency, pins=self.pins, partial=self.partial
+        )

@@ -15,7 +15,6 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.checker import require_sound
 from helixbench.solver.problem.feasibility import why_infeasible
 from helixbench.solver.problem.plan import Infeasible, LayerRange, Placement, Plan, SearchStatus, SolverFacts
-from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.assemble import CUT_SHORT_NOTE, assemble, interrupted
 from helixbench.solver.questions.config import SolveConfig
 
@@ -31,9 +30,8 @@ def solve_placement(config: SolveConfig, on_progress: OnProgress | None = None) 
     reason = why_infeasible(capacities)
     if reason is not None:
         return Infeasible(reason=reason)
-    question = Question(capacities, config.objective, config.partial)
     limits = milp.Limits(time_s=config.time_limit_s, threads=config.threads, seed=config.seed)
-    search = Search(question, limits, on_progress or (lambda _: None))
+    search = Search(capacities, config.objective, limits, on_progress or (lambda _: None))
     try:
         search.offer(config.start, "the placement to start from")
         status = run_search(search, config.method)
@@ -57,10 +55,16 @@ def solve_placement(config: SolveConfig, on_progress: OnProgress | None = None) 
 def _written_up(search: Search, best: Placement, facts: SolverFacts) -> Plan:
     """The plan of the best placement. Ctrl-C ends its simulation; a plan is returned all the same."""
     try:
-        return assemble(search.question, best, bound=search.bound, facts=facts)
+        return assemble(search.capacities, best, objective=search.objective, bound=search.bound, facts=facts)
     except KeyboardInterrupt:
         plan = assemble(
-            search.question, best, bound=search.bound, facts=facts, notes=(CUT_SHORT_NOTE,), is_analytic=True
+            search.capacities,
+            best,
+            objective=search.objective,
+            bound=search.bound,
+            facts=facts,
+            notes=(CUT_SHORT_NOTE,),
+            is_analytic=True,
         )
         return interrupted(plan)
 
@@ -90,7 +94,7 @@ def _require_room_at_tables(capacities: Capacities) -> None:
 
 
 def _why_nothing(search: Search, method: str, status: SearchStatus) -> str:
-    num_layers = search.question.capacities.model.num_layers
+    num_layers = search.capacities.model.num_layers
     if method in METHODS:
         return f"the {method} rule finds no placement of all {num_layers} layers on this cluster; try --method auto"
     if status in ("time limit", "interrupted"):

@@ -113,7 +113,7 @@ def fewest_nodes(solve: Solve, config: SolveConfig, capacities: Capacities) -> P
     """
     wanted = config.min_tokens_per_s
     assert wanted is not None, "a target of its own"
-    least = least_nodes(capacities, wanted, partial=config.partial)
+    least = least_nodes(capacities, wanted)
     if least > len(capacities.nodes):
         return Infeasible(reason=f"no plan can give {wanted:.1f} tokens/s: all nodes together do not do that much work")
     best = solve(replace(config, time_limit_s=config.time_limit_s / 3))

@@ -51,12 +51,10 @@ class Weights:
         return {pipeline: weight / total for pipeline, weight in self.pipelines} if total > 0 else {}
 
 
-def reflow(
-    capacities: Capacities, placement: Mapping[str, LayerRange], observed: Observed, *, partial: bool
-) -> Weights:
+def reflow(capacities: Capacities, placement: Mapping[str, LayerRange], observed: Observed) -> Weights:
     """The weights of a placement in the cluster as it is; no pipelines where the nodes that are left cover no model."""
     usable = {node: held for node, held in placement.items() if node not in observed.unusable}
-    network = _observed(build_network(capacities, usable, partial=partial), observed)
+    network = _observed(build_network(capacities, usable), observed)
     flow = solve_network(network, shares=cache_shares(capacities, usable))
     return Weights(flow.tokens_per_s, pipelines_of(usable, flow.links))
 

@@ -91,11 +91,11 @@ def milp_effort(profile: ClusterProfile, *, is_linked: bool) -> tuple[int, int]:
         AssertionError: it did not prove it.
     """
     capacities = Capacities(profile, WORKLOAD)
-    names, clip = list(capacities.nodes), work_bound(capacities, partial=True)
+    names, clip = list(capacities.nodes), work_bound(capacities)
     if is_linked:
-        model = milp.linked_model(capacities, names, partial=True, clip=clip)
+        model = milp.linked_model(capacities, names, clip=clip)
     else:
-        model = milp.pooled_model(capacities, names, partial=True, clip=clip)
+        model = milp.pooled_model(capacities, names, clip=clip)
     outcome = milp.solve(model, milp.Limits(time_s=240.0, threads=1, seed=0))
     assert outcome.end is milp.End.OPTIMAL, outcome
     info = model.problem.solverModel.getInfo()

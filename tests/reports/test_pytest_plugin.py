@@ -22,13 +22,14 @@ EXAMPLE = ROOT / "docs" / "examples" / "test_helixbench_gates.py"
 
 # Stands in for `python -m helixbench serve`: writes the ready file and answers completions.
 STAND_IN = """
-import http.server, json, sys
+import http.server, json, sys, time
 from pathlib import Path
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert body["model"] == "tiny"
+        time.sleep(0.8)
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
         raw = json.dumps({"usage": usage}).encode()
         self.send_response(200)
@@ -52,23 +53,12 @@ except KeyboardInterrupt:
     open("stops", "a").write("x")
 """
 
-# A request ends every tenth of a second by the clock that loads are measured with, however busy the machine is.
-FIXED_CLOCK = """
-import itertools, time
-from types import SimpleNamespace
-from helixbench.reports import served_plan
-
-ends = itertools.count()
-served_plan.time = SimpleNamespace(perf_counter=lambda: next(ends) / 10, sleep=time.sleep)
-"""
-
 
 def run_pytest(folder: Path, *arguments: str | Path, is_module: bool = False) -> subprocess.CompletedProcess[str]:
     """``pytest`` as the user of a project in ``folder`` runs it, with this project and its entry point installed."""
     installed = folder / "installed"
     if not installed.exists():
         write_stand_in(installed, STAND_IN)
-        (installed / "fixed_clock.py").write_text(FIXED_CLOCK)
         plugins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
         metadata = installed / "helixbench-0.dist-info"
         metadata.mkdir()
@@ -78,7 +68,7 @@ def run_pytest(folder: Path, *arguments: str | Path, is_module: bool = False) ->
     command = [sys.executable, "-m", "pytest"] if is_module else [str(Path(sys.executable).parent / "pytest")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
     return subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-p", "fixed_clock", *map(str, arguments)],
+        [*command, "-p", "no:cacheprovider", *map(str, arguments)],
         cwd=folder,
         env={**environment, "PYTHONPATH": str(installed)},
         capture_output=True,

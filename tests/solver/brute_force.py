@@ -12,7 +12,7 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 
-def largest_flow(capacities: Capacities, placement: Placement, *, partial: bool) -> float:
+def largest_flow(capacities: Capacities, placement: Placement) -> float:
     """The max-flow of one placement, as a linear program written down from docs/design/bounds.md alone."""
     profile = capacities.profile
     num_layers = profile.model.num_layers
@@ -20,7 +20,7 @@ def largest_flow(capacities: Capacities, placement: Placement, *, partial: bool)
     for src in (COORDINATOR, *placement):
         layer = 0 if src == COORDINATOR else placement[src].end
         for dst, held in placement.items():
-            enters = held.start <= layer < held.end if partial else held.start == layer
+            enters = held.start <= layer < held.end if capacities.partial else held.start == layer
             if dst != src and enters and profile.link(src, dst) is not None:
                 hops.append((src, dst, layer))
         if layer == num_layers and profile.link(src, COORDINATOR) is not None:
@@ -56,7 +56,7 @@ def largest_flow(capacities: Capacities, placement: Placement, *, partial: bool)
     return float(-result.fun)
 
 
-def best_flow(capacities: Capacities, *, partial: bool) -> float:
+def best_flow(capacities: Capacities) -> float:
     """The largest max-flow of any placement; 0 where none carries any.
 
     Placements are taken in the order of what the nodes at their scarcest layer can do in all, which no flow exceeds.
@@ -75,7 +75,7 @@ def best_flow(capacities: Capacities, *, partial: bool) -> float:
         rows = np.zeros((len(mine), num_layers))
         for row, held in enumerate(mine):
             if held is not None:
-                entries = range(held.start, held.end) if partial else (held.start,)
+                entries = range(held.start, held.end) if capacities.partial else (held.start,)
                 rows[row, held.start : held.end] = max(capacities.tokens_per_s(name, held, a) for a in entries)
         cover.append(rows)
     total = cover[0]
@@ -93,5 +93,5 @@ def best_flow(capacities: Capacities, *, partial: bool) -> float:
             for name, mine, pick in zip(capacities.nodes, options, picks, strict=True)
             if (held := mine[int(pick)]) is not None
         }
-        best = max(best, largest_flow(capacities, placement, partial=partial))
+        best = max(best, largest_flow(capacities, placement))
     return best

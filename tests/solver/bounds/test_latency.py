@@ -12,10 +12,9 @@ from helixbench.solver import Infeasible, Plan
 from helixbench.solver.bounds.latency import bound_of_expected, least_nodes, least_round_s, most_in_flight
 from helixbench.solver.expected.analytic import kv_requests, predict_analytically, visits_of
 from helixbench.solver.expected.simulated import expected_of
-from helixbench.solver.flow.max_flow import largest_flow
+from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
-from helixbench.solver.problem.question import Question
 from helixbench.solver.problem.workload import fixed_workload
 from helixbench.solver.questions.answer import answer
 from helixbench.solver.questions.config import SolveConfig
@@ -46,11 +45,10 @@ def _placements(capacities: Capacities, rng: random.Random, count: int) -> list[
 def test_no_placement_is_expected_to_give_more(seed: int) -> None:
     rng = random.Random(seed)
     profile, concurrency = random_cluster(seed), rng.choice([None, 1, 3, 20])
-    capacities = Capacities(profile, WORKLOAD, concurrency=concurrency)
-    question = Question(capacities, "throughput", partial=rng.random() < 0.7)
+    capacities = Capacities(profile, WORKLOAD, concurrency=concurrency, partial=rng.random() < 0.7)
     bound = bound_of_expected(capacities, float("inf"))
     for placement in _placements(capacities, rng, 40):
-        flow = largest_flow(question, placement, spread=True)
+        flow = max_flow(capacities, placement, spread=True)
         if flow.tokens_per_s <= 0:
             continue
         held = flow.used(placement)
@@ -63,11 +61,10 @@ def test_no_placement_is_expected_to_give_more(seed: int) -> None:
 @pytest.mark.parametrize("concurrency", [1, 2, 16])
 def test_simulated_requests_stay_within_the_bound(concurrency: int) -> None:
     capacities = Capacities(demo_cluster(), WORKLOAD, concurrency=concurrency)
-    question = Question(capacities, "throughput", partial=True)
     bound = bound_of_expected(capacities, float("inf"))
     for placement in ({"big": LayerRange(0, 16)}, {"big": LayerRange(0, 10), "mid": LayerRange(10, 16)}):
-        flow = largest_flow(question, placement, spread=True)
-        expected = expected_of(question, placement, flow, concurrency)
+        flow = max_flow(capacities, placement, spread=True)
+        expected = expected_of(capacities, placement, flow, concurrency)
         assert (expected.tpot_s or 0) >= bound.least_tpot_s
         assert expected.total_tokens_per_s <= bound.tokens_per_s
 
@@ -112,7 +109,7 @@ def test_fewest_nodes_come_with_the_least_that_there_can_be() -> None:
     profile = ClusterProfile(model=model(6), nodes=nodes, default_link=DefaultLink(1e9))
     capacities = Capacities(profile, WORKLOAD)
     # Work of a node at F: max over k of k * min(T(k), F); two nodes of three layers carry 40, at 60 three are needed.
-    assert [least_nodes(capacities, wanted, partial=True) for wanted in (1.0, 40.0, 60.0, 100.0)] == [2, 2, 3, 5]
+    assert [least_nodes(capacities, wanted) for wanted in (1.0, 40.0, 60.0, 100.0)] == [2, 2, 3, 5]
     plan = answer(SolveConfig(cluster=profile, workload=WORKLOAD, min_tokens_per_s=20.0, time_limit_s=2)).plan
     assert isinstance(plan, Plan)
     assert plan.predicted.least_nodes == len(plan.placement) == 2

@@ -22,10 +22,10 @@ def check_region_bound(seed: int) -> float:
     """One random cluster in several regions: the bound is not below brute force; how far it is below that of work."""
     profile = in_regions(random_cluster(seed), seed)
     partial, concurrency = seed % 2 == 0, 4 if seed % 3 == 0 else None
-    capacities = Capacities(profile, WORKLOAD, concurrency=concurrency)
-    work = work_bound(capacities, partial=partial)
-    bound = RegionBound(capacities, partial=partial).bound(high=work)
-    assert bound >= best_flow(capacities, partial=partial) * (1 - 1e-9)
+    capacities = Capacities(profile, WORKLOAD, concurrency=concurrency, partial=partial)
+    work = work_bound(capacities)
+    bound = RegionBound(capacities).bound(high=work)
+    assert bound >= best_flow(capacities) * (1 - 1e-9)
     return bound / work if work > 0 else 1.0
 
 
@@ -42,7 +42,7 @@ def test_regions_without_links_between_them_carry_what_each_does_alone() -> None
     profile = ClusterProfile(model=model(2), nodes=tuple(nodes), links=tuple(slow), default_link=DefaultLink(1e9))
     capacities = Capacities(profile, WORKLOAD)
     # Each region: two nodes, two layers, 1000 tokens/s; four links of a thousandth of a token/s each way.
-    bound = RegionBound(capacities, partial=True).bound(high=4000.0)
+    bound = RegionBound(capacities).bound(high=4000.0)
     assert bound == pytest.approx(2000.004, rel=1e-3)
 
 
@@ -57,8 +57,8 @@ def test_a_region_that_the_coordinator_does_not_reach_carries_only_what_crosses(
     ]
     capacities = Capacities(replace(profile, links=(*kept, *unreached)), WORKLOAD)
     near = [node for node in profile.nodes if node.region == "region-0"]
-    bound = RegionBound(capacities, partial=True).bound(high=1e4)
-    work = work_bound(capacities, partial=True, names=[node.name for node in near])
+    bound = RegionBound(capacities).bound(high=1e4)
+    work = work_bound(capacities, names=[node.name for node in near])
     assert bound <= work + len(near) * len(far) * 12.5e6 * 1.2 / 16384 / 1e4
 
 
@@ -71,8 +71,8 @@ def test_regions_all_but_cut_off_are_planned_to_within_the_bound() -> None:
         for link in profile.links
     )
     capacities = Capacities(replace(profile, links=links), WORKLOAD)
-    work = work_bound(capacities, partial=True)
-    bound = RegionBound(capacities, partial=True).bound(high=work)
+    work = work_bound(capacities)
+    bound = RegionBound(capacities).bound(high=work)
     found = regional_placements(capacities, bound=bound, may_go_on=lambda: True)
-    carried = max(max_flow(capacities, placement, partial=True).tokens_per_s for placement in found)
+    carried = max(max_flow(capacities, placement).tokens_per_s for placement in found)
     assert carried <= bound < 1.05 * carried < 0.9 * work

@@ -20,10 +20,11 @@ def check_bounds(seed: int) -> None:
     """One random cluster: no bound is below brute force, and nothing that brute force carries is excluded."""
     profile = random_cluster(seed)
     partial, concurrency = seed % 2 == 0, 4 if seed % 3 == 0 else None
-    capacities = Capacities(profile, WORKLOAD, concurrency=concurrency, pins=_pins(capacities_of(profile), seed))
-    best = best_flow(capacities, partial=partial)
-    work = work_bound(capacities, partial=partial)
-    configurations = Configurations(capacities, partial=partial)
+    pins = _pins(capacities_of(profile), seed)
+    capacities = Capacities(profile, WORKLOAD, concurrency=concurrency, pins=pins, partial=partial)
+    best = best_flow(capacities)
+    work = work_bound(capacities)
+    configurations = Configurations(capacities)
     bound = configurations.bound(low=0.0, high=work)
     assert work >= best * (1 - 1e-9)
     assert coordinator_bound(capacities) >= best * (1 - 1e-9)
@@ -72,11 +73,11 @@ def test_the_bound_does_not_depend_on_names_or_order(seed: int) -> None:
 def test_half_a_node_holds_no_layer() -> None:
     """Work alone allows 309 tokens/s and more; single layers only what a node with ten layers carries."""
     capacities = Capacities(published("published8-l4-llama30b"), WORKLOAD)
-    work = work_bound(capacities, partial=True)
+    work = work_bound(capacities)
     assert work > 300
-    assert Configurations(capacities, partial=True).bound(low=0.0, high=work) == pytest.approx(252.64985, rel=1e-4)
+    assert Configurations(capacities).bound(low=0.0, high=work) == pytest.approx(252.64985, rel=1e-4)
 
 
 def bound_of(capacities: Capacities) -> float:
-    work = work_bound(capacities, partial=True)
-    return Configurations(capacities, partial=True).bound(low=0.0, high=work)
+    work = work_bound(capacities)
+    return Configurations(capacities).bound(low=0.0, high=work)

@@ -54,7 +54,7 @@ def test_the_chain_that_fills_evenly_beats_the_one_with_more_flow(
     capacities = Capacities(cluster, conversations)
     flows, expected = {}, {}
     for name, placement in plans(cluster).items():
-        flow = max_flow(capacities, placement, partial=True, spread=True)
+        flow = max_flow(capacities, placement, spread=True)
         flows[name] = flow.tokens_per_s
         expected[name] = predict_analytically(capacities, placement, flow.links, None).total_tokens_per_s
     assert flows["flow-optimal"] == pytest.approx(2045.64, abs=0.01)
@@ -68,7 +68,7 @@ def test_the_search_finds_a_plan_at_least_as_good_as_the_one_made_by_hand(
 ) -> None:
     capacities = Capacities(cluster, conversations)
     by_hand = plans(cluster)["balanced"]
-    flow = max_flow(capacities, by_hand, partial=True, spread=True)
+    flow = max_flow(capacities, by_hand, spread=True)
     plan = solve_placement(SolveConfig(cluster=cluster, workload=conversations, time_limit_s=15))
     assert isinstance(plan, Plan)
     found = predict_analytically(capacities, plan.placement, plan.flows, None).total_tokens_per_s

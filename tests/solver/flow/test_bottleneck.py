@@ -11,7 +11,6 @@ from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.flow.network import build_network
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, SolverFacts
-from helixbench.solver.problem.question import Question
 from helixbench.solver.questions.assemble import assemble
 from tests.solver.brute_force import largest_flow
 from tests.solver.clusters import WORKLOAD, model, random_cluster, table_node
@@ -20,8 +19,8 @@ FACTS = SolverFacts(method="by hand", backend="", seconds=0.0, status="not searc
 
 
 def plan_by_hand(profile: ClusterProfile, placement: dict[str, LayerRange]) -> Plan:
-    question = Question(Capacities(profile, WORKLOAD), "max-flow", True)
-    return assemble(question, placement, bound=0.0, facts=FACTS)
+    capacities = Capacities(profile, WORKLOAD)
+    return assemble(capacities, placement, objective="max-flow", bound=0.0, facts=FACTS)
 
 
 def in_a_row(*rates: float, links: tuple[Link, ...] = ()) -> tuple[ClusterProfile, dict[str, LayerRange]]:
@@ -70,8 +69,8 @@ def test_marginal_values_are_those_of_the_changed_cluster(seed: int) -> None:
     found = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", time_limit_s=3))
     assert isinstance(found, Plan)
     capacities = Capacities(profile, WORKLOAD)
-    flow = max_flow(capacities, found.placement, partial=True, spread=True)
-    values = marginals(build_network(capacities, found.placement, partial=True), flow)
+    flow = max_flow(capacities, found.placement, spread=True)
+    values = marginals(build_network(capacities, found.placement), flow)
     assert values, "something limits every flow"
 
     for value in values:
@@ -79,7 +78,7 @@ def test_marginal_values_are_those_of_the_changed_cluster(seed: int) -> None:
             continue
         for factor, change in ((1 + STEP, value.gain_tokens_per_s), (1 - STEP, -value.loss_tokens_per_s)):
             changed = _OneChanged(profile, value.name, factor)
-            again = largest_flow(changed, dict(found.placement), partial=True)
+            again = largest_flow(changed, dict(found.placement))
             assert again - flow.tokens_per_s == pytest.approx(change, abs=1e-5 * flow.tokens_per_s)
 
 

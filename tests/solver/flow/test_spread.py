@@ -29,7 +29,7 @@ def test_of_two_alike_nodes_the_one_with_more_memory_gets_more(larger: float, sh
         model=model(4, kv_bytes_per_token_per_layer=1e5), nodes=nodes, default_link=DefaultLink(1e9, 1e-4)
     )
     placement = {"slow": LayerRange(0, 2), "small": LayerRange(2, 4), "large": LayerRange(2, 4)}
-    flow = max_flow(Capacities(profile, WORKLOAD), placement, partial=False, spread=True)
+    flow = max_flow(Capacities(profile, WORKLOAD, partial=False), placement, spread=True)
     if share == 0.5:
         assert flow.through("large") == pytest.approx(flow.tokens_per_s / 2, rel=0.05)
     else:
@@ -49,11 +49,12 @@ def test_late_entry_does_not_wind_through_two_branches() -> None:
     from benchmarks.published_plans import PUBLISHED_MILP
 
     profile = with_imported_costs(published("published24-llama70b"), DATA / "gpu_profiles")
-    capacities = Capacities(profile, fixed_workload(prompt_tokens=763, output_tokens=232))
+    workload = fixed_workload(prompt_tokens=763, output_tokens=232)
     ranges = [LayerRange(*map(int, text.split("-"))) for text in PUBLISHED_MILP.split()]
     placement = {node.name: held for node, held in zip(profile.nodes, ranges, strict=True)}
     admitted = []
     for partial in (True, False):
-        flow = max_flow(capacities, placement, partial=partial, spread=True)
+        capacities = Capacities(profile, workload, partial=partial)
+        flow = max_flow(capacities, placement, spread=True)
         admitted.append(kv_requests(capacities, placement, visits_of(placement, flow.links)))
     assert admitted[0] >= admitted[1] > 1

@@ -26,15 +26,15 @@ def cluster(nodes: int, types: int, regions: int, seed: int) -> ClusterProfile:
 
 
 def bound_of(capacities: Capacities) -> float:
-    high = work_bound(capacities, partial=True)
-    return Configurations(capacities, partial=True).bound(low=0.0, high=high)
+    high = work_bound(capacities)
+    return Configurations(capacities).bound(low=0.0, high=high)
 
 
 @pytest.mark.parametrize("partial", [True, False])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_fast_flow_is_the_exact_one_where_cards_do_not_bind(seed: int, partial: bool) -> None:
-    capacities = Capacities(cluster(14, 4, 1 + seed % 3, seed), WORKLOAD)
-    fast = FastFlow(capacities, partial=partial)
+    capacities = Capacities(cluster(14, 4, 1 + seed % 3, seed), WORKLOAD, partial=partial)
+    fast = FastFlow(capacities)
     for rule in METHODS.values():
         placement = rule(capacities)
         if placement is None:
@@ -47,26 +47,25 @@ def test_the_fast_flow_is_the_exact_one_where_cards_do_not_bind(seed: int, parti
                 [capacities.tokens_per_s(n, h) if h else 0.0 for n, h in zip(capacities.nodes, held, strict=True)]
             ),
         )
-        assert flow == pytest.approx(max_flow(capacities, placement, partial=partial).tokens_per_s, abs=0.1)
+        assert flow == pytest.approx(max_flow(capacities, placement).tokens_per_s, abs=0.1)
 
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_annealing_only_gets_better_and_says_what_it_carries(partial: bool) -> None:
-    capacities = Capacities(cluster(8, 2, 2, 5), WORKLOAD)
+    capacities = Capacities(cluster(8, 2, 2, 5), WORKLOAD, partial=partial)
     start = METHODS["homogeneous"](capacities)
     assert start is not None
     asked = itertools.count()
-    carried = first = max_flow(capacities, start, partial=partial).tokens_per_s
+    carried = first = max_flow(capacities, start).tokens_per_s
     for placement in annealed(
         capacities,
         start,
-        partial=partial,
         bound=bound_of(capacities),
         coolings=1,
         may_go_on=lambda: next(asked) < 1500,
         seed=0,
     ):
-        flow = max_flow(capacities, placement, partial=partial).tokens_per_s
+        flow = max_flow(capacities, placement).tokens_per_s
         assert flow > carried
         carried = flow
     assert carried > 1.05 * first
@@ -97,7 +96,6 @@ def test_annealing_with_the_same_seed_takes_the_same_way() -> None:
             annealed(
                 capacities,
                 start,
-                partial=True,
                 bound=1e4,
                 coolings=1,
                 may_go_on=lambda: next(asked) < 500,

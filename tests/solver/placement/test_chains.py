@@ -17,9 +17,9 @@ from tests.solver.clusters import WORKLOAD
 def test_one_region_is_solved_to_within_its_bound(nodes: int, types: int, seed: int) -> None:
     profile = make_cluster(num_nodes=nodes, num_types=types, num_regions=1, seed=seed)
     capacities = Capacities(profile, WORKLOAD)
-    high = work_bound(capacities, partial=True)
-    bound = Configurations(capacities, partial=True).bound(low=0.0, high=high)
+    high = work_bound(capacities)
+    bound = Configurations(capacities).bound(low=0.0, high=high)
     found = widest_chain(capacities, bound=bound, seconds=20)
     assert found is not None
-    carried = max_flow(capacities, found, partial=True).tokens_per_s
+    carried = max_flow(capacities, found).tokens_per_s
     assert 0.95 * bound <= carried <= bound * (1 + 1e-9)

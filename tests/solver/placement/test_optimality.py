@@ -16,7 +16,7 @@ def check_against_brute_force(seed: int) -> None:
     if seed % 3 == 1:
         profile = in_regions(profile, seed)
     partial, concurrency = seed % 2 == 0, 4 if seed % 3 == 0 else None
-    best = best_flow(Capacities(profile, WORKLOAD, concurrency=concurrency), partial=partial)
+    best = best_flow(Capacities(profile, WORKLOAD, concurrency=concurrency, partial=partial))
     answer = solve_placement(
         SolveConfig(cluster=profile, workload=WORKLOAD, concurrency=concurrency, objective="max-flow", partial=partial)
     )

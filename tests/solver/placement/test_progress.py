@@ -17,7 +17,7 @@ import pytest
 
 from helixbench.records import load_record, save_record
 from helixbench.solver import Plan, SolveConfig, problems_of, solve_placement
-from helixbench.solver.flow.max_flow import Flow, largest_flow
+from helixbench.solver.flow.max_flow import Flow, max_flow
 from helixbench.solver.placement import incumbent
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.incumbent import WRITE_UP, Search
@@ -25,7 +25,7 @@ from helixbench.solver.placement.local_search import _kick
 from helixbench.solver.placement.milp import Limits
 from helixbench.solver.placement.progress import LiveLine, Printed, Progress
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.question import Objective, Question
+from helixbench.solver.problem.plan import Objective
 from helixbench.solver.questions.assemble import CUT_SHORT_NOTE
 from helixbench.solver.questions.generate import make_cluster
 from tests.solver.clusters import WORKLOAD, demo_cluster
@@ -143,14 +143,14 @@ def test_the_first_plan_for_50_nodes_takes_one_flow(monkeypatch: pytest.MonkeyPa
     flows: list[Flow] = []
 
     def counted(*arguments: Any, **options: Any) -> Flow:
-        flows.append(largest_flow(*arguments, **options))
+        flows.append(max_flow(*arguments, **options))
         return flows[-1]
 
     def stop_at_the_first_plan(moment: Progress) -> None:
         if moment.incumbent_tokens_per_s is not None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(incumbent, "largest_flow", counted)
+    monkeypatch.setattr(incumbent, "max_flow", counted)
     plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD), stop_at_the_first_plan)
     assert isinstance(plan, Plan)
     assert plan.solver.status == "interrupted"
@@ -172,17 +172,17 @@ def test_ctrl_c_while_the_plan_is_simulated_still_gives_it(monkeypatch: pytest.M
 
 def test_time_is_kept_for_simulating_the_plan() -> None:
     capacities = Capacities(demo_cluster(), WORKLOAD)
-    for_flow = Search(Question(capacities, "max-flow", True), Limits(time_s=60.0), lambda _: None)
-    expected = Search(Question(capacities, "throughput", True), Limits(time_s=60.0), lambda _: None)
+    for_flow = Search(capacities, "max-flow", Limits(time_s=60.0), lambda _: None)
+    expected = Search(capacities, "throughput", Limits(time_s=60.0), lambda _: None)
     assert 50.0 < expected.left() <= 54.0 < for_flow.left()
 
 
 def test_a_kick_ends_when_time_is_up() -> None:
     """A large cluster has many neighbours to list; none of them is once time is up."""
     profile = make_cluster(num_nodes=60, num_types=4, num_regions=4, seed=19)
-    question = Question(Capacities(profile, WORKLOAD), "max-flow", True)
-    search = Search(question, Limits(time_s=1e-9), lambda _: None)
-    search.offer(METHODS["petals"](question.capacities), "petals placement")
+    capacities = Capacities(profile, WORKLOAD)
+    search = Search(capacities, "max-flow", Limits(time_s=1e-9), lambda _: None)
+    search.offer(METHODS["petals"](capacities), "petals placement")
     assert _kick(search, random.Random(0), 0.0) is None
     assert _kick(search, random.Random(0), 1e9) != search.best
 
@@ -193,13 +193,13 @@ def test_the_search_ends_early_enough_to_write_up_its_plan(monkeypatch: pytest.M
     def slowly(*arguments: Any, **options: Any) -> Flow:
         nonlocal now_s
         now_s += 4.0
-        return largest_flow(*arguments, **options)
+        return max_flow(*arguments, **options)
 
     clock = SimpleNamespace(perf_counter=lambda: now_s, process_time=lambda: now_s)
     monkeypatch.setattr(incumbent, "time", clock)
-    monkeypatch.setattr(incumbent, "largest_flow", slowly)
+    monkeypatch.setattr(incumbent, "max_flow", slowly)
     capacities = Capacities(make_cluster(num_nodes=10, num_types=3, num_regions=1, seed=0), WORKLOAD)
-    search = Search(Question(capacities, "max-flow", True), Limits(time_s=100.0), lambda _: None, started=0.0)
+    search = Search(capacities, "max-flow", Limits(time_s=100.0), lambda _: None, started=0.0)
     assert search.left() == 100.0
     assert search.offer(METHODS["petals"](capacities), "petals placement")
     assert search.left() == 100.0 - 4.0 - WRITE_UP * 4.0

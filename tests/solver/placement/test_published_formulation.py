@@ -32,7 +32,7 @@ def test_it_finds_the_optimum_of_a_small_cluster_with_links_that_bind(unlike: Cl
     )
     assert isinstance(plan, Plan)
     assert not list(problems_of(unlike, plan))
-    best = best_flow(Capacities(unlike, WORKLOAD), partial=partial)
+    best = best_flow(Capacities(unlike, WORKLOAD, partial=partial))
     assert plan.predicted.max_flow_tokens_per_s == pytest.approx(best)
     assert plan.predicted.gap <= 1e-6
     assert plan.solver.status == "optimal"

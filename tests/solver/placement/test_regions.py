@@ -24,7 +24,7 @@ def capacities_of(nodes: int, types: int, regions: int, seed: int) -> Capacities
 
 def planned(capacities: Capacities, bound: float) -> list[float]:
     found = regional_placements(capacities, bound=bound, may_go_on=lambda: True)
-    return [max_flow(capacities, placement, partial=False).tokens_per_s for placement in found]
+    return [max_flow(capacities, placement).tokens_per_s for placement in found]
 
 
 @pytest.mark.parametrize(("nodes", "types", "seed", "optimum"), [(10, 3, 0, 952.0), (20, 7, 4, 4300.0)])
@@ -43,7 +43,7 @@ def test_a_node_behind_a_slow_network_card_does_not_spoil_the_plan(way: str) -> 
     slow, *others = profile.nodes
     with_slow = msgspec.structs.replace(profile, nodes=(msgspec.structs.replace(slow, **{way: 1e6}), *others))
     without = Capacities(msgspec.structs.replace(profile, nodes=tuple(others)), WORKLOAD)
-    high = work_bound(without, partial=False)
+    high = work_bound(without)
     assert max(planned(Capacities(with_slow, WORKLOAD), high)) >= 0.99 * max(planned(without, high))
 
 
@@ -57,7 +57,7 @@ def test_a_node_behind_slow_links_does_not_spoil_the_plan_though_it_is_like_othe
     )
     with_slow = Capacities(msgspec.structs.replace(profile, links=links), WORKLOAD)
     without = Capacities(msgspec.structs.replace(profile, nodes=tuple(others)), WORKLOAD)
-    high = work_bound(without, partial=False)
+    high = work_bound(without)
     assert well_linked(with_slow, high) == [node.name for node in others]
     assert max(planned(with_slow, high)) >= 0.99 * max(planned(without, high))
 

@@ -26,28 +26,28 @@ def through(weights: dict[tuple[Hop, ...], float], node: str) -> float:
 
 def test_with_nothing_observed_it_is_the_planned_flow() -> None:
     known = capacities(a=60.0)
-    weights = reflow(known, PLACEMENT, Observed(), partial=True)
+    weights = reflow(known, PLACEMENT, Observed())
 
-    assert weights.tokens_per_s == pytest.approx(max_flow(known, PLACEMENT, partial=True).tokens_per_s)
+    assert weights.tokens_per_s == pytest.approx(max_flow(known, PLACEMENT).tokens_per_s)
     assert through(weights.shares(), "a") == pytest.approx(60 / 160)
 
 
 def test_a_slow_node_gets_less() -> None:
-    weights = reflow(capacities(), PLACEMENT, Observed(ratios={"a": 2.0}), partial=True)
+    weights = reflow(capacities(), PLACEMENT, Observed(ratios={"a": 2.0}))
 
     assert weights.tokens_per_s == pytest.approx(150.0)
     assert through(weights.shares(), "a") == pytest.approx(50 / 150)
 
 
 def test_an_unusable_node_gets_nothing() -> None:
-    weights = reflow(capacities(), PLACEMENT, Observed(unusable={"d"}), partial=True)
+    weights = reflow(capacities(), PLACEMENT, Observed(unusable={"d"}))
 
     assert weights.tokens_per_s == pytest.approx(100.0)
     assert through(weights.shares(), "d") == 0
 
 
 def test_a_link_that_is_down_is_passed_over() -> None:
-    weights = reflow(capacities(), PLACEMENT, Observed(links_down={("a", "c"), ("a", "d")}), partial=True)
+    weights = reflow(capacities(), PLACEMENT, Observed(links_down={("a", "c"), ("a", "d")}))
 
     assert weights.tokens_per_s == pytest.approx(100.0)
     assert through(weights.shares(), "a") == 0
@@ -59,14 +59,14 @@ def test_a_slow_link_carries_its_observed_share() -> None:
     full = known.links.bandwidth(*link)
     assert full is not None
     share = 20.0 * known.profile.bytes_per_token(*link) / full
-    weights = reflow(known, PLACEMENT, Observed(link_shares={link: share}), partial=True)
+    weights = reflow(known, PLACEMENT, Observed(link_shares={link: share}))
 
     assert weights.tokens_per_s == pytest.approx(120.0)
     assert through(weights.shares(), "a") == pytest.approx(20 / 120)
 
 
 def test_where_a_layer_is_held_by_nobody_nothing_flows() -> None:
-    weights = reflow(capacities(), PLACEMENT, Observed(unusable={"c", "d"}), partial=True)
+    weights = reflow(capacities(), PLACEMENT, Observed(unusable={"c", "d"}))
 
     assert (weights.tokens_per_s, weights.pipelines, weights.shares()) == (0.0, (), {})
 
