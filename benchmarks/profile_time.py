@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from helixbench.profiler.cluster import CostSample
 from helixbench.profiler.cost.fit import fit_cost, relative_errors
+from helixbench.profiler.cost.measured import CostSample
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure.sampler import Block, sample_of
 from helixbench.reference_server.profiling import node as self_profile

@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from helixbench.errors import InputError
-from helixbench.profiler.cluster import ClusterProfile, CostSample, Device, MeasuredCost
+from helixbench.profiler.cluster import ClusterProfile, Device
 from helixbench.profiler.cost.fit import fit_cost
+from helixbench.profiler.cost.measured import CostSample, MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
 
 HELD_OUT_EVERY = 5

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from helixbench.errors import HelixbenchError, MeasurementError
-from helixbench.profiler.cluster import MemoryUse
+from helixbench.profiler.cost.measured import MemoryUse
 from helixbench.profiler.stage.stage import Stage
 
 _RESET_PEAK = "5"  # written to clear_refs: resets VmHWM; see proc(5)

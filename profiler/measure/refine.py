@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from helixbench.profiler.cluster import CostSample, MeasuredCost
 from helixbench.profiler.cost.fit import relative_errors
+from helixbench.profiler.cost.measured import CostSample, MeasuredCost
 from helixbench.profiler.measure.grid import GridPoint
 
 MISSED_BY = 0.05

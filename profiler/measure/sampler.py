@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 import numpy as np
 
-from helixbench.profiler.cluster import CostSample
+from helixbench.profiler.cost.measured import CostSample
 from helixbench.profiler.measure.grid import GridPoint, Runner
 
 MIN_BLOCK_S = 0.12

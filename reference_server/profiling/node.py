@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from helixbench.errors import InputError
-from helixbench.profiler.cluster import CostSample, MemoryUse, ModelFacts, Quality
+from helixbench.profiler.cluster import ModelFacts
 from helixbench.profiler.cost.fit import fit_cost
+from helixbench.profiler.cost.measured import CostSample, MemoryUse, Quality
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure.disturbance import find_disturbance
 from helixbench.profiler.measure.grid import GridPoint, grid, layer_counts_to_measure, peak_points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helixbench.profiler.cost.model import BatchShape
+from helixbench.profiler.cost.model import BatchShape, Scope
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from helixbench.profiler.cluster import ClusterProfile, Node
 
 SHOWN_BATCHES = (1, 8, 32, 128)
+SHOWN_CONTEXT = 64
+SHOWN_SCOPES: dict[Scope, str] = {
+    "layer": "layer ms",
+    "step": "rest of an iteration ms",
+    "embedding": "embedding ms",
+    "head": "head ms",
+}
 
 
 def node_table(profile: ClusterProfile) -> Table:
@@ -22,15 +29,14 @@ def node_table(profile: ClusterProfile) -> Table:
     assert node.cost is not None
     stage = node.cost.stage
     table = Table(title=f"{node.name}: {node.device.name}, model {profile.model.name} {profile.model.dtype}")
-    for heading in ("decoding", "layer ms", "rest of an iteration ms", "embedding ms", "head ms"):
+    for heading in ("decoding", *SHOWN_SCOPES.values()):
         table.add_column(heading, justify="right")
     for size in SHOWN_BATCHES:
         if size > node.cost.max_batch_tokens:
             continue
-        batch = BatchShape(decode_tokens=size, decode_context_tokens=size * 64, sampled_tokens=size)
-        step_s = stage.step_s + stage.step_item_s * batch.items + stage.step_token_s * batch.tokens
-        ends = (stage.embed_s + stage.embed_token_s * size, stage.head_s + stage.head_item_s * size)
-        table.add_row(str(size), *(f"{1e3 * s:.3f}" for s in (stage.layer_time_s(batch), step_s, *ends)))
+        batch = BatchShape(decode_tokens=size, decode_context_tokens=size * SHOWN_CONTEXT, sampled_tokens=size)
+        times = (stage.scope_s(scope, batch) for scope in SHOWN_SCOPES)
+        table.add_row(str(size), *(f"{1e3 * seconds:.3f}" for seconds in times))
     return table
 
 

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import msgspec
 
 from helixbench.errors import MeasurementError
-from helixbench.profiler.cluster import CostSample, Device, MessageTime, Quality
+from helixbench.profiler.cluster import Device, MessageTime
+from helixbench.profiler.cost.measured import CostSample, Quality
 from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import OpenRequest, Scores, WorkItem
 

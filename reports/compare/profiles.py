@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from helixbench.profiler.cluster import ClusterProfile, CostSample, Link, MeasuredCost, Node
+from helixbench.profiler.cluster import ClusterProfile, Link, Node
+from helixbench.profiler.cost.measured import CostSample, MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.reports.compare.change import Change, computed, quantity, statement
 from helixbench.reports.formatting import bit_rate, link_name, seconds, size

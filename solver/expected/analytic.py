@@ -14,7 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from helixbench.profiler.cluster import COORDINATOR, MeasuredCost
+from helixbench.profiler.cluster import COORDINATOR
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.solver.problem.capacity import Capacities, RequestMix, admitted_requests
 from helixbench.solver.problem.links import LinkTable

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helixbench.profiler.cluster import ClusterProfile, MeasuredCost, ModelFacts, Node
+from helixbench.profiler.cluster import ClusterProfile, ModelFacts, Node
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange
@@ -256,16 +257,16 @@ def best_rate(
 ) -> Rate:
     """The best capacity of a stage over all batches of at most ``max_sequences`` sequences.
 
-    Between two breakpoints of the cost model time is a straight line over the batch, and tokens over time is monotone
-    there: the best batch is at a breakpoint or at the limit.
+    Between two knots of the cost model time is a straight line over the batch, and tokens over time is monotone there:
+    the best batch is at a knot or at the limit.
     """
     tokens_per_sequence = batch_shape(mix, 1.0, max_batch_tokens=cost.max_batch_tokens).tokens
     limit = min(max_sequences, cost.max_batch_tokens / tokens_per_sequence)
     if limit <= 0:
         return Rate(tokens_per_s=0.0)
-    breakpoints = [tokens / tokens_per_sequence for tokens in cost.stage.breakpoints]
+    knots = [tokens / tokens_per_sequence for tokens in cost.stage.token_knots]
     best = Rate(tokens_per_s=0.0)
-    for sequences in [*(sequences for sequences in breakpoints if sequences < limit), limit]:
+    for sequences in [*(sequences for sequences in knots if sequences < limit), limit]:
         shape = batch_shape(mix, sequences, max_batch_tokens=cost.max_batch_tokens)
         seconds = cost.stage.time_s(num_layers=num_layers, batch=shape, first=first, last=last)
         counted = sequences * mix.tokens_per_output

@@ -64,7 +64,7 @@ class _Iteration:
     def __init__(self, begin_s: float) -> None:
         self.begin_s = begin_s
         self.prefill_tokens = self.decode_tokens = 0
-        self.counts: dict[int, list[float]] = {}  # entry layer -> what enters there, as ``Counts``
+        self.counts: dict[int, list[float]] = {}  # entry layer -> ``Counts`` of what enters there
         self.going: dict[str, Message] = {}  # next node -> what goes there
         self.sampled: list[DecodeGroup] = []  # sequences that get a token
         self.alone: set[InFlight] = set()  # those of them that pass no other node

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from helixbench.errors import InputError
-from helixbench.profiler.cluster import ClusterProfile, Device, MeasuredCost, ModelFacts, Node
+from helixbench.profiler.cluster import ClusterProfile, Device, ModelFacts, Node
 from helixbench.profiler.cost.fit import relative_errors
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.import_tables import import_cost, with_imported_costs
 from tests.solver.clusters import DATA
 

@@ -6,16 +6,8 @@ import random
 
 import msgspec
 
-from helixbench.profiler.cluster import (
-    COORDINATOR,
-    ClusterProfile,
-    DefaultLink,
-    Device,
-    Link,
-    MeasuredCost,
-    ModelFacts,
-    Node,
-)
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, DefaultLink, Device, Link, ModelFacts, Node
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import StageCost
 from helixbench.records import Provenance, digest
 from helixbench.reference_server.run_log import LinkUse, NodeUse, RequestRecord, RunLog, TokenCount, Window

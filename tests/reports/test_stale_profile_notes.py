@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from helixbench.profiler.cluster import CostSample
+from helixbench.profiler.cost.measured import CostSample
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.reports.compare.compare import compare
 from helixbench.reports.render.markdown import markdown

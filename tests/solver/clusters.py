@@ -14,10 +14,10 @@ from helixbench.profiler.cluster import (
     DefaultLink,
     Device,
     Link,
-    MeasuredCost,
     ModelFacts,
     Node,
 )
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import StageCost
 from helixbench.records import load_record
 from helixbench.solver.problem.workload import Workload, fixed_workload

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.profiler.cost.model import BatchShape, StageCost, feature_row
+from helixbench.profiler.cost.model import SCOPES, TERMS, BatchShape, Bends, StageCost, columns, feature_row
 
 SECONDS = st.floats(0, 1e-2)
 
@@ -38,9 +38,7 @@ def stage_costs(draw: st.DrawFn) -> StageCost:
 
 def flat_cost(**changes: Any) -> StageCost:
     """All coefficients 0 but those given."""
-    zeros: dict[str, Any] = dict.fromkeys(StageCost.__struct_fields__, 0.0)
-    shape = {"token_knots": (1.0,), "layer_token_s": (0.0,), "max_tokens": 64.0, "max_context_tokens": 64.0}
-    return StageCost(**(zeros | shape | changes))
+    return StageCost.with_zeros(max_tokens=64.0, max_context_tokens=64.0, **changes)
 
 
 BATCHES = st.builds(BatchShape, **dict.fromkeys(BatchShape.__struct_fields__, st.floats(0, 500)))
@@ -60,20 +58,72 @@ def test_time_never_falls_when_a_batch_grows(
     assert time_s(batch, num_layers) <= time_s(batch, num_layers + 1) * (1 + 1e-9)
 
 
+def plain_sum_s(cost: StageCost, batch: BatchShape, *, num_layers: float, first: bool, last: bool) -> float:
+    """The formula of the module's docstring, term by term."""
+    counts = msgspec.structs.astuple(batch)
+    times = {"step": num_layers > 0, "layer": num_layers, "embedding": first, "head": last}
+    return sum(
+        times[term.scope] * value * quantity
+        for term in TERMS
+        for value, quantity in zip(cost.values_of(term), term.quantities(counts, cost.bends), strict=True)
+    )
+
+
 @given(cost=stage_costs(), batch=BATCHES, num_layers=st.integers(0, 80), first=..., last=...)
-def test_time_is_the_product_that_was_fitted(
+def test_all_forms_of_the_formula_agree(
     cost: StageCost, batch: BatchShape, num_layers: int, first: bool, last: bool
 ) -> None:
-    row = feature_row(
-        num_layers=num_layers,
-        batch=batch,
-        first=first,
-        last=last,
-        token_knots=cost.token_knots,
-        gather_up_to_tokens=cost.gather_up_to_tokens,
-    )
     seconds = cost.time_s(num_layers=num_layers, batch=batch, first=first, last=last)
-    assert seconds == pytest.approx(float(row @ cost.coefficients()), rel=1e-12, abs=1e-15)
+    row = feature_row(num_layers=num_layers, batch=batch, first=first, last=last, bends=cost.bends)
+    parts = {scope: cost.scope_s(scope, batch) for scope in SCOPES}  # what the printed table shows
+
+    assert seconds == close_to(plain_sum_s(cost, batch, num_layers=num_layers, first=first, last=last))
+    assert seconds == close_to(float(row @ cost.coefficients()))
+    assert seconds == close_to(
+        num_layers * parts["layer"]
+        + (num_layers > 0) * parts["step"]
+        + first * parts["embedding"]
+        + last * parts["head"]
+    )
+    if num_layers > 0:
+        entry = 0 if first else 3
+        counts = {entry: msgspec.structs.astuple(batch)}
+        assert seconds == close_to(cost.time_with_entries_s(counts, end=entry + num_layers, last=last))
+
+
+@given(cost=stage_costs(), entering=st.dictionaries(st.integers(0, 9), BATCHES, min_size=1, max_size=4), last=...)
+def test_late_entries_run_layer_by_layer_with_all_that_has_entered(
+    cost: StageCost, entering: dict[int, BatchShape], last: bool
+) -> None:
+    entering, end = dict(sorted(entering.items())), 10
+    expected_s, inside = 0.0, BatchShape()
+    for layer in range(end):
+        if layer in entering:
+            counts = zip(*map(msgspec.structs.astuple, (inside, entering[layer])), strict=True)
+            inside = BatchShape(*(sum(pair) for pair in counts))
+        if layer >= min(entering):
+            expected_s += cost.scope_s("layer", inside)
+    expected_s += cost.scope_s("step", inside) + last * cost.scope_s("head", inside)
+    if 0 in entering:
+        expected_s += cost.scope_s("embedding", entering[0])
+
+    counts_at = {layer: msgspec.structs.astuple(batch) for layer, batch in entering.items()}
+    assert cost.time_with_entries_s(counts_at, end=end, last=last) == close_to(expected_s)
+
+
+@given(cost=stage_costs())
+def test_coefficients_come_back_from_their_vector(cost: StageCost) -> None:
+    rest = {field: getattr(cost, field) for field in ("max_tokens", "max_context_tokens", "variation")}
+    assert StageCost.of(cost.coefficients(), cost.bends, **rest) == cost
+
+
+def test_every_coefficient_has_a_term() -> None:
+    others = {"token_knots", "gather_up_to_tokens", "max_tokens", "max_context_tokens", "variation"}
+    assert {term.coefficient for term in TERMS} == set(StageCost.__struct_fields__) - others
+
+
+def close_to(seconds: float) -> Any:
+    return pytest.approx(seconds, rel=1e-9, abs=1e-15)
 
 
 @given(cost=stage_costs(), batch=BATCHES, first=..., last=...)
@@ -143,15 +193,18 @@ def test_contexts_are_gathered_where_several_sequences_decode(sequences: int, co
 
 
 def test_embedding_alone_has_no_step_and_no_layers() -> None:
+    bends = Bends(token_knots=(1.0, 4.0))
     row = feature_row(
         num_layers=0,
         batch=BatchShape(decode_tokens=8, sampled_tokens=8),
         first=True,
         last=False,
-        token_knots=(1.0, 4.0),
+        bends=bends,
     )
-    assert np.flatnonzero(row).tolist() == [10, 11]
-    assert row[[10, 11]].tolist() == [1, 8]
+    where = columns(bends)
+    assert row[where["embed_s"]].tolist() == [1]
+    assert row[where["embed_token_s"]].tolist() == [8]
+    assert np.count_nonzero(row) == 2
 
 
 @pytest.mark.parametrize(

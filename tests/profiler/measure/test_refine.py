@@ -3,8 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from helixbench.profiler.cluster import CostSample
 from helixbench.profiler.cost.fit import fit_cost, relative_errors
+from helixbench.profiler.cost.measured import CostSample
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.profiler.measure.grid import GridPoint
 from helixbench.profiler.measure.refine import MAX_POINTS, POINTS_A_TURN, points_to_add

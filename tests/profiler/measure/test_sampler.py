@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from helixbench.profiler.cluster import CostSample
+from helixbench.profiler.cost.measured import CostSample
 from helixbench.profiler.measure.grid import GridPoint, Iterate
 from helixbench.profiler.measure.sampler import (
     MAX_BLOCKS,

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from helixbench.profiler.cluster import Device, MeasuredCost, Node
+from helixbench.profiler.cluster import Device, Node
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS, StageCost
 from helixbench.profiler.measure.grid import peak_points
 from helixbench.profiler.measure.memory import LoadedMemory, workspace_bytes
@@ -78,9 +79,8 @@ def measured_workspace(files: ModelFiles) -> float:
 
 def planned_kv_tokens(files: ModelFiles, memory_bytes: float, workspace: float) -> int:
     """As the solver works it out from a profile with that workspace."""
-    nothing = dict.fromkeys(StageCost.__struct_fields__, 0.0)
     cost = MeasuredCost(
-        stage=StageCost(**(nothing | {"token_knots": (1.0,), "layer_token_s": (0.0,)})),
+        stage=StageCost.with_zeros(max_tokens=1.0, max_context_tokens=1.0),
         samples=(),
         held_out_error_median=0.0,
         held_out_error_p90=0.0,

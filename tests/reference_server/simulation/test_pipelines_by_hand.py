@@ -149,7 +149,7 @@ def test_a_batch_with_late_entries_takes_what_its_layers_take() -> None:
 
     alone = BatchShape(5, 1, 15, 1, 8, 2)
     both = BatchShape(5, 1, 15, 2, 8 + 4, 3)
-    expected_s = 4 * cost.stage.layer_time_s(alone) + cost.stage.time_s(
+    expected_s = 4 * cost.stage.scope_s("layer", alone) + cost.stage.time_s(
         num_layers=2, batch=both, first=False, last=True
     )
     assert seconds == pytest.approx(expected_s, rel=EXACT)
@@ -188,8 +188,7 @@ def test_the_coordinator_takes_its_time() -> None:
 @pytest.mark.parametrize("routing", ["iwrr", "swarm"])
 def test_zero_seconds_are_allowed(routing: Routing) -> None:
     """A cost of nothing is a legal cost; time then passes on links only."""
-    zero = dict.fromkeys(StageCost.__struct_fields__, 0.0)
-    stage = StageCost(**(zero | {"token_knots": (1.0,), "layer_token_s": (0.0,)}))  # type: ignore[arg-type]
+    stage = StageCost.with_zeros(max_tokens=64.0, max_context_tokens=64.0)
     profile, plan = two_in_a_row()
     nodes = tuple(
         msgspec.structs.replace(n, cost=msgspec.structs.replace(n.cost, stage=stage))  # type: ignore[type-var]

@@ -5,18 +5,9 @@ import random
 import msgspec
 import pytest
 
-from helixbench.profiler.cluster import (
-    ClusterProfile,
-    Coordinator,
-    CostSample,
-    Device,
-    Link,
-    MeasuredCost,
-    ModelFacts,
-    Node,
-    Quality,
-)
+from helixbench.profiler.cluster import ClusterProfile, Coordinator, Device, Link, ModelFacts, Node
 from helixbench.profiler.cost.fit import fit_cost
+from helixbench.profiler.cost.measured import CostSample, MeasuredCost, Quality
 from helixbench.profiler.measure.grid import GridPoint, grid
 from helixbench.reports.compare.change import Change
 from helixbench.reports.compare.profiles import cost_ratios, profile_changes

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from helixbench.profiler.cluster import MeasuredCost
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.solver.problem.capacity import batch_shape, best_rate, request_mix
 from helixbench.solver.problem.workload import fixed_workload
 from tests.solver.clusters import cost_node

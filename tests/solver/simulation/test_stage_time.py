@@ -5,8 +5,6 @@ import statistics
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
 from helixbench.profiler.cost.model import BatchShape, StageCost
@@ -22,20 +20,6 @@ def stage(**changes: float) -> StageCost:
     cost = cost_node("any").cost
     assert cost is not None
     return msgspec.structs.replace(cost.stage, **changes)
-
-
-@given(
-    prefill=st.integers(0, 100),
-    decodes=st.integers(0, 40),
-    context=st.integers(1, 600),
-    end=st.sampled_from([5, 8]),
-)
-def test_an_iteration_takes_what_the_cost_says(prefill: int, decodes: int, context: int, end: int) -> None:
-    cost = stage(layer_gather_context_s=2e-6, gather_up_to_tokens=192.0)
-    counts = (prefill, 1 if prefill else 0, prefill * (prefill + 1) / 2, decodes, decodes * context, decodes)
-    seconds = StageTimer(cost, LayerRange(0, end), num_layers=8).seconds({0: counts})
-    expected = cost.time_s(num_layers=end, batch=BatchShape(*counts), first=True, last=end == 8)
-    assert seconds == pytest.approx(expected, rel=1e-9)
 
 
 def test_single_iterations_scatter_as_measured_around_the_same_mean() -> None:
