@@ -19,9 +19,9 @@ from benchmarks.study.chart import study_svg
 from benchmarks.study.runs import StudyResult, StudyRow, csv_of, known_rows, run_study
 from benchmarks.study.spec import load_study
 from helixbench.errors import HelixbenchError
+from helixbench.interrupted import EXIT_CODE, Interrupted
 from helixbench.progress import Reporter
 from helixbench.records import encode_record, save_bytes, save_record
-from helixbench.reference_server.simulation.cli import interrupt_flag
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     spec = load_study(options.study)
     folder, output = options.data or options.study.parent, options.output
     known = known_rows(spec, folder, output / "study.json") if output is not None else ()
-    is_interrupted = interrupt_flag()
+    is_interrupted = Interrupted()
     with Reporter() as reporter:
 
         def on_rows(done: StudyResult, total: int) -> None:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         save_bytes(output / "study.csv", csv_of(result.rows).encode())
         save_bytes(output / "study.svg", study_svg(result).encode())
         console.print(f"{output}: study.json, study.csv, study.svg")
-    return 130 if is_interrupted() else 0
+    return EXIT_CODE if is_interrupted() else 0
 
 
 def _table(result: StudyResult) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from helixbench.errors import InputError
+from helixbench.interrupted import EXIT_CODE
 from helixbench.options import AsJson, DeviceMemory, Threads, memory_of_option, note, print_record
 from helixbench.reference_server.commands.nodes import (
     AgentsKey,
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from helixbench.reference_server.jobs.job import Job
     from helixbench.reference_server.profiling.config import NodeProfileConfig
     from helixbench.reference_server.testbed.testbed import Testbed
-
-INTERRUPTED = 130
 
 
 def profile(
@@ -154,7 +153,7 @@ def _profile_here(config: NodeProfileConfig, output: Path, *, resume: bool, as_j
         except KeyboardInterrupt:
             kept = f"what was measured is in {partial}; continue with --resume" if partial.exists() else "nothing kept"
             note(f"helixbench: interrupted; {kept}")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(EXIT_CODE) from None
     save_record(output, made)
     if as_json:
         print_record(made)

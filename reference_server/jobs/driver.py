@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from helixbench.errors import InputError
+from helixbench.errors import HelixbenchError, InputError
+from helixbench.interrupted import EXIT_CODE, Interrupted
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.staleness import identity_of, stale_parts
 from helixbench.progress import Reporter
@@ -19,7 +20,6 @@ from helixbench.records import digest, load_record, provenance_now, save_record
 from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
-from helixbench.reference_server.jobs.process import Interrupted, do_job
 from helixbench.reference_server.profiling.cluster import profile_cluster
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.wire.client import Agents
@@ -137,7 +137,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )
-        result = run_bench(ready.engine, config, on_progress=reporter.update, is_interrupted=lambda: interrupted.is_set)
+        result = run_bench(ready.engine, config, on_progress=reporter.update, is_interrupted=interrupted)
     save_record(job.output, _run_log(job, ready, result))
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
@@ -190,9 +190,18 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job in that file; returns the exit code."""
+    """Do the job in that file and return the exit code; an error is one message on stderr."""
     job = decode_job(Path(arguments[0]).read_bytes())
-    return do_job(lambda reporter: _run(job, reporter))
+    try:
+        with Reporter() as reporter:
+            _run(job, reporter)
+    except HelixbenchError as error:
+        print(f"helixbench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("helixbench: interrupted; nothing was written", file=sys.stderr)
+        return EXIT_CODE
+    return 0
 
 
 def _run(job: Job, reporter: Reporter) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
 from helixbench.errors import InputError
+from helixbench.interrupted import Interrupted
 from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
 
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ def simulate(
                 profile,
                 config,
                 on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
-                is_interrupted=interrupt_flag(),
+                is_interrupted=Interrupted(),
             )
         except NodeDiedError as error:
             if error.result is not None:
@@ -147,20 +145,6 @@ def _lines(result: SimulationResult, output: Path, *, seconds: float) -> list[st
     lines.append(f"  {result.num_events} events in {seconds:.3g} CPU s ({result.num_events / seconds:.0f} events/s)")
     lines.append(f"{output} written; see it with: helixbench report {output}")
     return lines
-
-
-def interrupt_flag() -> Callable[[], bool]:
-    """Whether Ctrl-C came: the first ends the window, the second ends everything."""
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal handlers are called
-        nonlocal came
-        if came:
-            raise KeyboardInterrupt
-        came = True
-
-    signal.signal(signal.SIGINT, note)
-    return lambda: came
 
 
 def _arrivals(*, offline: bool, rate: float | None, burstiness: float, replay: bool) -> Arrivals:

@@ -6,7 +6,7 @@ Unknown types, wrong values and overlong headers are errors.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -259,6 +259,7 @@ Answer: TypeAlias = (
 # What msgspec raises on bytes that are no message: text that is not UTF-8 and deep nesting have errors of their own.
 _NOT_A_MESSAGE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+MessageT = TypeVar("MessageT")
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
@@ -275,13 +276,7 @@ def decode_command(header: bytes) -> Command:
     Raises:
         MeasurementError: the bytes are no such message.
     """
-    try:
-        _require_short(header)
-        return _command_decoder.decode(header)
-    except _NOT_A_MESSAGE as error:
-        raise MeasurementError(
-            f"a message that is not understood was received ({error}); do versions differ?"
-        ) from error
+    return _decoded(header, _command_decoder, "a command")
 
 
 def decode_answer(header: bytes) -> Answer:
@@ -290,15 +285,13 @@ def decode_answer(header: bytes) -> Answer:
     Raises:
         MeasurementError: the bytes are no such message.
     """
+    return _decoded(header, _answer_decoder, "an answer")
+
+
+def _decoded(header: bytes, decoder: msgspec.msgpack.Decoder[MessageT], what: str) -> MessageT:
     try:
-        _require_short(header)
-        return _answer_decoder.decode(header)
+        if len(header) > MAX_HEADER_BYTES:
+            raise msgspec.DecodeError(f"header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed")
+        return decoder.decode(header)
     except _NOT_A_MESSAGE as error:
-        raise MeasurementError(
-            f"an answer that is not understood was received ({error}); do versions differ?"
-        ) from error
-
-
-def _require_short(header: bytes) -> None:
-    if len(header) > MAX_HEADER_BYTES:
-        raise msgspec.DecodeError(f"header of {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed")
+        raise MeasurementError(f"{what} was received that is not understood ({error}); do versions differ?") from error

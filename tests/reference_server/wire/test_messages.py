@@ -104,9 +104,9 @@ def test_every_message_type_is_a_command_or_an_answer() -> None:
 
 
 def test_commands_are_no_answers_and_answers_no_commands() -> None:
-    with pytest.raises(MeasurementError, match="an answer that is not understood"):
+    with pytest.raises(MeasurementError, match="an answer was received that is not understood"):
         decode_answer(encode(Describe()))
-    with pytest.raises(MeasurementError, match="a message that is not understood"):
+    with pytest.raises(MeasurementError, match="a command was received that is not understood"):
         decode_command(encode(Done()))
 
 
@@ -156,7 +156,7 @@ ENCODE = msgspec.msgpack.encode
     ],
 )
 def test_what_is_no_command_is_refused(header: bytes) -> None:
-    with pytest.raises(MeasurementError, match="a message that is not understood was received"):
+    with pytest.raises(MeasurementError, match="a command was received that is not understood"):
         decode_command(header)
 
 
