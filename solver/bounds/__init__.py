@@ -1,1 +1,1 @@
-"""What no plan can exceed."""
+"""Proven bounds on max-flow, expected throughput and latency of any plan."""

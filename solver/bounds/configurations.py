@@ -45,7 +45,7 @@ Picks = tuple[tuple[int, int], ...]
 
 
 class Configurations:
-    """What configurations of a cluster's nodes exclude; those found are kept from one question to the next.
+    """Flows excluded by configurations of a cluster's nodes; configurations found are kept for the next flow.
 
     Nodes whose time is shared by entries of different cost (measured cost with partial inference) can do different
     amounts at each of their layers; they take part as a quantity of work, as in ``bounds.work_bound``.
@@ -191,7 +191,7 @@ class _Program:
         return float(self._highs.getInfo().objective_function_value)
 
     def prices(self) -> tuple[list[FloatArray], float]:
-        """Of a place of each piece in a configuration, and of a token/s of work; never negative."""
+        """Duals, never negative: of a place of each piece in a configuration, and of a token/s of work."""
         duals = np.maximum(np.array(self._highs.getSolution().row_dual), 0.0)
         by_group = [
             duals[int(self._row_of[number]) : int(self._row_of[number + 1])] for number in range(len(self._pieces))

@@ -30,7 +30,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Cheapest:
-    """``cost[w]`` is the least cost of pieces that weigh at least ``w`` cells; ``picks`` says which they are."""
+    """``cost[w]`` is the least cost of pieces that weigh at least ``w`` cells; ``picks`` lists them."""
 
     cost: FloatArray
     _taken: tuple[tuple[int, IntArray, NDArray[np.int16]], ...]  # (group, weights, option taken at each cell or -1)

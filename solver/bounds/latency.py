@@ -1,6 +1,6 @@
-"""What no plan's expected throughput exceeds with so many requests in flight: proven from the time of one round alone.
+"""Upper bound on expected throughput with so many requests in flight, and lower bounds on latency.
 
-Every token goes once through all layers, at best alone. So there is a least time round over all placements, and a least
+Every token goes once through all layers, at best alone. So there is a least round trip over all placements, and a least
 time for a whole request; with ``N`` in flight at most ``N`` requests are served in it (Little's law).
 """
 
@@ -41,7 +41,7 @@ def bound_of_expected(capacities: Capacities, flow_bound: float) -> ExpectedBoun
 def least_round_s(capacities: Capacities) -> float:
     """Least seconds of one output token's way through all layers, over all placements; infinite where there is none.
 
-    Each node is used once, alone with this token; ranges need not join up, links are the quickest that there are.
+    Each node is used once, alone with this token; ranges need not join up, links are the fastest that there are.
     """
     context = float(min(prompt for prompt, _ in capacities.workload.lengths))
     alone = BatchShape(decode_tokens=1.0, decode_context_tokens=context, sampled_tokens=1.0)
@@ -116,7 +116,7 @@ def _alone_s(capacities: Capacities, name: str, run: int, alone: BatchShape) -> 
     cost = capacities.nodes[name].cost
     if cost is not None:
         return cost.stage.time_s(num_layers=run, batch=alone, first=False, last=False)
-    # A table says nothing of single iterations; that a token takes its share of a full one is the least to assume.
+    # A table has no time of single iterations; the least to assume is that a token takes its share of a full one.
     return 1.0 / max(
         _most(capacities, name, k, Capacities.tokens_per_s) for k in range(run, capacities.max_layers(name) + 1)
     )

@@ -12,7 +12,7 @@ coordinator's links carry to ``G`` and back. At the layer where one group has it
 
     F <= sum over groups of b_G + sum over the other groups of d_G.
 
-It says much where links between regions carry little beside the nodes; where they could carry all, it says nothing.
+It is tight where links between regions carry little beside the nodes; where they could carry all, it is no bound.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from helixbench.solver.bounds.work import best_rates, nic_limits, work_bound
 from helixbench.solver.problem.capacity import Capacities
 
 MOST_REGIONS = 4
-"""Of which all ways to part them are tried; with more, each by itself, and each against the rest."""
+"""Up to so many regions, all partitions are tried; with more, each by itself, and each against the rest."""
 
 Group = frozenset[str]
 
 
 class RegionBound:
-    """What the links between groups of a cluster's regions exclude."""
+    """The bound by the links between groups of a cluster's regions."""
 
     def __init__(self, capacities: Capacities) -> None:
         self._capacities = capacities
@@ -75,7 +75,7 @@ class RegionBound:
         return min(sum(sent), sum(received))
 
     def _limit(self, name: str, *, way: int) -> float:
-        """What a node can run, and its NIC send (0) or receive (1)."""
+        """Tokens/s that a node can run and its NIC can send (``way`` 0) or receive (1)."""
         return min(self._most[name], self._nics[name][way])
 
     def _add_up_links(self) -> None:

@@ -12,7 +12,7 @@ ROUNDING = 1e-12
 
 
 def work_bound(capacities: Capacities, *, names: Iterable[str] | None = None) -> float:
-    """The largest ``F`` with ``F * L <= `` the layers x tokens/s that all nodes can do when no token passes one twice.
+    """The largest ``F`` with ``F * L <=`` work of all nodes (layers x tokens/s) when each carries at most ``F``.
 
     No link, no memory and NIC but each node's own, no fitting of ranges: every placement's max-flow is at most
     this. The work of a node at flow ``F`` is the best mix of the runs of layers it can do, in time at most one and flow
@@ -34,7 +34,7 @@ def work_bound(capacities: Capacities, *, names: Iterable[str] | None = None) ->
 
 
 def coordinator_bound(capacities: Capacities) -> float:
-    """What the coordinator's NIC and its links to and from the nodes carry, in tokens/s."""
+    """Upper bound on the flow through the coordinator's NIC and its links to and from the nodes, tokens/s."""
     size, links = capacities.model.token_bytes, capacities.links
     names = [name for name in capacities.nodes if capacities.max_layers(name) > 0]
     sent = sum(links.bandwidth(COORDINATOR, name) or 0.0 for name in names)

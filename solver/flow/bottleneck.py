@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from helixbench.solver.flow.marginal import MAX_WORK, STEP, flow_with, full_resources, num_left_out, work_of
 from helixbench.solver.flow.max_flow import Flow
 from helixbench.solver.flow.network import Network, Resource
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.plan import LayerRange, joined
 
 MAX_LINES = 4
 MAX_NAMES = 6
@@ -49,7 +49,7 @@ def describe(capacities: Capacities, network: Network, flow: Flow) -> tuple[str,
 def _where(kind: str, label: str, names: list[str], placement: Mapping[str, LayerRange]) -> str:
     if kind == "node":
         names = sorted(names, key=lambda name: (placement[name], name))
-        layers = " and ".join(map(str, _merged(placement[name] for name in names)))
+        layers = " and ".join(map(str, joined(placement[name] for name in names)))
         holds = f"{label} holds" if len(names) == 1 else f"{label}s hold"
         return f"{holds} layers {layers} at 100% ({_listed(names)})"
     if kind == "link":
@@ -60,14 +60,3 @@ def _where(kind: str, label: str, names: list[str], placement: Mapping[str, Laye
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:MAX_NAMES])
     return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more"
-
-
-def _merged(ranges: Iterable[LayerRange]) -> list[LayerRange]:
-    """The same layers in as few ranges as possible."""
-    merged: list[LayerRange] = []
-    for held in sorted(ranges):
-        if merged and held.start <= merged[-1].end:
-            merged[-1] = LayerRange(merged[-1].start, max(merged[-1].end, held.end))
-        else:
-            merged.append(held)
-    return merged

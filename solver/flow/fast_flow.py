@@ -1,6 +1,6 @@
 """A placement's max-flow at a fraction of the linear program's time, for searches that ask tens of thousands of times.
 
-One capacity for each node and each link, in whole thousandths of a token/s. Network cards and time shared by entries of
+One capacity for each node and each link, in whole thousandths of a token/s. NICs and time shared by entries of
 different cost are left to the exact answer (``flow.max_flow``), which every plan is checked by.
 """
 

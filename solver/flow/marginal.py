@@ -1,4 +1,4 @@
-"""What a little more, or a little less, of each bottleneck is worth.
+"""Marginal values: the change of the max-flow with a little more, or a little less, of each bottleneck.
 
 The placement is held and its max-flow solved again with one resource changed: duals alone would credit one of several
 bottlenecks in a row with what only all of them together give.
@@ -14,13 +14,13 @@ from helixbench.solver.flow.network import Network, Resource
 from helixbench.solver.problem.plan import Marginal
 
 STEP = 0.01
-"""Of a resource: how much more and less of it is tried."""
+"""Share of a resource by which it is changed."""
 
 FULL = 1e-6
 """Relative: a resource used up to this is full."""
 
 MAX_WORK = 6e6
-"""Of all the max-flows that are solved for one plan's marginal values, as ``work_of`` counts: about a second's."""
+"""Limit on all max-flows solved for the marginal values of one plan, as ``work_of`` counts: about a second."""
 
 
 def full_resources(network: Network, flow: Flow) -> list[Resource]:
@@ -39,7 +39,7 @@ def flow_with(network: Network, resources: Collection[Resource], factor: float) 
 
 
 def marginals(network: Network, flow: Flow) -> tuple[Marginal, ...]:
-    """What 1 % more and 1 % less of each full resource changes where it changes something.
+    """Gain from 1 % more and loss from 1 % less of each full resource, where there is any.
 
     As many are tried as ``MAX_WORK`` allows, those with the largest share of the min cut first.
     """
@@ -64,7 +64,7 @@ def num_left_out(network: Network, flow: Flow) -> int:
 
 
 def work_of(network: Network) -> float:
-    """What one max-flow takes, in a measure that grows as its time does: faster than its edges."""
+    """Work of one max-flow, in a unit that grows with its time: faster than the number of edges."""
     edges = network.graph.number_of_edges()
     return edges * math.sqrt(edges)
 

@@ -28,7 +28,7 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, LinkFlow, Placement
 
 RELATIVE_TOLERANCE = 1e-9
-"""Of the largest node: a flow, or a share of a cut, that is less is rounding."""
+"""Share of the largest flow on an edge below which a flow, or a share of the cut, is a rounding error."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Network:
 
     @property
     def is_pure(self) -> bool:
-        """Whether capacities say everything."""
+        """Whether there is nothing but capacities."""
         return not self.mixed
 
     @property

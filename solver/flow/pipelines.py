@@ -8,7 +8,7 @@ from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.problem.plan import Hop, LayerRange, LinkFlow, Pipeline, Plan
 
 SMALLEST_SHARE = 1e-6
-"""Of the plan's flow; less is a rounding rest and no pipeline."""
+"""Share of the plan's flow below which a path is a rounding error and no pipeline."""
 
 
 def pipelines(plan: Plan) -> tuple[tuple[Pipeline, float], ...]:

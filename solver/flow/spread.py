@@ -20,7 +20,7 @@ USE_STEPS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Where the price of a use rises; within a step all spreads cost the same."""
 
 OVERFULL_PRICE = 2.0
-"""Of a token that passes a cache which is full already; one that fills it to the brim costs 1."""
+"""Price of a token on a node whose cache is full already; the token that just fills it costs 1."""
 
 
 def cache_shares(capacities: Capacities, placement: Mapping[str, LayerRange]) -> dict[str, float]:

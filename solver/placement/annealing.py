@@ -1,7 +1,7 @@
 """Simulated annealing over placements, links included: from the best placement towards a flow a little above it.
 
-What is annealed is how much falls short of that flow: of the max-flow, which says little of where, and of each layer's
-capacity, which says where but nothing of links. Source: Kirkpatrick, Gelatt and Vecchi, 1983.
+The energy is how much is missing to that flow: in the max-flow, which does not tell at which layer, and in each layer's
+capacity, which does but knows no links. Source: Kirkpatrick, Gelatt and Vecchi, 1983.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 MOVES_PER_NODE = 1000
-"""Of one cooling; then it starts again, hot, from where it is."""
+"""Moves of one cooling; then it starts again, hot, from where it is."""
 
 HOTTEST = 0.02
-"""Of the flow aimed at: how much worse a move may make it at first."""
+"""Temperature at the start of a cooling, as a share of the target flow."""
 
 AIM = 1.015
-"""Of the best flow: what is aimed at."""
+"""Target flow, as a multiple of the best so far."""
 
 LAYERS_WEIGH = 4.0
-"""What the mean over layers of what they fall short weighs against the max-flow's."""
+"""Weight of the layers' mean shortfall against the max-flow's shortfall."""
 
 NOISE = 0.1
-"""Of the flow: in the choice of a new place for a node, so that it is not always the same."""
+"""Noise in the choice of a new place for a node, as a share of the target flow, so that it is not always the same."""
 
 
 def annealed(

@@ -20,13 +20,13 @@ from helixbench.solver.problem.plan import LayerRange, Placement
 FEW_SIDE_BY_SIDE = 2
 MOST_SIDE_BY_SIDE = 6
 MOST_LEVELS = 24
-"""Of requests in flight, from the most that any chain of stages admits."""
+"""Number of levels of requests in flight to plan for, from the most that any chain of stages admits down."""
 
 MOST_KINDS = 16
 
 PROMPT_SHARES = (0.0, 0.5, 1.0)
-"""Of a prompt's time at a stage: how much of it a token is held up by in a round. All of it where prompts are many,
-next to nothing where they are few."""
+"""Shares of a prompt's time at a stage that delay a token in a round: all of it where prompts are many, next to nothing
+where they are few."""
 
 
 @dataclass(frozen=True)

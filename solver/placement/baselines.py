@@ -1,4 +1,4 @@
-"""What others would do: the placement heuristics that a plan is compared with, exactly as published.
+"""Baselines: placement heuristics to compare a plan with, exactly as published.
 
 Each gives a placement or ``None`` where its rule finds none. Source: Helix, ASPLOS 2025, section 6, after Petals
 (Borzunov et al., 2023) and SWARM (Ryabinin et al., 2023).

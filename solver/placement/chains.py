@@ -17,24 +17,24 @@ from typing import Any
 import numpy as np
 
 from helixbench.solver.bounds.knapsack import Group, cells_down, cheapest
-from helixbench.solver.placement.segments import MOST_IN_A_ROW, Stock, stock_of, well_linked
+from helixbench.solver.placement.segments import MOST_IN_A_ROW, Stock, in_a_row, stock_of, well_linked
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 RUNGS = (1 - 1e-4, 0.99, 0.98, 0.96, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""Of the bound; it is often attained, just not in the last digit."""
+"""Flows tried, as shares of the bound; it is often attained, just not in the last digit."""
 
 STEPS = 5
-"""Of bisection, between the first rung that holds and the one above it."""
+"""Steps of bisection between the first rung that holds and the one above it."""
 
 CELLS = 400
-"""Of the knapsack: capacities are rounded down to this fraction of the flow, so that its blocks really carry it."""
+"""Cells of the knapsack: capacities are rounded down to this fraction of the flow, so that blocks really carry it."""
 
 ROUNDS = 40
-"""Of column generation."""
+"""Rounds of column generation."""
 
 DEARER = 1.3
-"""Price of a kind, for blocks that do without it."""
+"""Factor on the price of a kind, to find blocks that do without it."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _first_price(stock: Stock, kind: int, flow: float) -> float:
 
 
 def _cheapest_blocks(stock: Stock, num_layers: int, flow: float, prices: dict[int, float]) -> list[tuple[Block, float]]:
-    """Of each length the cheapest block and what it costs."""
+    """The cheapest block of each length, and its cost."""
     kinds = [kind for kind in sorted(stock.counts) if len(stock.rates[kind])]
     longest = min(num_layers, max((len(stock.rates[kind]) for kind in kinds), default=0))
     found = []
@@ -221,12 +221,8 @@ def _lay_out(capacities: Capacities, names: Sequence[str], chain: Sequence[Block
     reached = 0
     for block in chain:
         for track in block.tracks:
-            share, longer = divmod(block.num_layers, track.num_nodes)
-            start = reached
-            for number in range(track.num_nodes):
-                end = start + share + (number < longer)
-                if start < num_layers:
-                    placement[left[track.kind].pop(0)] = LayerRange(start, min(end, num_layers))
-                start = end
+            for held in in_a_row(reached, block.num_layers, track.num_nodes):
+                if held.start < num_layers:
+                    placement[left[track.kind].pop(0)] = LayerRange(held.start, min(held.end, num_layers))
         reached += block.num_layers
     return {name: held for name, held in placement.items() if capacities.can_hold(name, held)}

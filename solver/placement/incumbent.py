@@ -21,16 +21,16 @@ PROVEN = 1e-6
 """Relative gap at which a plan counts as optimal."""
 
 LEADING = 0.7
-"""Of the best analytical score: what may still turn out to be the best when it is simulated."""
+"""Share of the best analytical score from which a placement may still be the best when it is simulated."""
 
 WRITE_UP = 3.0
-"""Times what it takes to score a placement: what it takes to write up its plan and to check it."""
+"""Time to write up a plan and check it, in units of the time to score a placement."""
 
 SIMULATING = 0.1
-"""Of the time limit: what is kept for simulating the plan as long as is reported, where throughput is the objective."""
+"""Share of the time limit kept for simulating the plan, where throughput is the objective."""
 
 MOST_SIMULATING_S = 6.0
-"""About as long as that takes at most."""
+"""Upper limit of that time."""
 
 
 class Candidate(NamedTuple):

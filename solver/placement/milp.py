@@ -1,7 +1,7 @@
 """The placement problem as a mixed-integer program over arcs ``start -> end``, in PuLP, solved by HiGHS.
 
-A node that holds ``[start, end)`` is an arc between two layer boundaries, with one integer ``y`` that says whether (or
-how many alike nodes) hold it and flow of at most ``T * y`` on it. Two models. ``pooled`` merges nodes of one kind into
+A node that holds ``[start, end)`` is an arc between two layer boundaries, with one integer ``y``, the number of
+alike nodes that hold it, and flow of at most ``T * y`` on it. Two models. ``pooled`` merges nodes of one kind into
 counts and lets flow meet at layer boundaries: exact when no link or NIC can bind, a relaxation otherwise. ``linked``
 decides node by node, with a flow on every link.
 
@@ -25,7 +25,7 @@ from helixbench.solver.problem.plan import LayerRange, Placement
 
 @dataclass(frozen=True)
 class Limits:
-    """What a solve may spend, and when it is good enough. Same limits, seed and model: same answer."""
+    """Limits of a solve, and the gap at which it ends. Same limits, seed and model: same answer."""
 
     time_s: float = 60.0
     threads: int = 1

@@ -44,7 +44,7 @@ OnProgress = Callable[[Progress], None]
 
 @contextmanager
 def shown_progress() -> Iterator[OnProgress]:
-    """What to call as a search goes; on a terminal its line goes away at the end."""
+    """A function to call with each moment of a search; on a terminal its line disappears at the end."""
     from rich.console import Console
     from rich.live import Live
 
@@ -58,7 +58,7 @@ def shown_progress() -> Iterator[OnProgress]:
 
 
 class LiveLine:
-    """The latest moment as one line; seconds go on between two moments, for a program may be silent for long."""
+    """The latest moment as one line; its clock runs on between two moments, for HiGHS may be silent for long."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -75,13 +75,13 @@ class LiveLine:
 
 
 class Printed:
-    """A line for each moment that says something new."""
+    """A line for each moment whose text differs from the last one."""
 
     def __init__(self) -> None:
         self._last = ""
 
     def say(self, moment: Progress) -> None:
-        """Print the moment unless the line before said the same."""
+        """Print the moment unless the last line has the same text."""
         if str(moment) != self._last:
             self._last = str(moment)
             print(f"{moment.seconds:6.1f} s  {moment}", file=sys.stderr, flush=True)

@@ -1,9 +1,9 @@
 """The published formulation of the placement problem, for comparison: start and length integers, big-M links.
 
 Source: Helix, ASPLOS 2025, section 4.4. Every node has an integer start and one binary for each number of layers;
-every link has a binary that says whether the ranges at its ends join up, and carries flow only where it is one. Two
-further binaries for each link say the two halves of that under partial inference. As published, links are limited one
-by one and NICs are not; a node's throughput depends on how many layers it holds, not on which.
+every link has a binary that is one only where the ranges at its ends join up, and carries flow only then. Under
+partial inference two further binaries for each link stand for the two halves of that condition. As published, links are
+limited one by one and NICs are not; a node's throughput depends on how many layers it holds, not on which.
 
 A link is taken to carry no more than either of its ends can, which the published form leaves out: otherwise a binary
 within HiGHS's tolerance of zero lets hundreds of tokens/s through a link that is not there.

@@ -7,23 +7,35 @@ programming over the segments' lengths. Then the best way to part the regions in
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from helixbench.solver.bounds.work import work_bound
-from helixbench.solver.placement.segments import MOST_SIDE_BY_SIDE, Part, Segments, Width, Yard, stock_of, well_linked
+from helixbench.solver.placement.segments import (
+    MOST_SIDE_BY_SIDE,
+    Part,
+    Segments,
+    Width,
+    Yard,
+    in_a_row,
+    stock_of,
+    well_linked,
+)
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange, Placement
+from helixbench.solver.problem.plan import Placement
 
 Regions = frozenset[str]
+Names = dict[int, list[str]]  # kind -> nodes
+Yards = list[tuple[Yard, Names]]
 
 STEP = 1.002
 """Ratio of one flow that is tried to the next."""
 
 LOWEST = 0.01
-"""Of the bound: the least flow that is tried."""
+"""Share of the bound: the least flow that is tried."""
 
 MOST_PARTED = 4
 """Regions of which every set is planned; with more, sets grow from single ones, the best pair joined each time."""
@@ -35,10 +47,10 @@ A region with more than its share is split into yards with fewer.
 """
 
 LINK_SHARES = (1.0, 0.93)
-"""Of the mean of the links between two regions: what is planned with, for the few at a crossing may be slower."""
+"""Shares of the mean link between two regions to plan with: the few at a crossing may be slower than the mean."""
 
 MOST_KEPT = 40
-"""Of the beginnings of rows of the same number of regions: the longest ones are gone on with."""
+"""Beam width: of the beginnings of rows with the same number of regions, the longest so many are continued."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +73,36 @@ def regional_placements(capacities: Capacities, *, bound: float, may_go_on: Call
         bound: no placement carries more.
         may_go_on: asked before each flow that is tried.
     """
-    names = well_linked(capacities, bound)
-    yards: list[int] = []
-    work: dict[Regions, float] = {}
+    regions: dict[str, list[str]] = {}  # region -> its nodes
+    for name in well_linked(capacities, bound):
+        if name not in capacities.pins:
+            regions.setdefault(capacities.nodes[name].region, []).append(name)
+
+    @functools.cache  # slow, and the same for every planner
+    def work_of(chosen: Regions) -> float:
+        names = [name for region in sorted(chosen) for name in regions[region]]
+        return work_bound(capacities, names=names)
+
+    rates = _link_rates(capacities, regions)
+    num_yards: list[int] = []
     for states in STATES:
-        planner = _Planner(capacities, names, bound, states=states, work=work, may_go_on=may_go_on)
-        if planner.num_yards == yards:
-            break
-        yards = planner.num_yards
-        for share in LINK_SHARES if len(planner.regions) > 1 else (1.0,):
-            yield from _planned(planner.with_links(share))
+        yards = {region: _yards(capacities, names, states // len(regions)) for region, names in sorted(regions.items())}
+        if [len(of) for of in yards.values()] == num_yards:
+            break  # more states would plan the same
+        num_yards = [len(of) for of in yards.values()]
+        for share in LINK_SHARES if len(regions) > 1 else (1.0,):
+            shared = {between: share * rate for between, rate in rates.items()}
+            yield from _planned(_Planner(capacities, bound, yards, shared, work_of, may_go_on))
+
+
+def _link_rates(capacities: Capacities, regions: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], float]:
+    """(region, region) -> tokens/s of a link between them: the mean, for links at a crossing add up."""
+    size = capacities.model.activation_bytes_per_token
+    found = {}
+    for src, dst in itertools.permutations(sorted(regions), 2):
+        rates = [capacities.links.bandwidth(a, b) or 0.0 for a in regions[src] for b in regions[dst]]
+        found[src, dst] = sum(rates) / len(rates) / size
+    return found
 
 
 def _planned(planner: _Planner) -> Iterator[Placement]:
@@ -101,7 +133,7 @@ def best_parting(regions: Regions, planned: dict[Regions, float]) -> tuple[Regio
         for number in range(at, len(useful)):
             most_each = planned[useful[number]] / len(useful[number])
             if carried + most_each * len(left) <= best[0]:
-                return
+                return  # branch and bound: no set behind this one carries more for each region
             if useful[number] <= left:
                 carries = planned[useful[number]]
                 go_on(number + 1, carried + carries, (*chosen, useful[number]), left - useful[number])
@@ -111,53 +143,23 @@ def best_parting(regions: Regions, planned: dict[Regions, float]) -> tuple[Regio
 
 
 class _Planner:
-    """Segments of each region at each flow, kept from one row to the next."""
+    """Rows of regions at every flow asked for, with all that was found on the way."""
 
     def __init__(
         self,
         capacities: Capacities,
-        names: Sequence[str],
         bound: float,
-        *,
-        states: int,
-        work: dict[Regions, float],
+        yards: Mapping[str, Yards],
+        rates: Mapping[tuple[str, str], float],
+        work_of: Callable[[Regions], float],
         may_go_on: Callable[[], bool],
     ) -> None:
-        self._work = work  # regions -> what they could carry by their work; kept by the caller, for it is slow to find
         self._capacities, self._bound, self._may_go_on = capacities, bound, may_go_on
-        self._names: dict[str, list[str]] = {}  # region -> its nodes
-        for name in names:
-            if name not in capacities.pins:
-                self._names.setdefault(capacities.nodes[name].region, []).append(name)
-        self.regions = sorted(self._names)
-        share = states // max(1, len(self._names))
-        self._yards = {region: _yards(capacities, names, share) for region, names in self._names.items()}
-        self._means = self._rates = self._link_rates()
+        self._yards, self._rates, self._work_of = yards, rates, work_of
+        self.regions = sorted(yards)
         self._segments: dict[tuple[str, float], list[Segments]] = {}
         self._rows: dict[tuple[Regions, float], Row | None] = {}
         self._flows: dict[Regions, float] = {}
-
-    def with_links(self, share: float) -> _Planner:
-        """The same, to plan with so much of what links carry in the mean; nothing planned before is kept."""
-        self._rates = {between: share * rate for between, rate in self._means.items()}
-        self._segments.clear()
-        self._rows.clear()
-        self._flows.clear()
-        return self
-
-    def _link_rates(self) -> dict[tuple[str, str], float]:
-        """(region, region) -> tokens/s of a link between them: the mean, for links at a crossing add up."""
-        size = self._capacities.model.activation_bytes_per_token
-        found = {}
-        for src, dst in itertools.permutations(self.regions, 2):
-            pairs = [(a, b) for a in self._names[src] for b in self._names[dst]]
-            found[src, dst] = sum(self._capacities.links.bandwidth(a, b) or 0.0 for a, b in pairs) / len(pairs) / size
-        return found
-
-    @property
-    def num_yards(self) -> list[int]:
-        """Of each region."""
-        return [len(self._yards[region]) for region in self.regions]
 
     def every_set(self) -> Iterator[Regions]:
         """Every set of regions, all together first: what they carry limits the rest."""
@@ -184,13 +186,14 @@ class _Planner:
             groups = [group for group in groups if group not in (one, other)] + [one | other]
 
     def largest_flow(self, chosen: Regions) -> float:
-        """The largest of the flows tried that a row of these regions carries, some left out maybe; 0 where none does.
+        """The largest flow that a row of some of these regions carries, on a grid of ratio ``STEP``; 0 where none does.
 
-        What carries a flow carries less, so it is found by bisection.
+        What carries a flow carries less, so it is found by bisection: closer to the upper end, for a try at a flow that
+        is out of reach ends sooner.
         """
         if chosen in self._flows:
             return self._flows[chosen]
-        bounds = [self._bound, self._work_bound(chosen)]
+        bounds = [self._bound, self._work_of(chosen)]
         bounds += [flow for other, flow in self._flows.items() if chosen < other]
         high = math.floor(math.log(min(bounds) / self._bound / LOWEST) / math.log(STEP)) + 1 if min(bounds) > 0 else 0
         low = 0  # the step below the lowest flow
@@ -206,13 +209,6 @@ class _Planner:
     def _flow_at(self, step: int) -> float:
         return self._bound * LOWEST * STEP**step
 
-    def _work_bound(self, chosen: Regions) -> float:
-        """What the nodes of these regions could carry by their work."""
-        if chosen not in self._work:
-            names = [name for region in sorted(chosen) for name in self._names[region]]
-            self._work[chosen] = work_bound(self._capacities, names=names)
-        return self._work[chosen]
-
     def _row(self, chosen: Regions, flow: float) -> Row | None:
         """A row of the regions whose segments hold all layers at that flow, or ``None``."""
         if (chosen, flow) not in self._rows:
@@ -220,6 +216,7 @@ class _Planner:
         return self._rows[chosen, flow]
 
     def _find_row(self, chosen: Regions, flow: float) -> Row | None:
+        """Beam search, region by region; of rows that passed the same regions and enter alike the longest is kept."""
         num_layers = self._capacities.model.num_layers
         # (layers so far, legs, region that is entered now, at what width)
         begun: list[tuple[int, Row, str, Width | None]] = [(0, (), region, None) for region in sorted(chosen)]
@@ -258,7 +255,7 @@ class _Planner:
         """The row of these regions at that flow. Where it holds layers too many, the scarcest blocks have fewer."""
         row = self._row(chosen, flow)
         assert row is not None
-        parts: list[tuple[Yard, dict[int, list[str]], Part]] = []
+        parts: list[tuple[Yard, Names, Part]] = []
         for leg in row:
             segments = self._segments_of(leg.region, flow)
             for (first, last, segment), (yard, names) in zip(_ends(segments), self._yards[leg.region], strict=True):
@@ -274,18 +271,14 @@ class _Planner:
                 del parts[number]
         return self._lay_out(parts)
 
-    def _lay_out(self, parts: Sequence[tuple[Yard, dict[int, list[str]], Part]]) -> Placement:
+    def _lay_out(self, parts: Sequence[tuple[Yard, Names, Part]]) -> Placement:
         placement: Placement = {}
         reached = 0
         for yard, left, part in parts:
             for number, kind in enumerate(yard.kinds):
                 for num_nodes in yard.tracks(part, number):
-                    share, longer = divmod(part.num_layers, num_nodes)
-                    start = reached
-                    for place in range(num_nodes):
-                        end = start + share + (place < longer)
-                        placement[left[kind].pop(0)] = LayerRange(start, end)
-                        start = end
+                    for held in in_a_row(reached, part.num_layers, num_nodes):
+                        placement[left[kind].pop(0)] = held
             reached += part.num_layers
         return {name: held for name, held in placement.items() if self._capacities.can_hold(name, held)}
 
@@ -296,8 +289,8 @@ def _ends(segments: Sequence[Segments]) -> Iterator[tuple[bool, bool, Segments]]
         yield number == 0, number == len(segments) - 1, segment
 
 
-def _yards(capacities: Capacities, names: Sequence[str], most: int) -> list[tuple[Yard, dict[int, list[str]]]]:
-    """A region's nodes as one yard, or dealt out to several with at most so many states in all; names by kind."""
+def _yards(capacities: Capacities, names: Sequence[str], most: int) -> Yards:
+    """A region's nodes as one yard, or dealt out to several with at most so many states in all."""
     stock = stock_of(capacities, names)
     by_kind: dict[int, list[str]] = {}
     for name in names:

@@ -26,31 +26,31 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import SearchStatus
 
 MAX_ASIDE_S = 10.0
-"""Of each program where the largest flow is not the objective, only a bound and a place to start from."""
+"""Time limit of each program where max-flow is not the objective, only a bound and a start."""
 
 MOST_FOR_BOUND = 0.15
-"""Of the time that is left, for the bound by configurations."""
+"""Share of the remaining time for the bound by configurations."""
 
 MOST_FOR_STACKS = 0.25
-"""Of the time that is left, for stages that fill evenly."""
+"""Share of the remaining time for stages that fill evenly."""
 
 WIDE_GAIN = 1.02
-"""Of the best score: what stages of more than two nodes side by side have to bring. The analytical score assumes that
-routing fills all of them evenly, and is further off than this."""
+"""Factor on the best score that stages of more than two nodes side by side have to reach: the analytical score assumes
+that routing fills all of them evenly, and its error is larger than this."""
 
 MOST_ANNEALED = 150
-"""Nodes. Above this a max-flow takes too long to ask for tens of thousands."""
+"""Nodes up to which tens of thousands of max-flows can be computed."""
 
 COOLINGS = 10
 
 MOST_AT_ONCE = 8_000
-"""Variables of the node-by-node program up to which it ends so soon that it comes before annealing."""
+"""Variables of the node-by-node program up to which it is fast enough to come before annealing."""
 
 MAX_LINKED_VARIABLES = 40_000
-"""Above this the node-by-node program does not move in the time that people wait."""
+"""Variables of the node-by-node program above which it finds nothing in the time that people wait."""
 
 MOST_SIMULATED = 16
-"""So many placements are simulated of those that score best analytically, and of those with the largest flow."""
+"""Number of placements to simulate of those with the best analytical score, and of those with the largest flow."""
 
 MOST_SIMULATION_WORK = 6_000_000
 """Events and tokens of all these simulations; some ten seconds."""

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from helixbench.solver.bounds.knapsack import FloatArray
 from helixbench.solver.bounds.work import nic_limits
 from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import LayerRange
 
 FAR_SLOWER = 0.5
-"""Of what links of the region's nodes carry in the middle, or of the flow that is aimed at if that is less."""
+"""Share of the median node's link rate in its region, or of the target flow if that is less."""
 
 FEWEST = 3
-"""Nodes of a region, below which none can be told apart from the others."""
+"""Nodes of a region below which none is an outlier."""
 
 MOST_IN_A_ROW = 4
 MOST_SIDE_BY_SIDE = 8
@@ -108,9 +109,18 @@ def _in_the_middle(capacities: Capacities, name: str, names: Sequence[str]) -> f
     return statistics.median(both_ways) / size
 
 
+def in_a_row(start: int, num_layers: int, num_nodes: int) -> Iterator[LayerRange]:
+    """Ranges of nodes that share so many layers from ``start`` on in parts as equal as possible."""
+    share, longer = divmod(num_layers, num_nodes)
+    for number in range(num_nodes):
+        end = start + share + (number < longer)
+        yield LayerRange(start, end)
+        start = end
+
+
 @dataclass(frozen=True)
 class Width:
-    """What a block at a crossing needs: so many nodes side by side, each of which carries at most so much."""
+    """Requirement on a block at a crossing: nodes side by side, and the most that each of them can carry."""
 
     num_nodes: int
     tokens_per_s: float

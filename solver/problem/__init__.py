@@ -1,1 +1,1 @@
-"""What is asked, what may be answered, and the independent checker of answers."""
+"""The placement problem: workload, capacities, plan, and the independent checker of plans."""

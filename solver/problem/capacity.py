@@ -19,7 +19,7 @@ from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.problem.workload import Workload
 
 TABLE_KV_SHARE = 0.8
-"""Of the KV cache of a node with a capacity table, what admission fills; a measured node's server fills all of it."""
+"""Share of its KV cache that admission fills on a node with a capacity table; on a measured node it is all of it."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def request_mix(workload: Workload) -> RequestMix:
     pairs = np.array(workload.lengths, dtype=float)
     p, o = pairs[:, 0], pairs[:, 1]
     return RequestMix(
-        prompt_tokens=float(p.mean()),
-        output_tokens=float(o.mean()),
+        prompt_tokens=workload.mean_prompt_tokens,
+        output_tokens=workload.mean_output_tokens,
         prompt_pairs=float((p * (p + 1) / 2).mean()),
         decode_context_tokens=float(((o - 1) * p + o * (o - 1) / 2).mean()),
-        max_kv_tokens=int((p + o).max()),
+        max_kv_tokens=workload.max_kv_tokens,
         mean_kv_tokens=float((p + o).mean()),
         held_kv_tokens=float((o * (p + o)).mean() / o.mean()),
     )
@@ -115,7 +115,7 @@ class Rate:
 
 
 class Capacities:
-    """What every node of a profile can do for one workload with at most ``concurrency`` requests in flight.
+    """Capacity of every node of a profile for one workload with at most ``concurrency`` requests in flight.
 
     Nodes that differ only in name share one ``kind``. Everything is computed when first asked for, and kept.
     """

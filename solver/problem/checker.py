@@ -140,12 +140,12 @@ def _nics(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
         size = flow.flow_tokens_per_s * profile.bytes_per_token(flow.src, flow.dst)
         sent[flow.src] += size
         received[flow.dst] += size
-    cards = {node.name: (node.nic_out_bytes_per_s, node.nic_in_bytes_per_s) for node in profile.nodes}
-    cards[COORDINATOR] = (profile.coordinator.nic_out_bytes_per_s, profile.coordinator.nic_in_bytes_per_s)
+    nics = {node.name: (node.nic_out_bytes_per_s, node.nic_in_bytes_per_s) for node in profile.nodes}
+    nics[COORDINATOR] = (profile.coordinator.nic_out_bytes_per_s, profile.coordinator.nic_in_bytes_per_s)
     for name in (COORDINATOR, *plan.placement):
-        for used, limit, way in ((sent[name], cards[name][0], "out"), (received[name], cards[name][1], "in")):
+        for used, limit, way in ((sent[name], nics[name][0], "out"), (received[name], nics[name][1], "in")):
             if limit is not None and used > limit * (1 + TOLERANCE):
-                yield f"nodes.{name}: {used:.6g} bytes/s go {way}, but its network card carries {limit:.6g}"
+                yield f"nodes.{name}: {used:.6g} bytes/s go {way}, but its NIC carries {limit:.6g}"
 
 
 def _claims(plan: Plan) -> Iterator[str]:

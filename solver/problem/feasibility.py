@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.plan import LayerRange, joined
 
 
 def why_infeasible(capacities: Capacities) -> str | None:
@@ -34,7 +32,7 @@ def _can_hold_layer(capacities: Capacities, name: str, layer: int) -> bool:
 
 def _why_uncovered(capacities: Capacities, layers: list[int]) -> str:
     model = capacities.model
-    which = ", ".join(str(held) for held in _ranges(layers))
+    which = ", ".join(map(str, joined(LayerRange(layer, layer + 1) for layer in layers)))
     reason = f"no node can hold layers {which} of {model.num_layers}"
     beside = [
         f"the {what} of {size:.4g} bytes"
@@ -48,12 +46,6 @@ def _why_uncovered(capacities: Capacities, layers: list[int]) -> str:
     if beside:
         reason += f" together with {' and '.join(beside)}"
     return reason + _pins_note(capacities)
-
-
-def _ranges(layers: list[int]) -> list[LayerRange]:
-    """The layers, in order, as the ranges that they make up."""
-    cuts = [i for i in range(1, len(layers)) if layers[i] > layers[i - 1] + 1]
-    return [LayerRange(layers[a], layers[b - 1] + 1) for a, b in itertools.pairwise([0, *cuts, len(layers)])]
 
 
 def _pins_note(capacities: Capacities) -> str:
@@ -78,6 +70,7 @@ def _kv_note(capacities: Capacities, most: dict[str, int]) -> str:
 
 
 def _connected(profile: ClusterProfile, names: list[str]) -> bool:
+    """Whether links lead from the coordinator over some of the nodes and back to it, whatever they hold."""
     if profile.default_link is not None:
         return True
     onward: dict[str, set[str]] = {}

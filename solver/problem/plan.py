@@ -1,7 +1,8 @@
-"""Plan: which node holds which layers, what flows where, and what is promised. The file ``plan.json``."""
+"""Plan: which node holds which layers, the flow over every link, and the predictions. The file ``plan.json``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -28,6 +29,17 @@ class LayerRange(msgspec.Struct, frozen=True, array_like=True, order=True):
 
     def __str__(self) -> str:
         return f"[{self.start},{self.end})"
+
+
+def joined(ranges: Iterable[LayerRange]) -> list[LayerRange]:
+    """The same layers in as few ranges as possible, in order."""
+    found: list[LayerRange] = []
+    for held in sorted(ranges):
+        if found and held.start <= found[-1].end:
+            found[-1] = LayerRange(found[-1].start, max(found[-1].end, held.end))
+        else:
+            found.append(held)
+    return found
 
 
 Placement: TypeAlias = dict[str, LayerRange]
@@ -74,7 +86,7 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What the plan will deliver with ``concurrency`` requests in flight: totals count prompt and output tokens alike.
+    """Predicted throughput and latency with ``concurrency`` requests in flight; totals count prompt and output tokens.
 
     ``low`` and ``high`` bound ``total_tokens_per_s`` by the held-out error of the cost models; ``None`` where the nodes
     have only capacity tables. ``node_busy`` is each node's share of time in iterations, ``node_batch_tokens`` its mean
@@ -94,9 +106,9 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Marginal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What 1 % more of a full resource adds to the max-flow of the placement, and what 1 % less takes from it.
+    """Change of the placement's max-flow with 1 % more, and with 1 % less, of a full resource.
 
-    ``resource`` is a node, a link ``src -> dst``, or one direction of a node's network card. In a row of equal
+    ``resource`` is a node, a link ``src -> dst``, or one direction of a NIC. In a row of equal
     bottlenecks more of one alone adds nothing, and less of one takes its whole part.
     """
 
@@ -107,9 +119,9 @@ class Marginal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ExpectedBound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What no plan's expected exceeds: ``tokens_per_s`` in the long run, with ``in_flight`` requests at most.
+    """Upper bound on the expected throughput of any plan, in the long run, with ``in_flight`` requests at most.
 
-    The max-flow bound, or what so many requests bring at the least time round of any placement, whichever is less.
+    The bound on max-flow, or ``in_flight`` requests over the least round trip of any placement, whichever is less.
     ``least_tpot_s`` and ``least_ttft_s`` are those of a token alone in the cluster.
     """
 
@@ -139,11 +151,11 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 Objective: TypeAlias = Literal["throughput", "max-flow"]
-"""Of a search: the expected tokens/s, or the max-flow."""
+"""What a search maximises: expected tokens/s, or the max-flow."""
 
 
 class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What the numbers hold for. ``objective`` is what the search maximised."""
+    """Conditions of the predictions; ``objective`` is what the search maximised."""
 
     workload: Workload
     partial_inference: bool

@@ -38,18 +38,6 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return float(np.mean([output for _, output in self.lengths]))
 
     @property
-    def mean_context_tokens(self) -> float:
-        """Mean number of cached tokens that a decode step reads: ``E[out*in + out^2/2] / E[out]``, length-biased."""
-        pairs = np.array(self.lengths, dtype=float)
-        prompt, output = pairs[:, 0], pairs[:, 1]
-        return float(np.mean(output * prompt + output**2 / 2) / np.mean(output))
-
-    @property
-    def mean_kv_tokens(self) -> float:
-        """Mean KV cache that one request reserves on each node of its pipeline: prompt + output."""
-        return self.mean_prompt_tokens + self.mean_output_tokens
-
-    @property
     def max_kv_tokens(self) -> int:
         """KV cache that the longest request reserves."""
         return max(prompt + output for prompt, output in self.lengths)

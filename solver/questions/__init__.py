@@ -1,1 +1,1 @@
-"""What users ask: a plan, targets, what-if."""
+"""From a user's question to a checked plan: one search, targets, what-ifs."""

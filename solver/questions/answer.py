@@ -20,7 +20,7 @@ from helixbench.solver.questions.targets import fewest_nodes, most_within_latenc
 from helixbench.solver.questions.what_if import with_fewest_bytes_moved
 
 AFTER_INTERRUPT_S = 0.1
-"""Of each search that is still to come after Ctrl-C: baselines only."""
+"""Time limit of each search that is still to come after Ctrl-C: baselines only."""
 
 ROUNDING = 1e-6
 """Relative: differences of expected values that are smaller say nothing."""
@@ -81,7 +81,7 @@ def _plan(config: SolveConfig, on_progress: OnProgress | None) -> Plan | Infeasi
 
 
 def _with_the_whole_question(capacities: Capacities, plan: Plan) -> Plan:
-    """Add what only the whole question says: pins that the plan leaves aside, and the bound of any plan's expected.
+    """Add what depends on the whole question: a note on unused pins, and the bound on any plan's expected throughput.
 
     The bound holds in the long run: what a simulation counted over its windows may be above by chance.
     """

@@ -41,7 +41,7 @@ from helixbench.solver.simulation.closed_loop import ClosedLoopResult
 from helixbench.solver.simulation.stage_time import TABLE_NOTE
 
 SATURATED = 0.98
-"""Of what the most requests in flight bring; beyond that, more of them only wait."""
+"""Share of the throughput at the highest concurrency from which more requests in flight only wait."""
 
 CHANCE = 1.03
 """Starts that differ by more have led to other groups."""

@@ -1,4 +1,4 @@
-"""What is asked of the solver, in one record: cluster, workload, objective or target, and what the search may spend."""
+"""One question to the solver: cluster, workload, objective or target, and the limits of the search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helixbench.solver.problem.plan import Expected, LayerRange, Objective, Plac
 from helixbench.solver.problem.workload import Workload
 
 MAX_SEED = 2**31 - 1
-"""What HiGHS takes."""
+"""Largest seed that HiGHS accepts."""
 
 
 class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, cluster=cluster, before=None, pins=pins)
 
     def capacities(self) -> Capacities:
-        """What every node of the cluster can do for the workload."""
+        """Capacities of the cluster's nodes for the workload."""
         return Capacities(
             self.cluster, self.workload, concurrency=self.concurrency, pins=self.pins, partial=self.partial
         )

@@ -80,7 +80,7 @@ def _links_among(profile: ClusterProfile, example: Node, fresh: Sequence[str]) -
 
 
 def _link_beside(profile: ClusterProfile, example: Node, links: Sequence[tuple[str, Link]]) -> Link | None:
-    """Of (other end, link) one way: that with a twin, else the fastest inside the region where no default stands in."""
+    """The link to a twin, else the fastest in the region if there is no default; ``links`` are (other end, link)."""
     beside = {node.name: node for node in profile.nodes if node.region == example.region and node is not example}
     with_twin = [link for end, link in links if end in beside and beside[end].device.name == example.device.name]
     if with_twin or profile.default_link is not None:
@@ -90,33 +90,24 @@ def _link_beside(profile: ClusterProfile, example: Node, links: Sequence[tuple[s
 
 
 def parse_pins(texts: Iterable[str]) -> dict[str, LayerRange]:
-    """Pins by node.
+    """Pins by node, each given as ``node=[a,b)``; ``node=a-b`` and ``node=a,b`` are the same.
 
     Raises:
-        InputError: one is not of the form that ``parse_pin`` reads, or two are of one node.
+        InputError: one is not of that form, or two are of one node.
     """
     pins: dict[str, LayerRange] = {}
     for text in texts:
-        name, held = parse_pin(text)
+        found = re.fullmatch(r"(.+?)=\[?(\d+)\s*[,-]\s*(\d+)\)?", text)
+        if found is None:
+            raise InputError(f"--pin {text}: need NODE=[START,END), for example n1=[0,8)")
+        name = found.group(1)
         if name in pins:
             raise InputError(f"--pin {text}: {name} is pinned to {pins[name]} already; give one pin for each node")
-        pins[name] = held
+        try:
+            pins[name] = LayerRange(int(found.group(2)), int(found.group(3)))
+        except ValueError as error:
+            raise InputError(f"--pin {text}: {error}") from error
     return pins
-
-
-def parse_pin(text: str) -> tuple[str, LayerRange]:
-    """``node=[a,b)`` as (node, range); ``node=a-b`` and ``node=a,b`` say the same.
-
-    Raises:
-        InputError: not of that form.
-    """
-    found = re.fullmatch(r"(.+?)=\[?(\d+)\s*[,-]\s*(\d+)\)?", text)
-    if found is None:
-        raise InputError(f"--pin {text}: need NODE=[START,END), for example n1=[0,8)")
-    try:
-        return found.group(1), LayerRange(int(found.group(2)), int(found.group(3)))
-    except ValueError as error:
-        raise InputError(f"--pin {text}: {error}") from error
 
 
 def with_fewest_bytes_moved(

@@ -14,7 +14,7 @@ from helixbench.records import load_record, save_record
 from helixbench.solver import Infeasible, Plan, SolveConfig, cli, problems_of, solve_placement
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.questions.answer import answer
-from helixbench.solver.questions.what_if import parse_pin, with_nodes, without_nodes
+from helixbench.solver.questions.what_if import parse_pins, with_nodes, without_nodes
 from tests.solver.clusters import WORKLOAD, cost_node, model, table_node
 
 
@@ -53,7 +53,7 @@ def test_a_pin_that_no_plan_keeps_is_refused(four: ClusterProfile, tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["n=[2,5)", "n=2-5", "n=2,5"])
 def test_pins_are_read_in_three_ways(text: str) -> None:
-    assert parse_pin(text) == ("n", LayerRange(2, 5))
+    assert parse_pins([text]) == {"n": LayerRange(2, 5)}
 
 
 def test_added_nodes_are_like_those_there_are(four: ClusterProfile) -> None:
