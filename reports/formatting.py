@@ -11,7 +11,7 @@ FULL, EMPTY = "█", "·"
 ARROW, TIMES = "→", "×"
 MISSING = "-"
 _ASCII = str.maketrans({FULL: "#", EMPTY: ".", ARROW: ">", TIMES: "x", "…": ".", "–": "-"})
-_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
+_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def to_ascii(text: str) -> str:
@@ -20,12 +20,12 @@ def to_ascii(text: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """About four significant digits: ``97.2``, ``1,234``, ``12.0M``; ``-`` for none."""
+    """About four significant digits: ``97.2``, ``1,234``, ``275k``, ``12.0M``; ``-`` for none."""
     if value is None:
         return MISSING
-    for scale, suffix in _SI:
-        if abs(value) >= scale and (scale > 1e4 or abs(value) >= 1e5):
-            return f"{value / scale:.3g}{suffix}"
+    if abs(value) >= 1e5:
+        scale, suffix = next(entry for entry in _SI if abs(value) >= 0.9995 * entry[0])  # 999,999 is 1M
+        return f"{value / scale:.3g}{suffix}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
@@ -96,6 +96,14 @@ def layer_bar(held: LayerRange, num_layers: int, width: int) -> str:
     start = min(width - 1, held.start * width // num_layers)
     end = max(start + 1, -(-held.end * width // num_layers))
     return EMPTY * start + FULL * (end - start) + EMPTY * (width - end)
+
+
+def metric_name(name: str) -> str:
+    """``total tokens/s`` for ``total_tokens_per_s``, ``TTFT p50`` for ``ttft_p50_s``; other names as they are."""
+    kind, _, rest = name.partition("_")
+    if rest == "tokens_per_s":
+        return f"{kind} tokens/s"
+    return f"{kind.upper()} {rest.removesuffix('_s')}" if kind in ("ttft", "tpot") else name
 
 
 def link_name(src: str, dst: str) -> str:

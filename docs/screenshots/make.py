@@ -1,8 +1,7 @@
-"""Pictures of the reports: ``python docs/screenshots/make.py RUN [--plan PLAN] [--cluster CLUSTER] [--base BASE]``.
+"""Pictures of the reports: ``python docs/screenshots/make.py RUN BASE``.
 
 Opens the pages and the terminal output in Chromium (``apt-get install chromium``, ``pip install playwright``) and
-writes PNG files beside this script: the terminal summaries, and the page on a desktop, on a phone and in dark mode;
-with ``--base`` also the comparison of RUN with that run.
+writes PNG files beside this script: the summary of RUN on a terminal, its page, and its comparison with the run BASE.
 """
 
 from __future__ import annotations
@@ -15,70 +14,45 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 
-from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import load_record
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reports.compare.compare import compare
-from helixbench.reports.render.comparisons import comparison_summary
 from helixbench.reports.render.document import Document
 from helixbench.reports.render.html import html_page
-from helixbench.reports.render.summaries import plan_summary, profile_summary, run_summary
+from helixbench.reports.render.summaries import run_summary
 from helixbench.reports.render.terminal import draw
-from helixbench.solver.problem.plan import Plan
 
 HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"
-DESKTOP, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 3 * 844}
 
 
 def main() -> None:
     """Read the records and write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--plan", type=Path)
-    parser.add_argument("--cluster", type=Path)
-    parser.add_argument("--base", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE)
-    arguments = parser.parse_args()
-    run = load_record(arguments.run, RunLog)
-    summaries: dict[str, Document] = {"terminal-run": run_summary(run)}
-    cluster = load_record(arguments.cluster, ClusterProfile) if arguments.cluster else None
-    if cluster is not None:
-        summaries["terminal-profile"] = profile_summary(cluster)
-    if arguments.plan:
-        summaries["terminal-plan"] = plan_summary(load_record(arguments.plan, Plan), cluster)
-    comparison = ""
-    if arguments.base:
-        base = load_record(arguments.base, RunLog)
-        found = compare(base, run, base_name=str(arguments.base), new_name=str(arguments.run))
-        summaries["terminal-comparison"] = comparison_summary(found)
-        comparison = html_page(run, comparison=found, base=base)
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("base", type=Path)
+    options = parser.parse_args()
+    run, base = load_record(options.run, RunLog), load_record(options.base, RunLog)
+    comparison = compare(base, run, base_name=options.base.name, new_name=options.run.name)
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = Path(folder) / "report.html"
-        page.write_text(html_page(run), encoding="utf-8")
-        photograph_page(browser, page, arguments.out, "report")
-        if comparison:
-            page.write_text(comparison, encoding="utf-8")
-            photograph_page(browser, page, arguments.out, "comparison")
-        for name, summary in summaries.items():
-            photograph_terminal(browser, summary, arguments.out / f"{name}.png")
+        photograph_page(browser, html_page(run), HERE / "report-desktop.png")
+        page = html_page(run, comparison=comparison, base=base)
+        photograph_page(browser, page, HERE / "comparison-desktop.png", height=1000)
+        photograph_terminal(browser, run_summary(run), HERE / "terminal-run.png")
         browser.close()
 
 
-def photograph_page(browser: Browser, page_file: Path, out: Path, stem: str) -> None:
-    """The whole page, light and dark; on a phone the first three screens."""
-    for name, viewport, scheme in (
-        ("desktop", DESKTOP, "light"),
-        ("dark", DESKTOP, "dark"),
-        ("phone", PHONE, "light"),
-    ):
-        context = browser.new_context(viewport=viewport, color_scheme=scheme)
-        page = context.new_page()
-        page.goto(page_file.as_uri())
+def photograph_page(browser: Browser, content: str, path: Path, *, height: int | None = None) -> None:
+    """The whole page, or its upper ``height`` pixels."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.html"
+        file.write_text(content, encoding="utf-8")
+        page = browser.new_page(viewport={"width": 1180, "height": height or 900})
+        page.goto(file.as_uri())
         page.wait_for_timeout(300)
-        page.screenshot(path=out / f"{stem}-{name}.png", full_page=viewport is DESKTOP)
-        context.close()
+        page.screenshot(path=path, full_page=height is None)
+        page.close()
 
 
 def photograph_terminal(browser: Browser, summary: Document, path: Path) -> None:

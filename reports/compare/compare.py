@@ -11,7 +11,7 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reports.compare.change import Change, Comparison, computed, quantity, statement
 from helixbench.reports.compare.profiles import profile_changes, profile_notes
-from helixbench.reports.formatting import percent, ratio
+from helixbench.reports.formatting import percent, ratio, seconds
 from helixbench.reports.loading import Record
 from helixbench.reports.verdict.intervals import CONFIDENCE, t_quantile
 from helixbench.reports.verdict.run_metrics import IS_HIGHER_BETTER, batches_of, metrics_of
@@ -69,7 +69,8 @@ def _run_changes(base: RunLog, new: RunLog) -> Iterator[Change]:
         old = nodes.get(node.name)
         if old is not None and old.measured_iteration_s and node.measured_iteration_s:
             times = old.measured_iteration_s, node.measured_iteration_s
-            yield quantity(f"{node.name}: iteration_s", *times, is_higher_better=False)
+            texts = seconds(times[0]), seconds(times[1])
+            yield quantity(f"{node.name}: iteration", *times, is_higher_better=False, texts=texts)
             yield statement(f"{node.name}: busy", percent(old.measured_busy), percent(node.measured_busy))
 
 

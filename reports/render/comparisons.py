@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from helixbench.reports.compare.change import Change, Comparison, Judgement
 from helixbench.reports.compare.regression import Answer, Pair, Regression
-from helixbench.reports.formatting import interval, number, ratio
+from helixbench.reports.formatting import interval, metric_name, number, ratio
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 
 _JUDGEMENT_STYLE = {Judgement.WORSE: BAD, Judgement.BETTER: GOOD, Judgement.CHANGED: BOLD}
@@ -62,9 +62,10 @@ def regression_summary(regression: Regression) -> Document:
 
 def _change_row(change: Change) -> Row:
     span = change.interval
+    judgement = "noise" if change.judgement is Judgement.WITHIN_NOISE else change.judgement
     return (
-        Styled(change.judgement, _JUDGEMENT_STYLE.get(change.judgement, "italic")),
-        change.name,
+        Styled(judgement, _JUDGEMENT_STYLE.get(change.judgement, "italic")),
+        metric_name(change.name),
         change.base,
         change.new,
         ratio(change.ratio) if change.ratio is not None else "",

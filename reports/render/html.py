@@ -115,6 +115,7 @@ def _render(template: str, **context: object) -> str:
         ratio=formatting.ratio,
         size=formatting.size,
         bits=formatting.bit_rate,
+        metric=formatting.metric_name,
         script_json=script_json,
     )
     assets = {

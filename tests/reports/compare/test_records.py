@@ -104,7 +104,7 @@ def test_the_command_prints_and_writes(command: Command, save: Save, tmp_path: P
     assert result.exit_code == 0
     assert msgspec.json.decode(result.stdout, type=Comparison).kind == "run"
     assert max(len(line) for line in result.stderr.splitlines() if str(tmp_path) not in line) <= 80
-    assert "| **worse** | total_tokens_per_s |" in (tmp_path / "c.md").read_text()
+    assert "| **worse** | total tokens/s |" in (tmp_path / "c.md").read_text()
 
 
 def test_the_command_refuses_two_kinds(command: Command, save: Save) -> None:

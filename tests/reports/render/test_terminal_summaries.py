@@ -123,13 +123,15 @@ def test_a_bar_of_few_layers_is_never_empty() -> None:
 
 
 def test_numbers_keep_their_digits() -> None:
-    assert [number(v) for v in (0.0123, 9.876, 97.25, 375.0, 1234.4, 97000, 6.2e8)] == [
+    assert [number(v) for v in (0.0123, 9.876, 97.25, 375.0, 1234.4, 97000, 275_000, 999_999, 6.2e8)] == [
         "0.0123",
         "9.88",
         "97.2",
         "375.0",
         "1,234",
         "97,000",
+        "275k",
+        "1M",
         "620M",
     ]
     assert [seconds(v) for v in (1.234, 0.0981, 0.00012, 0.0)] == ["1.23 s", "98.1 ms", "120 us", "0 ms"]
