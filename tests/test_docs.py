@@ -19,6 +19,7 @@ from helixbench.__main__ import app
 from helixbench.reference_server.testbed.spec import testbed_from_tree as read_testbed
 from helixbench.reports.suite.file import load_suite
 from helixbench.reports.verdict.run_metrics import IS_HIGHER_BETTER
+from helixbench.solver.simulation.events import load_events
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -154,6 +155,9 @@ def test_toml_of_a_page_is_read_by_the_program(page: Path, tmp_path: Path) -> No
             folder = ROOT / "examples" / "suites"
             (tmp_path / "suite.toml").write_text(re.sub(r'= "(testbeds/|azure_)', rf'= "{folder}/\1', text))
             load_suite(tmp_path / "suite.toml")
+        else:
+            (tmp_path / "events.toml").write_text(text)
+            load_events(tmp_path / "events.toml")
 
 
 def lint(workflow: Path) -> int:
