@@ -62,10 +62,9 @@ def measure_network(
     with closing(Transport(key)) as transport:
         measurement = _Measurement(agents, transport, config, on_progress)
         measurement.measure_links()
-        nics = measurement.measure_nics()
-    names = measurement.names
-    pairs = [(src, dst) for src in names for dst in names if src != dst]
-    return NetworkMeasured(tuple(measurement.link(pair) for pair in pairs), nics)
+        pairs = [(src, dst) for src in measurement.names for dst in measurement.names if src != dst]
+        links = tuple(measurement.link(pair) for pair in pairs)
+        return NetworkMeasured(links, measurement.measure_nics())
 
 
 class _Measurement:
