@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import Device
 
@@ -83,6 +85,14 @@ def describe_device(device: str, *, memory_bytes: float | None = None) -> Device
     facts = merged(torch_cuda_facts(properties), nvml_facts(str(properties.uuid), load_nvml=_load_nvml))
     budget = _budget(device, memory_bytes, float(properties.total_memory))
     return Device(kind="cuda", name=properties.name, memory_bytes=budget, facts=facts)
+
+
+def with_current_facts(device: Device) -> Device:
+    """The device with the driver's facts (clocks, throttling, memory in use) read again; only a GPU has them."""
+    if "uuid" not in device.facts:
+        return device
+    current = nvml_facts(str(device.facts["uuid"]), load_nvml=_load_nvml)
+    return msgspec.structs.replace(device, facts=device.facts | current)
 
 
 def _budget(device: str, asked_bytes: float | None, total_bytes: float) -> float:

@@ -16,7 +16,7 @@ import torch
 import zmq
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
-from helixbench.profiler.device import describe_device
+from helixbench.profiler.device import describe_device, with_current_facts
 from helixbench.profiler.machine import library_versions, machine_facts
 from helixbench.profiler.measure.memory import out_of_memory_is
 from helixbench.profiler.model.dtypes import torch_dtype
@@ -300,7 +300,7 @@ class Agent:
         )
 
     def _describe(self, _: Describe) -> Description:
-        return Description(device=self.device, versions=library_versions(), machine=machine_facts())
+        return Description(device=with_current_facts(self.device), versions=library_versions(), machine=machine_facts())
 
     def _counters(self, _: ReadCounters) -> Counters:
         if self._runtime is None:

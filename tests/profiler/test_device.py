@@ -20,6 +20,7 @@ from helixbench.profiler.device import (
     nvml_facts,
     read_facts,
     torch_cuda_facts,
+    with_current_facts,
 )
 from helixbench.profiler.measure import disturbance
 
@@ -172,6 +173,20 @@ def test_cuda_joins_torch_and_nvml_facts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert described.facts["driver"] == "570.1"
     assert msgspec.json.decode(msgspec.json.encode(described), type=Device) == described
     assert torch_cuda_facts(properties).items() <= described.facts.items()
+
+
+def test_an_agent_that_runs_for_long_tells_the_drivers_current_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hot(FakeNvml):
+        def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+            return 64
+
+    monkeypatch.setattr(device, "_load_nvml", Hot)
+    then = Device(kind="cuda", name="X", memory_bytes=1e9, facts={"uuid": "aaaa", "throttle_reasons": "none", "a": 1.0})
+    now = with_current_facts(then)
+
+    assert (now.facts["throttle_reasons"], now.facts["a"]) == ("HwThermalSlowdown", 1.0)
+    emulated = msgspec.structs.replace(then, facts={"a": 1.0})
+    assert with_current_facts(emulated) == emulated
 
 
 def test_nvml_facts_are_in_base_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
