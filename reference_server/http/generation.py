@@ -17,6 +17,8 @@ from helixbench.reference_server.http.openai.answers import Piece
 from helixbench.reference_server.http.text import Text
 from helixbench.solver.scheduling.coordinator import Request
 
+PIECES_AT_ONCE = 16
+
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """One output to generate: choice number ``choice`` of its answer."""
@@ -88,6 +90,7 @@ class SideBySide:
         self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()  # None: one output has ended
         self._tasks = [asyncio.create_task(self._run(output)) for output in outputs]
         self._num_running = len(self._tasks)
+        self._num_given = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -98,6 +101,9 @@ class SideBySide:
         Raises:
             RequestRefused, EngineUnavailable: as the output that failed first.
         """
+        self._num_given += 1
+        if self._num_given % PIECES_AT_ONCE == 0:  # what lies in the queue is had without a pause for others
+            await asyncio.sleep(0)
         while self._num_running:
             arrived = await self._arrived.get()
             if isinstance(arrived, Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
@@ -60,6 +61,9 @@ def serve_http(
     running.on_failure = stop_server
     running.start()
     try:
+        # What has been loaded stays: without this a collection walks all of it now and then, and nobody is answered.
+        gc.collect()
+        gc.freeze()
         on_ready()
         with socket.socket(fileno=os.dup(socket_fd)) as listener:
             server.run(sockets=[listener])

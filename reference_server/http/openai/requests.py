@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -303,10 +303,12 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[str | tuple[int
     """A text, texts, the token ids of one prompt, or those of several."""
     if isinstance(prompt, str):
         return (prompt,)
-    texts = tuple(item for item in prompt if isinstance(item, str))
-    tokens = tuple(item for item in prompt if isinstance(item, int))
-    token_lists = tuple(tuple(item) for item in prompt if isinstance(item, list))
-    if not prompt or len(prompt) not in (len(texts), len(tokens), len(token_lists)):
-        message = "prompt: need a string, strings, token ids or lists of token ids, at least one and all of one kind"
-        raise ProtocolError(400, message, param="prompt")
-    return texts or ((tokens,) if tokens else token_lists)
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return (tuple(cast(list[int], prompt)),)
+    if kinds == {str}:
+        return tuple(cast(list[str], prompt))
+    if kinds == {list}:
+        return tuple(map(tuple, cast(list[list[int]], prompt)))
+    message = "prompt: need a string, strings, token ids or lists of token ids, at least one and all of one kind"
+    raise ProtocolError(400, message, param="prompt")

@@ -10,14 +10,15 @@ import argparse
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import random
 import socket
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -274,28 +275,35 @@ def greedy(address: Address) -> str:
 
 
 class HealthWatch:
-    """Asks for health again and again while other things happen; seconds of each answer."""
+    """Asks for health again and again while other things happen, in a process of its own; seconds of each answer."""
 
     def __init__(self, address: Address) -> None:
         self.seconds: list[float] = []
         self.statuses: Counter[int] = Counter()
-        self._address = address
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_watch_health, args=(address, theirs))
 
     def __enter__(self) -> HealthWatch:
-        self._thread.start()
+        self._process.start()
+        assert self._ours.recv() == "begun"
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self._ours.send("end")
+        self.seconds, self.statuses = self._ours.recv()
+        self._process.join()
 
-    def _run(self) -> None:
-        while not self._is_over.wait(0.01):
-            begin = time.perf_counter()
-            self.statuses[health(self._address)] += 1
-            self.seconds.append(time.perf_counter() - begin)
+
+def _watch_health(address: Address, pipe: Connection) -> None:
+    seconds: list[float] = []
+    statuses: Counter[int] = Counter()
+    pipe.send("begun")
+    while not seconds or not pipe.poll(0.01):
+        begin = time.perf_counter()
+        statuses[health(address)] += 1
+        seconds.append(time.perf_counter() - begin)
+    pipe.send((seconds, statuses))
 
 
 def main() -> None:
