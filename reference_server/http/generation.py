@@ -17,7 +17,7 @@ from helixbench.reference_server.http.openai.answers import Piece
 from helixbench.reference_server.http.text import Text
 from helixbench.solver.scheduling.coordinator import Request
 
-PIECES_AT_ONCE = 16
+PIECES_AT_ONCE = 4
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
