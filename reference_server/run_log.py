@@ -16,6 +16,7 @@ from helixbench.solver.scheduling.work import Routing
 
 NUM_INTERVALS = 60
 """Of a timeline, over the whole run."""
+_NUM_NAMED = 5  # requests named in a line
 
 
 class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -106,6 +107,36 @@ class NodePoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_l
     busy: float
 
 
+class DifferingOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An output that is not the model's, from token ``first_token`` (the first is 0) on.
+
+    ``request`` counts the requests of the run in the order of their arrival.
+    """
+
+    request: int
+    first_token: int
+    pipeline: int
+
+
+class OutputCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Outputs that were compared, token by token, with the reference of the model: those of all finished requests."""
+
+    num_checked: int
+    differing: tuple[DifferingOutput, ...] = ()
+
+    @property
+    def statement(self) -> str:
+        """One line with the counts and the first requests whose output differs."""
+        if not self.differing:
+            return f"outputs: {self.num_checked} compared with the model's reference, none differs"
+        named = [f"request {wrong.request} from token {wrong.first_token} on" for wrong in self.differing[:_NUM_NAMED]]
+        more = [f"{len(self.differing) - _NUM_NAMED} more"] if len(self.differing) > _NUM_NAMED else []
+        return (
+            f"outputs: {len(self.differing)} of {self.num_checked} differ from the model's reference "
+            f"({', '.join([*named, *more])})"
+        )
+
+
 class RunLog(
     msgspec.Struct,
     frozen=True,
@@ -123,6 +154,7 @@ class RunLog(
     ``is_limited`` is true where the number of requests, of those let in, or another share of the KV caches was set.
     ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time,
     ``stale`` where the profile was made on something else than was served on.
+    ``output_check`` is ``None`` where the model has no reference to compare with.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
     """
 
@@ -150,6 +182,7 @@ class RunLog(
     simulated: bool = False
     cut_short: str = ""
     stale: tuple[str, ...] = ()
+    output_check: OutputCheck | None = None
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import random
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from helixbench.errors import MeasurementError
+from helixbench.profiler.model.hash_reference import Output
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.run_log import (
     LinkUse,
@@ -32,7 +34,8 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What load to make.
 
     Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. The warm-up ends when as many
-    requests as are in flight have finished, but not before ``warmup_s``.
+    requests as are in flight have finished, but not before ``warmup_s``. ``keep_outputs``: tokens of finished requests
+    stay in memory, to be checked.
     """
 
     workload: Workload
@@ -42,15 +45,17 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int | None = None
     duration_s: float | None = None
     warmup_s: float = 0.0
+    keep_outputs: bool = False
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured; fields as in ``RunLog``."""
+    """What was measured; fields as in ``RunLog``. ``outputs[i]`` is that of ``requests[i]``, where they are kept."""
 
     window: Window
     prompt_tokens: int
     output_tokens: int
     requests: tuple[RequestRecord, ...]
+    outputs: tuple[Output, ...]
     nodes: dict[str, NodeUse]
     links: tuple[LinkUse, ...]
     timeline: tuple[TokenCount, ...]
@@ -63,6 +68,8 @@ class _Running(msgspec.Struct):
     arrival_s: float
     first_token_s: float | None = None
     output_tokens: int = 0
+    prompt: tuple[int, ...] = ()  # where outputs are kept, as is ``tokens``
+    tokens: list[int] = []
 
 
 _Snapshot: TypeAlias = tuple[float, dict[str, Counters], dict[str, LinkCounters]]
@@ -80,6 +87,7 @@ class _Load:
         self._running: dict[int, _Running] = {}  # request -> its times
         self._next_number = 0
         self.finished: list[RequestRecord] = []
+        self.outputs: list[Output] = []  # of the finished ones, where they are kept
         self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each event
 
     def new_requests(self, count: int, now: float) -> list[Request]:
@@ -89,7 +97,8 @@ class _Load:
             prompt_tokens, output_tokens = next(self._lengths)
             prompt = tuple(self._tokens.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
             requests.append(Request(number=self._next_number, prompt=prompt, max_tokens=output_tokens))
-            self._running[self._next_number] = _Running(prompt_tokens, now)
+            kept = prompt if self._config.keep_outputs else ()
+            self._running[self._next_number] = _Running(prompt_tokens, now, prompt=kept)
             self._next_number += 1
         return requests
 
@@ -105,9 +114,15 @@ class _Load:
                 prompt_tokens = running.prompt_tokens
             running.output_tokens += 1
             self.counts.append((now, prompt_tokens, 1))
+            if self._config.keep_outputs:
+                assert event.token is not None, "nothing is aborted here"
+                running.tokens.append(event.token)
             if event.reason:
                 assert event.pipeline is not None, "nothing is aborted here"
                 del self._running[event.request]
+                if self._config.keep_outputs:
+                    prompt, tokens = array.array("i", running.prompt), array.array("i", running.tokens)
+                    self.outputs.append(Output(event.request, prompt, tokens))
                 self.finished.append(
                     RequestRecord(
                         arrival_s=running.arrival_s,
@@ -194,6 +209,7 @@ def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, cut_short: str) ->
         prompt_tokens=sum(p for p, _ in inside),
         output_tokens=sum(o for _, o in inside),
         requests=tuple(load.finished),
+        outputs=tuple(load.outputs),
         nodes={node: _node_use(begin[1][node], counters) for node, counters in end[1].items()},
         links=tuple(_link_uses(begin, end)),
         timeline=token_counts(load.counts, window.end_s),

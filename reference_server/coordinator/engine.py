@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from helixbench.errors import InputError, MeasurementError
-from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.model.model import Model
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.messages import Counters, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
 from helixbench.solver.problem.plan import Pipeline, Plan
@@ -99,7 +99,7 @@ class Engine:
 def load_plan(
     agents: Agents,
     plan: Plan,
-    files: ModelFiles,
+    files: Model,
     *,
     routing: Routing = "iwrr",
     seed: int = 0,

@@ -11,26 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from helixbench.errors import HelixbenchError, InputError
+from helixbench.errors import HelixbenchError, InputError, MeasurementError
 from helixbench.interrupted import EXIT_CODE, Interrupted
-from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.model.hash_model import HashModel
+from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.staleness import identity_of, stale_parts
 from helixbench.progress import Reporter
 from helixbench.records import digest, load_record, provenance_now, save_record
 from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.coordinator.outputs import check_outputs
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
 from helixbench.reference_server.profiling.cluster import profile_cluster
-from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.run_log import OutputCheck, RunLog
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import Description
 from helixbench.solver.problem.plan import Plan
 
 
-def open_plan(
-    path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False
-) -> tuple[Plan, ModelFiles]:
+def open_plan(path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False) -> tuple[Plan, Model]:
     """Load a plan and its model, and check them against each other and against the testbed.
 
     With ``allow_stale`` any model with the same number of layers is accepted; see ``stale_parts_of``.
@@ -39,7 +39,7 @@ def open_plan(
         InputError: another model, or a node that the testbed does not have.
     """
     plan = load_record(path, Plan)
-    files = ModelFiles(model)
+    files = open_model(model)
     is_other = plan.model_digest != files.digest() and not allow_stale
     if plan.num_layers != files.num_layers or is_other:
         raise InputError(
@@ -56,7 +56,7 @@ def open_plan(
 
 
 def stale_parts_of(
-    plan: Plan, files: ModelFiles, described: Mapping[str, Description], *, allow_stale: bool
+    plan: Plan, files: Model, described: Mapping[str, Description], *, allow_stale: bool
 ) -> tuple[str, ...]:
     """Differences between the profile behind the plan and the current devices, versions and model, one line each.
 
@@ -82,7 +82,7 @@ class Ready(NamedTuple):
     """A plan loaded onto its agents. ``stale`` as ``stale_parts_of`` returns it."""
 
     plan: Plan
-    files: ModelFiles
+    files: Model
     engine: Engine
     device_names: dict[str, str]
     stale: tuple[str, ...]
@@ -134,16 +134,22 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             concurrency=job.concurrency,
             seed=job.seed,
             vocab_size=ready.files.vocab_size,
+            keep_outputs=isinstance(ready.files, HashModel),
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )
         result = run_bench(ready.engine, config, on_progress=reporter.update, is_interrupted=interrupted)
-    save_record(job.output, _run_log(job, ready, result))
+    checked = check_outputs(ready.files, result) if isinstance(ready.files, HashModel) else None
+    save_record(job.output, _run_log(job, ready, result, checked))
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
+    if checked is not None:
+        if checked.differing:
+            raise MeasurementError(f"{checked.statement}: a fault of the server; {job.output} holds the run")
+        reporter.say(checked.statement)
 
 
-def _run_log(job: BenchJob, ready: Ready, result: BenchResult) -> RunLog:
+def _run_log(job: BenchJob, ready: Ready, result: BenchResult, checked: OutputCheck | None) -> RunLog:
     return RunLog(
         plan=ready.plan,
         workload=job.workload,
@@ -164,6 +170,7 @@ def _run_log(job: BenchJob, ready: Ready, result: BenchResult) -> RunLog:
         testbed=job.testbed,
         stale=ready.stale,
         cut_short=result.cut_short,
+        output_check=checked,
         provenance=provenance_now(inputs={"plan": digest(ready.plan)}, command=job.command),
     )
 

@@ -68,7 +68,7 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
         is_simulated=run.simulated,
         testbed=run.testbed,
         stale=run.stale,
-        notes=run.plan.assumptions.notes,
+        notes=(*([run.output_check.statement] if run.output_check else []), *run.plan.assumptions.notes),
         plan_digest=digest(run.plan),
         run_digest=digest(run),
         provenance=run.provenance,
@@ -129,6 +129,8 @@ def _why_not_measured(run: RunLog, expected: Expected | None, checks: tuple[Chec
     reasons = []
     if run.cut_short:
         reasons.append(f"the run was cut short: {run.cut_short}")
+    if run.output_check is not None and run.output_check.differing:
+        reasons.append(run.output_check.statement)
     if not run.requests_in_window():
         reasons.append("no request finished inside the window: run longer, or with shorter outputs")
     if run.prompt_tokens + run.output_tokens == 0:

@@ -21,12 +21,13 @@ from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResu
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.jobs import driver
 from helixbench.reference_server.jobs.job import BenchJob, encode_job
-from helixbench.reference_server.run_log import RunLog
+from helixbench.reference_server.run_log import OutputCheck, RunLog
 from helixbench.reference_server.wire import client
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload
-from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
 from tests.conftest import ModelDir
+from tests.hash_models import make_small
 from tests.reference_server.plans import ONE_NODE, THREE_IN_A_ROW, TWO_PIPELINES, make_plan
 from tests.reference_server.running import AgentProcess, RunningAgents
 
@@ -277,6 +278,51 @@ def test_a_job_writes_a_run_log_that_names_its_plan(job: Job, drive: Callable[[s
     assert run.regions == {"n0": "place of n0", "n1": "place of n1", "n2": "place of n2"}
     assert all(run.node_timeline[node] for node in run.nodes)
     assert not list(job.output.parent.glob(".run.json*")), "nothing is left beside it"
+
+
+@pytest.fixture
+def hash_job(running: RunningAgents, tmp_path: Path) -> Job:
+    return Job(running, make_small(tmp_path / "hash").directory, tmp_path)
+
+
+def test_outputs_of_a_hash_model_are_all_checked(
+    hash_job: Job, drive: Callable[[str], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert drive(hash_job.write()) == 0
+
+    run = load_record(hash_job.output, RunLog)
+    assert run.output_check == OutputCheck(num_checked=len(run.requests))
+    said = f"outputs: {len(run.requests)} compared with the model's reference, none differs"
+    assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_run_with_an_output_that_differs_fails_and_names_the_requests(
+    hash_job: Job, drive: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, two requests get each other's token."""
+    swapped: list[int] = []
+    real = Coordinator.sampled
+
+    def sampled(self: Coordinator, tokens: tuple[tuple[int, int], ...], *rest: Any) -> Any:
+        if not swapped and len(tokens) > 1 and tokens[0][1] != tokens[1][1]:
+            (first, one), (second, other), *others = tokens
+            swapped.extend(sorted((first, second)))
+            tokens = ((first, other), (second, one), *others)
+        return real(self, tokens, *rest)
+
+    monkeypatch.setattr(Coordinator, "sampled", sampled)
+
+    assert drive(hash_job.write()) == 3
+    checked = load_record(hash_job.output, RunLog).output_check
+    assert checked is not None
+    assert [wrong.request for wrong in checked.differing] == swapped
+    assert f"outputs: 2 of {checked.num_checked} differ" in (err := capsys.readouterr().err)
+    assert all(f"request {request} from token" in err for request in swapped)
+
+
+def test_outputs_of_other_models_are_not_kept(job: Job, drive: Callable[[str], int]) -> None:
+    assert drive(job.write()) == 0
+    assert load_record(job.output, RunLog).output_check is None
 
 
 CASES: dict[str, tuple[Callable[[Job, ModelDir], str], str]] = {
