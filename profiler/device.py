@@ -28,6 +28,7 @@ CPUINFO = Path("/proc/cpuinfo")
 SYSTEM_DEVICES = Path("/sys/devices/system")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 CPU_NAME_FIELDS = ("model name", "Hardware", "cpu model", "cpu")  # x86, old ARM, MIPS, POWER
+INSTRUCTION_SETS = ("avx512f", "avx2", "avx")  # flags of x86 for vector instructions, widest first
 NVML_NOT_AVAILABLE = frozenset({2**32 - 1, 2**64 - 1})  # returned as a count where the driver has none
 
 
@@ -64,12 +65,13 @@ def merged(*parts: Facts) -> Facts:
     return facts | ({NOT_READ: "; ".join(not_read)} if not_read else {})
 
 
-def describe_device(device: str, *, memory_bytes: float | None = None) -> Device:
-    """Describe ``"cpu"`` or ``"cuda:N"`` as torch, the driver and the operating system know it.
+def describe_device(device: str, *, memory_bytes: float | None = None, threads: int | None = None) -> Device:
+    """Describe ``"cpu"`` or ``"cuda:N"`` as the driver and the operating system know it; only the latter asks torch.
 
     Args:
         device: as torch names it; ``"cuda"`` is ``"cuda:0"``.
         memory_bytes: budget for weights, workspace and KV cache together; all of the device's memory by default.
+        threads: that compute on ``"cpu"``, where that is known.
 
     Raises:
         InputError: an unknown name, a device that this machine does not have, or more memory than it has.
@@ -77,10 +79,12 @@ def describe_device(device: str, *, memory_bytes: float | None = None) -> Device
     if device == "cpu":
         total_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         name, facts = cpu_facts()
+        if threads is not None:
+            facts["threads"] = float(threads)
         return Device(kind="cpu", name=name, memory_bytes=_budget(device, memory_bytes, total_bytes), facts=facts)
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
-        raise InputError(f"--device {device!r}: need cpu or cuda:N")
+        raise InputError(f"--device {device}: need cpu or cuda:N")
     properties = _cuda_properties(device, int(match[1] or 0))
     facts = merged(torch_cuda_facts(properties), nvml_facts(str(properties.uuid), load_nvml=_load_nvml))
     budget = _budget(device, memory_bytes, float(properties.total_memory))
@@ -106,10 +110,10 @@ def _budget(device: str, asked_bytes: float | None, total_bytes: float) -> float
 
 
 def cpu_facts() -> tuple[str, Facts]:
-    """The processor's name, and its cores, clock, caches and memory, with torch's settings for it."""
+    """The processor's name, and its cores, clock, caches and memory."""
     blocks = parse_cpuinfo(first_text(CPUINFO))
     name = next((block[field] for field in CPU_NAME_FIELDS for block in blocks if block.get(field)), "")
-    facts = read_facts(_cpuinfo_questions(blocks) | system_questions() | _torch_cpu_questions())
+    facts = read_facts(_cpuinfo_questions(blocks) | system_questions())
     return name or platform.processor() or platform.machine() or "unknown CPU", facts
 
 
@@ -124,11 +128,15 @@ def parse_cpuinfo(text: str) -> list[dict[str, str]]:
 
 def _cpuinfo_questions(blocks: list[dict[str, str]]) -> dict[str, Callable[[], Fact | None]]:
     first = blocks[0] if blocks else {}
+    flags = first.get("flags", "").split()
     cores = {(block["physical id"], block["core id"]) for block in blocks if {"physical id", "core id"} <= block.keys()}
     return {
         "physical_cores": lambda: float(len(cores)) or None,
         "microcode": lambda: first.get("microcode"),
-        "virtual_machine": lambda: "yes" if "hypervisor" in first.get("flags", "").split() else None,
+        "virtual_machine": lambda: "yes" if "hypervisor" in flags else None,
+        "instruction_set": lambda: next(
+            (name for name in INSTRUCTION_SETS if name in first.get("flags", "").split()), None
+        ),
         "frequency_hz": lambda: float(first["cpu MHz"]) * 1e6 if "cpu MHz" in first else None,
     }
 
@@ -156,20 +164,6 @@ def _cache_bytes(root: Path, level: str) -> float | None:
         if first_line(index / "level") == level and first_line(index / "type") != "Instruction":
             return _scaled(first_line(index / "size").removesuffix("K"), 1024)
     return None
-
-
-def _torch_cpu_questions() -> dict[str, Callable[[], Fact | None]]:
-    import torch
-
-    def blas() -> str | None:
-        found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-        return None if found is None else found[1]
-
-    return {
-        "torch_threads": lambda: float(torch.get_num_threads()),
-        "torch_instruction_set": torch.backends.cpu.get_cpu_capability,
-        "torch_blas": blas,
-    }
 
 
 def _scaled(text: str, factor: float) -> float | None:

@@ -18,9 +18,8 @@ DEVICE_FACTS = (
     "mig",
     "physical_cores",
     "machine",
-    "torch_threads",
-    "torch_instruction_set",
-    "torch_blas",
+    "threads",
+    "instruction_set",
 )
 ASKED_OF_A_GPU = ("driver", "power_limit_w", "ecc")
 """What NVML says of every GPU that has it: stated on one side alone, nobody can tell whether it is still so."""

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from helixbench.profiler.cli import profile_commands
+from helixbench.reference_server.commands.agent import agent
 from helixbench.reference_server.commands.bench import bench
 from helixbench.reference_server.commands.doctor import doctor
 from helixbench.reference_server.commands.profile import profile
 from helixbench.reference_server.commands.serve import serve
-from helixbench.reference_server.launch.agent import agent
 
 
 def mount(app: typer.Typer) -> None:

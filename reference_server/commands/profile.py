@@ -78,12 +78,12 @@ def profile(
         raise InputError("--compute-of: goes with --only network")
 
     from helixbench.profiler.model.dtypes import resolve_dtype
-    from helixbench.profiler.model.files import ModelFiles
+    from helixbench.profiler.model.model import open_model
     from helixbench.records import command_line, require_writable
     from helixbench.reference_server.jobs.job import ProfileJob
     from helixbench.reference_server.profiling.config import NetworkConfig, NodeProfileConfig, ProfileConfig
 
-    files = ModelFiles(model)
+    files = open_model(model)
     named_dtype = resolve_dtype(dtype, files.saved_dtype)
     if device:
         config = NodeProfileConfig(

@@ -1,4 +1,7 @@
-"""The loop of one node: describes itself, loads a layer range and serves it, and takes commands in between."""
+"""The loop of one node: describes itself, loads a layer range and serves it, and takes commands in between.
+
+It starts without torch, which comes in with a CUDA device or the first Hugging Face model.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
-import torch
 import zmq
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
 from helixbench.profiler.device import describe_device, with_current_facts
 from helixbench.profiler.machine import library_versions, machine_facts
-from helixbench.profiler.measure.memory import out_of_memory_is
-from helixbench.profiler.model.dtypes import torch_dtype
-from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import Stage
+from helixbench.profiler.model.model import Model, open_model
+from helixbench.reference_server.node.load import load_runner, prepare_for
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
-from helixbench.reference_server.testbed.cpu import available_cpus, use_cpus
+from helixbench.reference_server.testbed.cpu import available_cpus
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import (
     Answer,
@@ -79,8 +79,9 @@ class Agent:
     """
 
     def __init__(self, config: AgentConfig, handlers: Mapping[type[Command], Handler] | None = None) -> None:
-        self.torch_device = _torch_device(config.device)
-        self.device = describe_device(config.device, memory_bytes=config.memory_bytes)
+        self.device_name = config.device
+        self._threads = config.threads or max(1, int(available_cpus()))
+        self.device = describe_device(config.device, memory_bytes=config.memory_bytes, threads=self._threads)
         self.transport = Transport(load_key_file(config.key))
         try:
             self._router, self.address = self.transport.listen(config.listen)
@@ -145,7 +146,7 @@ class Agent:
         for outbound in going:
             self._send(outbound)
         end = time.perf_counter()
-        kv_tokens = self._runtime.stage.kv.used_tokens
+        kv_tokens = self._runtime.runner.kv.used_tokens
         self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
         self._busy_s += end - begin
         self._iterations += 1
@@ -158,38 +159,34 @@ class Agent:
             InputError: the model differs from the one meant, or the range does not fit the memory.
         """
         self.unload()
-        files = self.open_model(command.model, command.model_digest)
-        dtype = torch_dtype(command.dtype)
-        self._require_room(files, command)
-        what = f"layers [{command.start},{command.end}) with {command.kv_capacity_tokens} KV tokens"
-        with out_of_memory_is(InputError, what):
-            stage = Stage(
-                files,
-                start=command.start,
-                end=command.end,
-                kv_capacity_tokens=command.kv_capacity_tokens,
-                dtype=dtype,
-                device=self.torch_device,
-            )
+        model = self.open_model(command.model, command.model_digest)
+        self._require_room(model, command)
+        runner = load_runner(
+            model,
+            start=command.start,
+            end=command.end,
+            kv_capacity_tokens=command.kv_capacity_tokens,
+            dtype=command.dtype,
+            device=self.device_name,
+        )
         self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
         self._runtime = NodeRuntime(
             command.node,
-            stage,
+            runner,
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=command.max_decode_batch,
         )
-        return Loaded(weight_bytes=stage.weight_bytes, kv_capacity_tokens=stage.kv.capacity_tokens)
+        return Loaded(weight_bytes=runner.weight_bytes, kv_capacity_tokens=runner.kv.capacity_tokens)
 
-    def _require_room(self, files: ModelFiles, command: Load) -> None:
+    def _require_room(self, model: Model, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
         sizes = (command.kv_capacity_tokens, command.max_batch_tokens, command.max_decode_batch)
         if any(size is not None and size < 1 for size in sizes):
             got = ", ".join(str(size) for size in sizes)
             raise InputError(f"kv_capacity_tokens, max_batch_tokens, max_decode_batch: need >= 1, got {got}")
-        weight_bytes = files.range_bytes(command.start, command.end, dtype=command.dtype)
-        kv_bytes_per_token = files.facts(dtype=command.dtype).kv_bytes_per_token_per_layer * (
-            command.end - command.start
-        )
+        weight_bytes = model.range_bytes(command.start, command.end, dtype=command.dtype)
+        num_layers = command.end - command.start
+        kv_bytes_per_token = num_layers * model.facts(dtype=command.dtype).kv_bytes_per_token_per_layer
         capacity = int((self.device.memory_bytes - weight_bytes) // kv_bytes_per_token)
         if capacity < command.kv_capacity_tokens:
             raise InputError(
@@ -206,16 +203,17 @@ class Agent:
         self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
         self._history = HistoryKeeper()
 
-    def open_model(self, model: str, digest: str) -> ModelFiles:
-        """The model's files, checked to be the ones that the other end means.
+    def open_model(self, model: str, digest: str) -> Model:
+        """Open the model that the other end means, ready to load stages of it.
 
         Raises:
-            InputError: they are not.
+            InputError: its files on this node are others.
         """
-        files = ModelFiles(model)
-        if files.digest() != digest:
+        opened = open_model(model)
+        if opened.digest() != digest:
             raise InputError(f"model {model}: its files on this node differ from the coordinator's; copy them again")
-        return files
+        prepare_for(opened, threads=self._threads)
+        return opened
 
     @property
     def runtime(self) -> NodeRuntime:
@@ -305,7 +303,7 @@ class Agent:
     def _counters(self, _: ReadCounters) -> Counters:
         if self._runtime is None:
             raise MeasurementError("no layer range is loaded, so there is nothing to count")
-        kv = self._runtime.stage.kv
+        kv = self._runtime.runner.kv
         peak, kv.peak_tokens = kv.peak_tokens, kv.used_tokens
         return Counters(
             busy_s=self._busy_s,
@@ -321,25 +319,3 @@ class Agent:
     def _shutdown(self, _: Shutdown) -> Done:
         self.stop()
         return Done()
-
-
-def _torch_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: need cpu or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: need cpu or cuda:N")
-    return device
-
-
-def use_processors(config: AgentConfig) -> None:
-    """Compute with the threads and on the cores that the config names.
-
-    Raises:
-        InputError: a core that this machine does not have, or that this process may not use.
-    """
-    use_cpus(config.cpus)
-    torch.set_num_threads(config.threads or max(1, int(available_cpus())))

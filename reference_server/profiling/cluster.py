@@ -11,7 +11,7 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator, Device, Node
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
-from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.network.nics import Nic
 from helixbench.progress import Reporter
 from helixbench.records import load_record, provenance_now, save_record
@@ -33,7 +33,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
         InputError: an agent is not there, or the model cannot be profiled on a node.
         MeasurementError: a number could not be measured.
     """
-    files = ModelFiles(config.model)
+    files = open_model(config.model)
     kept = _kept_compute(config, files)
     with Agents(config.addresses, key) as agents:
         described = agents.describe()
@@ -71,7 +71,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     return profile
 
 
-def profile_command(files: ModelFiles, config: ProfileConfig | NodeProfileConfig) -> Profile:
+def profile_command(files: Model, config: ProfileConfig | NodeProfileConfig) -> Profile:
     """The command by which an agent measures itself."""
     return Profile(
         model=str(files.directory),
@@ -103,7 +103,7 @@ def fitted_node(
     return Node(name=name, device=device, max_layers=measured.max_layers, versions=versions, cost=cost)
 
 
-def _kept_compute(config: ProfileConfig, files: ModelFiles) -> ClusterProfile | None:
+def _kept_compute(config: ProfileConfig, files: Model) -> ClusterProfile | None:
     """The profile whose compute is kept, where one is named.
 
     Raises:

@@ -14,11 +14,10 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.machine import library_versions
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, Block, least_seconds
-from helixbench.profiler.model.files import ModelFiles
-from helixbench.profiler.stage.stage import preload
+from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.staleness import identity_of
 from helixbench.records import load_record, provenance_now, save_record
-from helixbench.reference_server.node.agent import Agent, AgentConfig, use_processors
+from helixbench.reference_server.node.agent import Agent, AgentConfig
 from helixbench.reference_server.profiling import node as self_profile
 from helixbench.reference_server.profiling.cluster import fitted_node, profile_command
 from helixbench.reference_server.profiling.config import NodeProfileConfig
@@ -123,10 +122,9 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
 
 
 @contextlib.contextmanager
-def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, ModelFiles]]:
+def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, Model]]:
     """An agent in this process, as ``helixbench agent`` starts it, with the command to profile itself."""
-    preload()
-    files = ModelFiles(config.model)
+    files = open_model(config.model)
     command = profile_command(files, config)
     with tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
         key = Path(folder) / "cluster.key"
@@ -138,7 +136,6 @@ def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, Mode
             memory_bytes=config.memory_bytes,
             threads=config.threads,
         )
-        use_processors(started)
         agent = Agent(started)
         try:
             yield agent, command, files

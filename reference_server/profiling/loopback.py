@@ -14,7 +14,7 @@ from helixbench.profiler.measure.grid import GridPoint, Iterate
 from helixbench.profiler.measure.memory import out_of_memory_is, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
-from helixbench.reference_server.node.runtime import tensor_bytes
+from helixbench.reference_server.node.torch_runner import tensor_bytes, torch_stage
 from helixbench.reference_server.wire.messages import Work
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
@@ -38,7 +38,7 @@ class Ring:
         self._agent = agent
         self._end = end
         self._next_request = 0
-        stage = agent.runtime.stage
+        stage = self._stage = torch_stage(agent.runtime)
         last = files.num_layers - 1
         with out_of_memory_is(InputError, "the model's first and last layer, to measure embedding and head"):
             self._first, self._last = (
@@ -51,7 +51,7 @@ class Ring:
     @contextmanager
     def run(self, point: GridPoint) -> Iterator[Iterate]:
         """The function that runs one iteration of the batch."""
-        stage = self._agent.runtime.stage
+        stage = self._stage
         generator = torch.Generator().manual_seed(point.num_tokens)
         hidden = torch.randn((point.num_tokens, stage.hidden_size), generator=generator).to(stage.dtype)
         if point.part == "embedding":
@@ -79,7 +79,7 @@ class Ring:
                 with self.run(point) as iterate:
                     iterate()
 
-        return workspace_bytes(run_each, device=self._agent.torch_device)
+        return workspace_bytes(run_each, device=self._stage.device)
 
     def _embed(self, ids: torch.Tensor) -> None:
         with out_of_memory_is(MeasurementError, "the embedding"), self._agent.runtime.device_timer:
@@ -113,4 +113,4 @@ class Ring:
             WorkItem(request, past, new, sample=True, is_decode=is_decode)
             for request, (past, new, is_decode) in zip(requests, parts, strict=True)
         )
-        return Work(items=items, dtype=str(self._agent.runtime.stage.dtype).removeprefix("torch."))
+        return Work(items=items, dtype=self._agent.runtime.runner.hidden_dtype)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import torch
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ModelFacts
@@ -25,6 +26,7 @@ from helixbench.profiler.measure.memory import LoadedMemory
 from helixbench.profiler.measure.refine import points_to_add
 from helixbench.profiler.measure.sampler import Block, Sampler
 from helixbench.profiler.model.files import ModelFiles
+from helixbench.reference_server.node.torch_runner import torch_stage
 from helixbench.reference_server.profiling.loopback import RING, SELF, Ring
 from helixbench.reference_server.wire.messages import Load, Profile, Profiled, Progress
 
@@ -63,7 +65,7 @@ def profile(
             seed=0,
             taken=taken,
             timer=ready.ring.timer,
-            disturbance=find_disturbance(agent.torch_device),
+            disturbance=find_disturbance(torch.device(agent.device_name)),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
         )
@@ -71,7 +73,7 @@ def profile(
         sampler.warm_up(next(point for point in ready.points if point.part == "layers"))
         sampled = sampler.measure(
             budget_s=deadline - time.monotonic(),
-            refine=_refinement(sampler, command, device_type=agent.torch_device.type),
+            refine=_refinement(sampler, command, device_type=agent.device.kind),
         )
     workspace = ready.memory.workspace_bytes + ready.memory.overhead_bytes
     memory = agent.device.memory_bytes - workspace
@@ -86,7 +88,7 @@ def profile(
             memory=ready.memory,
         ),
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
-        source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.torch_device}",
+        source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.device_name}",
     )
 
 
@@ -167,7 +169,11 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         InputError: see ``profile``.
     """
     files = agent.open_model(command.model, command.model_digest)
-    device_type, memory = agent.torch_device.type, agent.device.memory_bytes
+    if not isinstance(files, ModelFiles):
+        raise InputError(
+            f"model {command.model}: a hash model takes no time of its own to measure; profile it on emulated devices"
+        )
+    device_type, memory = agent.device.kind, agent.device.memory_bytes
     facts = files.facts(dtype=command.dtype)
     held, kv_tokens, layer_bytes = what_fits(facts, memory_bytes=memory, device_type=device_type)
 
@@ -186,7 +192,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         gather_up_to_tokens=GATHER_UP_TO_TOKENS[device_type],
     )
     kv_tokens = min(kv_tokens, max(point.kv_tokens for point in (*points, *peaks)))
-    loaded = LoadedMemory(agent.torch_device, memory_bytes=memory)
+    loaded = LoadedMemory(torch.device(agent.device_name), memory_bytes=memory)
     agent.load(
         Load(
             model=command.model,
@@ -202,7 +208,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         )
     )
     try:
-        use = loaded.use_of(agent.runtime.stage)
+        use = loaded.use_of(torch_stage(agent.runtime))
         ring = Ring(agent, files, end=1 + held)
         use = msgspec.structs.replace(use, workspace_bytes=ring.workspace_bytes(peaks))
         yield Prepared(files, points, held, layer_bytes, use, ring)

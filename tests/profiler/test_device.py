@@ -118,12 +118,13 @@ class FakeNvml:
 
 
 def test_cpu_is_described_from_this_machine() -> None:
-    described = describe_device("cpu", memory_bytes=1e8)
+    described = describe_device("cpu", memory_bytes=1e8, threads=3)
 
     assert described.kind == "cpu"
     assert described.name
     assert described.memory_bytes == 1e8
-    assert {"logical_cores", "torch_threads", "torch_instruction_set", "memory_total_bytes"} <= described.facts.keys()
+    assert {"logical_cores", "memory_total_bytes"} <= described.facts.keys()
+    assert described.facts["threads"] == 3
     assert msgspec.json.decode(msgspec.json.encode(described), type=Device) == described
 
 
@@ -317,7 +318,7 @@ def test_x86_cpuinfo_gives_name_cores_and_clock(monkeypatch: pytest.MonkeyPatch,
     name, facts = facts_of_cpu(monkeypatch, tmp_path, virtual)
     assert name == "Example CPU 9000 @ 2.0GHz"
     assert (facts["physical_cores"], facts["frequency_hz"]) == (2.0, 2.5e9)
-    assert (facts["virtual_machine"], facts["microcode"]) == ("yes", "0x1")
+    assert (facts["virtual_machine"], facts["microcode"], facts["instruction_set"]) == ("yes", "0x1", "avx2")
 
 
 def test_cpuinfo_without_those_fields_gives_no_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

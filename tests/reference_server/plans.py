@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.profiler.model.files import ModelFiles
+from helixbench.profiler.model.model import open_model
 from helixbench.solver.problem.plan import Assumptions, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts
 from helixbench.solver.problem.workload import Workload, fixed_workload
 
@@ -27,7 +27,7 @@ def make_plan(
     workload: Workload | None = None,
 ) -> Plan:
     """A plan that sends that much flow over those paths; what it predicts means nothing."""
-    files = ModelFiles(str(model))
+    files = open_model(str(model))
     through: dict[str, float] = dict.fromkeys(placement, 0.0)
     over: dict[tuple[str, str], float] = {}
     for nodes, flow in paths:

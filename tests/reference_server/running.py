@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from helixbench.profiler.model.files import FAMILIES, ModelFiles
+from helixbench.profiler.model.files import FAMILIES
+from helixbench.profiler.model.model import open_model
 from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file
@@ -110,7 +111,7 @@ class RunningAgents:
         used = {node: self.addresses[node] for node in plan.placement}
         with Agents(used, self.key) as agents:
             agents.describe()
-            files = ModelFiles(str(model))
+            files = open_model(str(model))
             yield load_plan(agents, plan, files, routing=routing, max_concurrency=max_concurrency)
 
 

@@ -18,7 +18,7 @@ from helixbench.solver.problem.plan import LayerRange, Plan
 from tests.conftest import ModelDir
 from tests.reference_server.plans import make_plan
 
-HERE = Device(kind="cpu", name="Example CPU", memory_bytes=1e9, facts={"torch_threads": 1.0})
+HERE = Device(kind="cpu", name="Example CPU", memory_bytes=1e9, facts={"threads": 1.0})
 VERSIONS = {"torch": "2.11.0", "transformers": "5.10.0"}
 DESCRIBED = {"a": Description(device=HERE, versions=VERSIONS, machine={})}
 
@@ -43,13 +43,13 @@ def test_a_plan_of_tables_holds_for_no_device(files: ModelFiles) -> None:
 
 
 def test_another_device_or_version_is_refused_with_what_differs(files: ModelFiles) -> None:
-    other = msgspec.structs.replace(HERE, name="Other CPU", facts={"torch_threads": 4.0})
+    other = msgspec.structs.replace(HERE, name="Other CPU", facts={"threads": 4.0})
     plan = plan_made_on(files.directory, identity_of(other, {**VERSIONS, "torch": "2.10.0"}))
 
     with pytest.raises(InputError) as refused:
         stale_parts_of(plan, files, DESCRIBED, allow_stale=False)
 
-    line = "a: name Other CPU -> Example CPU, torch_threads 4 -> 1, torch 2.10 -> 2.11"
+    line = "a: name Other CPU -> Example CPU, threads 4 -> 1, torch 2.10 -> 2.11"
     assert line in str(refused.value)
     assert "--allow-stale" in str(refused.value)
     assert stale_parts_of(plan, files, DESCRIBED, allow_stale=True) == (line,)

@@ -243,7 +243,7 @@ def test_a_full_device_is_an_input_error(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 1 GiB")
 
-    monkeypatch.setattr("helixbench.reference_server.node.agent.Stage", full)
+    monkeypatch.setattr("helixbench.profiler.stage.stage.Stage", full)
     command = load_of(model_dir("test-llama"), start=2, end=3, kv_capacity_tokens=1)
     small_agent.device = msgspec.structs.replace(small_agent.device, memory_bytes=1e9)
     with pytest.raises(InputError, match=r"layers \[2,3\) with 1 KV tokens: no memory is left .* 1 GiB"):

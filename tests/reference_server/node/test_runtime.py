@@ -10,7 +10,8 @@ import torch
 from helixbench.errors import MeasurementError
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
-from helixbench.reference_server.node.runtime import NodeRuntime, Outbound, tensor_bytes
+from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
+from helixbench.reference_server.node.torch_runner import TorchRunner, tensor_bytes
 from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.gather import WAIT_SHARE
@@ -30,7 +31,7 @@ def runtime(directory: Path, start: int = 0, end: int = 6, *, kv_capacity_tokens
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    return NodeRuntime("here", stage, max_batch_tokens=8)
+    return NodeRuntime("here", TorchRunner(stage), max_batch_tokens=8)
 
 
 @pytest.fixture
@@ -112,10 +113,10 @@ def work(*items: WorkItem, **fields: Any) -> Work:
 
 # (what is wrong, the work, its payload, the message)
 BAD_WORK = [
-    (work(prompt_item(1, 3)), ids(40, 41), "need 12 bytes of torch.int32 for 3 tokens, got 8 bytes of int32"),
+    (work(prompt_item(1, 3)), ids(40, 41), "need 12 bytes of int32 for 3 tokens, got 8 bytes of int32"),
     (work(prompt_item(1, 3)), ids(40, 41, 42) + b"x", "need 12 bytes .* got 13 bytes"),
     (work(prompt_item(1, 3)), None, "got nothing of int32"),
-    (work(prompt_item(1, 3), dtype="float16"), ids(1, 2, 3), "need 768 bytes of torch.float32 .* of float16"),
+    (work(prompt_item(1, 3), dtype="float16"), ids(1, 2, 3), "need 768 bytes of float32 .* of float16"),
     (work(prompt_item(1, 3), dtype="pickle"), ids(1, 2, 3), "got 12 bytes of pickle"),
     (work(prompt_item(1, 3), dtype="float32"), states(3), "enters at layer 0, but sends hidden states"),
     (work(prompt_item(1, 2)), ids(40, 320), r"a token id is not in \[0,320\)"),
@@ -155,7 +156,7 @@ def test_bad_work_is_refused_and_others_are_served(
         node.accept(bad, payload)
 
     assert not node.has_work
-    assert node.stage.kv.used_tokens == 20, "those of request 1"
+    assert node.runner.kv.used_tokens == 20, "those of request 1"
     reference = next(one for one in greedy_of("test-llama") if len(one.prompt) < 12 and len(one.output) > 3)
     assert generate(node, 5, reference.prompt, 4) == list(reference.output[:4])
     node.accept(Work(closes=(1,)), None)
@@ -289,7 +290,7 @@ def test_prompt_and_output_are_scored_as_the_whole_model_scores_them(whole: Node
     best = expected.topk(2, dim=-1)
     assert [[token for token, _ in one.top] for one in (*scores.prompt, scores.output)] == best.indices.tolist()
     whole.accept(Work(closes=(1, 2)), None)
-    assert whole._prompt_scores == {}
+    assert whole.runner._prompt_scores == {}  # type: ignore[attr-defined]
 
 
 def test_tokens_are_counted_as_prompt_and_decode(whole: NodeRuntime) -> None:

@@ -25,12 +25,11 @@ from tests.conftest import ModelDir
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times of no use, in little time; the test's own process keeps its threads."""
+    """Times of no use, in little time."""
     monkeypatch.setattr(sampling, "MIN_BLOCK_S", 0.001)
     monkeypatch.setattr(sampling, "MIN_BLOCK_ITERATIONS", 2)
     monkeypatch.setattr(sampling, "MIN_ROUNDS", 2)
     monkeypatch.setattr(self_profile, "points_to_add", lambda *_, **__: ())
-    monkeypatch.setattr(module, "use_processors", lambda _config: None)
 
 
 @pytest.fixture

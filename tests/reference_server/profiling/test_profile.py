@@ -127,7 +127,7 @@ def test_the_cache_is_empty_between_batches(agent: Agent, model_dir: ModelDir, m
     real = ring.Ring._open
 
     def opened(own: Any, point: Any) -> list[int]:
-        used.append(agent.runtime.stage.kv.used_tokens)
+        used.append(agent.runtime.runner.kv.used_tokens)
         return real(own, point)
 
     monkeypatch.setattr(ring.Ring, "_open", opened)
