@@ -154,8 +154,8 @@ class HashModel:
         return (self.config.vocab_size + 1) * self.config.hidden_size
 
 
-def make_hash_model(directory: Path, *, like: str, num_layers: int | None = None, wire: Wire = "full") -> None:
-    """Write a hash model, whole or not at all.
+def make_hash_model(directory: Path, *, like: str, num_layers: int | None = None, wire: Wire = "full") -> HashModel:
+    """Write a hash model, whole or not at all, and open it.
 
     Args:
         directory: where to; created if missing, replaced if helixbench made what lies there.
@@ -183,6 +183,7 @@ def make_hash_model(directory: Path, *, like: str, num_layers: int | None = None
         wire=wire,
     )
     write_model_directory(directory, lambda folder: save_record(folder / "config.json", config), preset=like)
+    return HashModel(directory.resolve())
 
 
 class _Sizes(msgspec.Struct, frozen=True):

@@ -59,14 +59,14 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: prompt and output tokens of a request at most.
         vocab_size: token ids that the model has rows for.
         eos_token_ids: tokens that end an output.
-        has_logprobs: whether log probabilities can be asked for.
+        is_hash_model: whether it has no tokenizer and no logits: token ids in and out, greedy decoding alone.
     """
 
     names: tuple[str, ...]
     max_tokens: int
     vocab_size: int
     eos_token_ids: frozenset[int]
-    has_logprobs: bool = True
+    is_hash_model: bool = False
 
 
 def make_app(engine: EngineLike, *, text: Text, model: ServedModel, options: HttpOptions) -> Starlette:
@@ -308,9 +308,8 @@ class _Front:
             if len(values) > options.max_stops:
                 raise ProtocolError(400, f"{field}: {len(values)} given; at most {options.max_stops}", param=field)
         self._require_tokens("stop_token_ids", asked.stop_token_ids)
-        if asked.sampling.num_logprobs is not None and not self._model.has_logprobs:
-            message = "logprobs: this model is a hash model, which has none"
-            raise ProtocolError(400, message, param="logprobs", code="unsupported_parameter")
+        if self._model.is_hash_model:
+            _require_possible_for_hash_model(asked)
 
     def _require_tokens(self, field: str, tokens: tuple[int, ...] | list[int]) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self._model.vocab_size:
@@ -328,6 +327,25 @@ class _Front:
             "parent": None,
             "max_model_len": self._model.max_tokens,
         }
+
+
+def _require_possible_for_hash_model(asked: Asked) -> None:
+    """Refuse what takes a tokenizer or logits.
+
+    Raises:
+        ProtocolError: 400, with the field.
+    """
+    sampling = asked.sampling
+    wrong = {
+        "prompt": (any(not isinstance(one, tuple) for one in asked.prompts), "has no tokenizer; send token ids"),
+        "temperature": (sampling.temperature > 0, "decodes greedily; send temperature 0"),
+        "logprobs": (sampling.num_logprobs is not None, "has no log probabilities; leave it out"),
+        "min_tokens": (asked.min_tokens > 0, "cannot pass over stop tokens; leave it out"),
+    }
+    for field, (is_wrong, why) in wrong.items():
+        if is_wrong:
+            message = f"{field}: this model is a hash model, which {why}"
+            raise ProtocolError(400, message, param=field, code="unsupported_parameter")
 
 
 class KeyCheck:

@@ -46,7 +46,7 @@ def serve_http(
         max_tokens=min(largest + 1, model.max_sequence_tokens or largest + 1),
         vocab_size=model.vocab_size,
         eos_token_ids=model.eos_token_ids(),
-        has_logprobs=not isinstance(model, HashModel),
+        is_hash_model=isinstance(model, HashModel),
     )
     text = Text(load_tokenizer(model), max_tokens=served.max_tokens)
     running = EngineThread(engine)
@@ -95,7 +95,7 @@ def load_tokenizer(model: Model) -> TokenizerLike:
 
 
 def _number_tokenizer(vocab_size: int) -> TokenizerLike:
-    """For models without texts: a token is written as its number, and a word that is none counts as token 0."""
+    """For models without texts: a token is written as its number. Prompts of such a model are token ids, not texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -15,6 +15,7 @@ import pytest
 
 from helixbench import __main__ as front_door
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Device, Node
+from helixbench.profiler.model.model import open_model
 from helixbench.records import decode_record, encode_record, load_record, save_record
 from helixbench.reference_server.commands.nodes import nodes_of_options
 from helixbench.reference_server.run_log import RunLog
@@ -234,6 +235,22 @@ def test_make_key_writes_a_key(helix: Command, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert out == "new.key: a new cluster key; copy it to every node\n"
     assert load_key_file(tmp_path / "new.key").public
+
+
+def test_model_make_writes_a_hash_model_of_a_published_size(helix: Command, tmp_path: Path) -> None:
+    code, out, _ = helix("model", "make", "made", "--like", "llama2-70b", "--layers", 12, "--wire", "small")
+
+    assert code == 0
+    assert out == (
+        "made: hash model of 12 layers like llama2-70b; per layer 1711 MB of weights and 4096 bytes of KV cache per "
+        "token, 8 bytes per token between nodes\n"
+    )
+    assert open_model(str(tmp_path / "made")).num_layers == 12
+    refused(
+        helix("model", "make", "made", "--like", "gpt-7"), "--like gpt-7: sizes not known; known models: llama1-30b"
+    )
+    refused(helix("model", "make", "made", "--like", "llama2-7b", "--seed", 3), "--preset and --seed: not with --like")
+    refused(helix("model", "make", "made", "--layers", 3), "--layers and --wire: only with --like MODEL")
 
 
 def test_model_make_writes_a_model_or_says_why_not(helix: Command, tmp_path: Path) -> None:

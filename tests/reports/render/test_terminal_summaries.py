@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from helixbench.reference_server.run_log import OutputCheck
 from helixbench.reports.formatting import layer_bar, number, seconds, share_bar, to_ascii
 from helixbench.reports.render.document import Document
 from helixbench.reports.render.summaries import plan_summary, profile_summary, run_summary
@@ -47,6 +48,13 @@ def test_no_color_leaves_no_colour(name: str, monkeypatch: pytest.MonkeyPatch) -
 
     assert "\x1b[3" not in text.replace("\x1b[3m", "")
     assert "\x1b[38" not in text
+
+
+def test_a_run_says_how_many_outputs_were_checked() -> None:
+    checked = replace(example_run(), output_check=OutputCheck(num_checked=512))
+    words = " ".join(printed(run_summary(checked)).split())
+    assert "outputs: 512 compared with the model's reference, none differs" in words
+    assert "outputs:" not in printed(run_summary(example_run()))
 
 
 def test_long_names_are_folded_and_never_cut() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from helixbench.reference_server.run_log import RunLog, Window
+from helixbench.reference_server.run_log import DifferingOutput, OutputCheck, RunLog, Window
 from helixbench.reports.gate.cases import ExitCode, exit_code_of, run_cases
 from helixbench.reports.verdict.validate import measured_interval, validate
 from helixbench.reports.verdict.verdict import Band, Interval
@@ -125,11 +125,16 @@ def _of_another_plan(run: RunLog) -> RunLog:
     return replace(run, plan=other)
 
 
+WRONG = tuple(DifferingOutput(request=r, first_token=t, pipeline=0) for r, t in ((4, 2), (6, 0)))
+
 TAMPERED = {
     "no request finished inside the window": _without_window_requests,
     "decode_tokens is -5": _with_negative_tokens,
     "busy_s is nan": _with_nan_busy,
     "contains plan": _of_another_plan,
+    "outputs: 2 of 9 differ from the model's reference (request 4 from token 2 on, request 6 from token 0 on)": (
+        lambda run: replace(run, output_check=OutputCheck(num_checked=9, differing=WRONG))
+    ),
     "cut short: agent mid died": lambda run: replace(run, cut_short="agent mid died"),
     "after the run itself": lambda run: replace(run, window=Window(8.0, 400.0)),
     "timeline is empty": lambda run: replace(run, timeline=()),
