@@ -21,8 +21,7 @@ from helixbench.reference_server.simulation.run_record import KvUse, Snapshot, l
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.scheduling.coordinator import InFlight, Request
-from helixbench.solver.scheduling.hop_routers import SwarmRouter
-from helixbench.solver.scheduling.routings import make_router
+from helixbench.solver.scheduling.routings import SwarmRouter, make_router
 from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows, name_of

@@ -1,4 +1,4 @@
-"""Router: which pipeline a request takes. Pure: the only state is what was chosen, and what was told of it since."""
+"""Router: the pipeline of each request, by interleaved weighted round robin. Pure: its only state are its choices."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from helixbench.solver.scheduling.work import Routing
 
 
 class Chooser(Protocol):
-    """What a coordinator asks for pipelines."""
+    """Chooses a pipeline for each request; what a coordinator needs of a router."""
 
     @property
     def pipelines(self) -> Sequence[Pipeline]:
-        """Every pipeline that was or can be chosen, by index; more may be added at the end."""
+        """Every pipeline that was or can be chosen, by index; the list only grows."""
         ...
 
     def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
@@ -31,17 +31,17 @@ class Chooser(Protocol):
         ...
 
     def widest(self, capacity: Mapping[str, int]) -> int:
-        """The most that some pipeline holds, where each node holds ``capacity``."""
+        """The largest request that some pipeline holds, where each node holds ``capacity``."""
         ...
 
 
 class Router:
     """Interleaved weighted round robin (IWRR) over pipelines, weights = planned flows.
 
-    Every choice gives each pipeline credit in proportion to its weight and takes the one with the most. So none is ever
-    a whole request ahead of its share, and shares are met exactly whenever all of them are whole requests. A pipeline
-    that has no room is passed over and keeps its credit.
-    Source: Helix, ASPLOS 2025, section 5.1 (per-request pipelines), with pipelines as the things in the round.
+    Every choice gives each pipeline credit in proportion to its weight and takes the one with the most. So no pipeline
+    is ever a whole request ahead of its share, and shares are met exactly whenever all of them are whole requests. A
+    pipeline without room is passed over and keeps its credit.
+    Source: Helix, ASPLOS 2025, section 5.1 (per-request pipelines), with whole pipelines as the elements of the round.
     """
 
     def __init__(self, weighted: Sequence[tuple[Pipeline, float]]) -> None:
@@ -78,7 +78,7 @@ class Router:
         """Index of the pipeline that the next request takes; ``None``, and no credit changes, where none has room."""
         credits_now = [before + share for before, share in zip(self._credits, self._shares, strict=True)]
         chosen, most = None, -math.inf
-        for index, credit in enumerate(credits_now):  # room is asked for only where it matters: that is what takes time
+        for index, credit in enumerate(credits_now):  # asking for room is what takes time
             if credit > most and self._shares[index] > 0 and has_room(self.pipelines[index]):
                 chosen, most = index, credit
         if chosen is None:
@@ -88,10 +88,10 @@ class Router:
         return chosen
 
     def ended(self, index: int) -> None:
-        """Nothing to note: shares count requests as they begin."""
+        """Nothing to do: shares count requests when they begin."""
 
     def widest(self, capacity: Mapping[str, int]) -> int:
-        """The most that some pipeline holds, where each node holds ``capacity``."""
+        """The largest request that some pipeline holds, where each node holds ``capacity``."""
         return max(min(capacity[hop.node] for hop in pipeline) for pipeline in self.shares)
 
 
@@ -100,9 +100,8 @@ def weighted_pipelines(
 ) -> tuple[tuple[Pipeline, float], ...]:
     """The pipelines that a routing chooses from.
 
-    ``iwrr``: all of them with their flows. ``fixed``, to compare with: pipelines that share no node, the one with the
-    largest flow first, as a server has them that assigns nodes to pipelines once and for all. The other routings put
-    pipelines together hop by hop (``hop_router``), with these for a start.
+    ``iwrr``: all of them with their flows. ``fixed``, as a baseline: pipelines that share no node, the one with the
+    largest flow first, as in a server that assigns each node to one pipeline.
     """
     if routing != "fixed":
         return tuple(weighted)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.solver.problem.plan import Hop, LayerRange, Pipeline
-from helixbench.solver.scheduling.hop_routers import HopGraph, HopRouter, RandomRouter, ShortestQueueRouter, SwarmRouter
 from helixbench.solver.scheduling.router import Router
+from helixbench.solver.scheduling.routings import HopGraph, HopRouter, RandomRouter, ShortestQueueRouter, SwarmRouter
 
 LAYERS = 6
 PLACEMENT = {
