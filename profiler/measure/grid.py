@@ -1,4 +1,4 @@
-"""The grid of batches over which a stage is timed; ``sampling`` times it."""
+"""The grid of batches over which a stage is timed by ``sampler``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from helixbench.profiler.cost.model import BatchShape
 from helixbench.profiler.stage.attention import MAX_GATHERED_SLOTS
 
 MOST_TILES = 4
-"""Tile edges that are measured: beyond, a step is a small part of the time."""
+"""Tile edges that are measured: beyond them, a step is a small part of the time."""
 
 _FEW_SIZES = 5
-"""Numbers of decoding sequences on fewer than all layers, which only tell what an iteration costs whatever its layers:
-more blocks of fewer points miss less than three blocks of many."""
+"""Batch sizes on fewer than all layers, which only determine the cost of an iteration besides its layers: many blocks
+of few points give smaller errors than three blocks of many."""
 
 _Batch: TypeAlias = tuple[tuple[tuple[int, int], ...], tuple[int, ...]]  # (past, new tokens) of chunks, past of decodes
 Part: TypeAlias = Literal["layers", "embedding", "head"]
@@ -44,7 +44,7 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shape(self) -> BatchShape:
-        """The batch in the quantities of the cost model."""
+        """The batch in the counts of the cost model."""
         return BatchShape(
             prefill_tokens=sum(new for _, new in self.prefills),
             prefill_chunks=len(self.prefills),
@@ -67,14 +67,14 @@ def grid(
     max_kv_tokens: int,
     has_tiles: bool = False,
 ) -> tuple[GridPoint, ...]:
-    """Batches that tell the cost model's terms apart, and mixed ones, some kept out of the fit.
+    """Batches that separate the cost model's terms, and mixed ones, some of them held out.
 
     Args:
         layer_counts: numbers of layers to run: all of ``grid`` with the most, less with fewer.
         max_batch_tokens: largest batch.
         max_context_tokens: longest context.
         max_kv_tokens: batches that need more KV slots are left out.
-        has_tiles: decode at both sides of each tile edge too, where the time of a GPU may jump.
+        has_tiles: also decode on both sides of each tile edge, where the time of a GPU may jump.
     """
     short, long = max(1, max_context_tokens // 16), max_context_tokens
     middle = max_context_tokens // 4
@@ -132,7 +132,7 @@ def peak_points(
     max_kv_tokens: int,
     gather_up_to_tokens: int,
 ) -> tuple[GridPoint, ...]:
-    """Batches that need most memory beside weights and KV cache, each by another of its parts.
+    """Batches that need the most memory beside weights and KV cache, each for another reason.
 
     The most tokens; the largest mask, of a chunk after a past; the most cached tokens copied together, filled up with a
     chunk.
@@ -156,7 +156,7 @@ def peak_points(
 
 
 def _spread_over(values: list[int], count: int) -> list[int]:
-    """So many of the ascending values at most, the first and the last among them."""
+    """At most ``count`` of the ascending values, evenly spread, the first and the last among them."""
     steps = min(count, len(values)) - 1
     return [values[round(step * (len(values) - 1) / max(1, steps))] for step in range(steps + 1)]
 

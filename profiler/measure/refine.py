@@ -1,4 +1,4 @@
-"""Where the fit is worst: points to add to the grid, by bisection between neighbours that are measured."""
+"""Refinement: points added to the grid where the fit is worst, by bisection between measured neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helixbench.profiler.cost.measured import CostSample, MeasuredCost
 from helixbench.profiler.measure.grid import GridPoint
 
 MISSED_BY = 0.05
-"""Relative error of a sample above which its neighbourhood is bisected, where it is also beyond its noise."""
+"""Relative error of a sample above which its neighbourhood is bisected, if it also exceeds the noise."""
 BEYOND_NOISE = 2.0
 POINTS_A_TURN = 2
 MAX_POINTS = 6
@@ -19,7 +19,7 @@ MAX_POINTS = 6
 def points_to_add(
     points: Sequence[GridPoint], samples: Sequence[CostSample], cost: MeasuredCost, *, already_added: int
 ) -> tuple[GridPoint, ...]:
-    """Batches halfway between neighbours of which the cost misses one by more than its noise; the worst first.
+    """Batches halfway between neighbours for which the cost model's error exceeds the noise; the worst first.
 
     Only batches that differ in size alone are neighbours: decoding sequences of one context, or one prompt chunk
     without a past, on the same number of layers.

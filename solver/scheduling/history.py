@@ -1,4 +1,4 @@
-"""History: a node's iterations summed up in equal intervals, however long it serves, at a cost that stays the same."""
+"""History: a node's iterations summed over equal intervals, in constant memory however long it serves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIRST_WIDTH_S = 0.25
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
-    """A node in a stretch of time: iterations that ended in it, their decode tokens, time spent in iterations, KV use.
+    """One interval: iterations that ended in it, their decode tokens, time spent in iterations, and KV use.
 
     ``kv_tokens`` are the slots that requests own after the last iteration.
     """
@@ -21,7 +21,7 @@ class Interval(msgspec.Struct, frozen=True, array_like=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """What a node did over time, in intervals of ``width_s``; the first began ``age_s`` before this was said."""
+    """What a node did, in intervals of ``width_s``; the first began ``age_s`` before the history was read."""
 
     width_s: float
     age_s: float
@@ -29,9 +29,9 @@ class History(msgspec.Struct, frozen=True):
 
 
 class HistoryKeeper:
-    """Adds iterations to intervals; when there are too many, pairs become one and last twice as long.
+    """Adds iterations to intervals; when there are too many, pairs are merged and intervals last twice as long.
 
-    Time begins with the first iteration. Times are of any clock that never goes back.
+    Time begins with the first iteration. Any monotonic clock will do.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class HistoryKeeper:
         self._kv_tokens: list[int] = []
 
     def add(self, begin_s: float, end_s: float, *, decode_tokens: int, kv_tokens: int) -> None:
-        """An iteration: it counts where it ends, its time where it was spent. ``kv_tokens`` are in use after it."""
+        """Add an iteration: it counts where it ends, its time where it was spent. ``kv_tokens`` are in use after it."""
         if self._start_s is None:
             self._start_s = begin_s
         self._reach(end_s)
@@ -70,7 +70,7 @@ class HistoryKeeper:
         )
 
     def _reach(self, at_s: float) -> None:
-        """Let the last interval be the one that holds this time."""
+        """Append intervals until the last one contains this time."""
         assert self._start_s is not None
         after_s = at_s - self._start_s
         while after_s >= MAX_INTERVALS * self._width_s:
