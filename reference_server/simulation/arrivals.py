@@ -1,4 +1,4 @@
-"""Arrivals: when requests come and how long they are. The same seed gives the same requests."""
+"""Arrivals: when requests come. The same seed gives the same requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ ArrivalKind = Literal["closed loop", "offline", "poisson", "gamma", "replay"]
 
 
 class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests come.
+    """When requests arrive.
 
-    ``closed loop``: a fixed number in flight, each followed by the next in the moment it ends. ``offline``: all are
-    there from the start. ``poisson`` and ``gamma``: ``rate_per_s`` of them on average, the gaps between them drawn
-    from a gamma distribution of shape ``burstiness`` (1 is Poisson; below 1 they come in bursts). ``replay``: at the
-    times and with the lengths of a trace.
+    ``closed loop``: a fixed number in flight, each followed by the next when it ends. ``offline``: all at the start.
+    ``poisson`` and ``gamma``: ``rate_per_s`` on average, with gaps drawn from a gamma distribution of shape
+    ``burstiness`` (1 is Poisson, below 1 bursty). ``replay``: at the times and with the lengths of a trace.
     """
 
     kind: ArrivalKind
@@ -54,7 +53,7 @@ class TracedRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 def draw_times(arrivals: Arrivals, rng: random.Random) -> Iterator[float]:
-    """Seconds at which requests come, without end."""
+    """Arrival times in seconds, without end."""
     assert arrivals.rate_per_s is not None
     at_s = 0.0
     shape = arrivals.burstiness

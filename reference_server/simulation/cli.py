@@ -1,4 +1,4 @@
-"""The command ``simulate``: parses, simulates, writes the run record, prints."""
+"""The command ``simulate``: parses its options, simulates, writes the run record, prints a summary."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ def mount(app: typer.Typer) -> None:
 
 def simulate(
     plan: Annotated[Path, typer.Argument(help="The plan to serve.")],
-    cluster: Annotated[Path, typer.Option("--cluster", help="The cluster profile: nodes' times and links.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run log to write.")],
+    cluster: Annotated[Path, typer.Option("--cluster", help="The cluster profile, for iteration times and links.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run record to write.")],
     trace: Trace = None,
     trace_scale: TraceScale = 1.0,
     prompt_tokens: PromptTokens = None,
     output_tokens: OutputTokens = None,
-    offline: Annotated[bool, typer.Option("--offline", help="All requests are there from the start.")] = False,
-    rate: Annotated[Optional[float], typer.Option("--rate", help="Requests/s that arrive, at random.")] = None,  # noqa: UP045
+    offline: Annotated[bool, typer.Option("--offline", help="All requests arrive at the start.")] = False,
+    rate: Annotated[Optional[float], typer.Option("--rate", help="Open loop: average requests/s.")] = None,  # noqa: UP045
     burstiness: Annotated[
-        float, typer.Option(help="Shape of the gamma distribution of gaps: 1 is Poisson, below 1 bursts.")
+        float, typer.Option(help="With --rate: shape of the gamma-distributed gaps; 1 is Poisson, below 1 bursty.")
     ] = 1.0,
-    replay: Annotated[bool, typer.Option("--replay", help="Arrivals at the times of --trace.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Requests arrive at the times of --trace.")] = False,
     concurrency: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Requests of the closed loop; with other arrivals the most that are let in."),
+        typer.Option(min=1, help="Requests in flight: all the time in a closed loop, else at most."),
     ] = None,
-    duration_s: Annotated[Optional[float], typer.Option("--duration-s", help="Measure so long (600).")] = None,  # noqa: UP045
-    warmup_s: Annotated[Optional[float], typer.Option("--warmup-s", help="Before that (60).")] = None,  # noqa: UP045
+    duration_s: Annotated[Optional[float], typer.Option("--duration-s", help="Length of the window (600).")] = None,  # noqa: UP045
+    warmup_s: Annotated[Optional[float], typer.Option("--warmup-s", help="Warm-up before the window (60).")] = None,  # noqa: UP045
     requests: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Closed loop: measure until so many have ended. Else: so many arrive in all."),
+        typer.Option(min=1, help="Requests in the window of a closed loop; with other arrivals, requests in all."),
     ] = None,
     routing: Annotated[
         Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"], typer.Option(help="How pipelines are chosen.")
     ] = "iwrr",
     kv_share: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--kv-share", help="How much of each KV cache admission fills. Default: 1, with a table 0.8."),
+        typer.Option("--kv-share", help="Share of each KV cache that admission fills (1; capacity tables 0.8)."),
     ] = None,
-    events: Annotated[Optional[Path], typer.Option(help="TOML or JSON: what goes wrong, and when.")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option(help="Of lengths, arrival times and random routings.")] = 0,
+    events: Annotated[Optional[Path], typer.Option(help="TOML or JSON file of faults: slow, link, die, join.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Of lengths, arrival times, iteration times and random routings.")] = 0,
     json_: AsJson = False,
 ) -> None:
-    """Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware."""
+    """Serve a plan on a virtual clock, with the server's rules and the profile's times."""
     from helixbench.profiler.cluster import ClusterProfile
     from helixbench.progress import Reporter
     from helixbench.records import load_record, save_record
@@ -81,7 +81,7 @@ def simulate(
     )
     arrivals = _arrivals(offline=offline, rate=rate, burstiness=burstiness, replay=replay)
     if replay and trace is None:
-        raise InputError("--replay: needs --trace, whose arrival times it takes")
+        raise InputError("--replay: needs --trace, which has the arrival times")
     if replay and trace_scale != 1:
         raise InputError("--replay: takes the trace's lengths as they are; leave out --trace-scale")
     if kv_share is not None and not 0 < kv_share <= 1:
@@ -118,7 +118,7 @@ def simulate(
         except NodeDiedError as error:
             if error.result is not None:
                 save_record(output, error.result.run)
-                reporter.say(f"what was simulated until then is in {output}")
+                reporter.say(f"what was simulated before that is in {output}")
             raise
     save_record(output, result.run)
     if json_:
@@ -128,7 +128,7 @@ def simulate(
 
 
 def _lines(result: SimulationResult, output: Path, *, seconds: float) -> list[str]:
-    """What the run did, in a few lines."""
+    """The run in a few lines."""
     run = result.run
     lines = [
         f"SIMULATED (no hardware ran): {run.total_tokens_per_s:.1f} tokens/s in all, "

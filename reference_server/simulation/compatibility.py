@@ -1,4 +1,4 @@
-"""Whether plan, cluster, load and events of a simulation belong together: asked before anything runs."""
+"""Checks that plan, cluster, load and events of a simulation fit together, before anything runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helixbench.solver.problem.capacity import kv_capacity_tokens
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeDies, NodeSlows
 
-OTHER_CLUSTER_NOTE = "the plan was made for another cluster profile than the one that it is simulated on"
+OTHER_CLUSTER_NOTE = "the plan was made for a different cluster profile"
 
 
 def require_fit(
@@ -24,7 +24,7 @@ def require_fit(
     cluster_file: str = "cluster",
     events_file: str = "events",
 ) -> None:
-    """Refuse what does not belong together; the three files are as errors are to name them.
+    """Refuse what does not fit together; errors name the three files by these names.
 
     Raises:
         InputError: naming file, node, field and remedy.
@@ -36,7 +36,7 @@ def require_fit(
 
 
 def notes_on_fit(plan: Plan, profile: ClusterProfile) -> list[str]:
-    """What is allowed, and to be said."""
+    """Remarks on what is allowed but unusual."""
     is_other = bool(plan.cluster_digest) and plan.cluster_digest != digest(profile)
     return [OTHER_CLUSTER_NOTE] if is_other else []
 
@@ -55,7 +55,7 @@ def _require_load(config: SimulationConfig) -> None:
 
 
 def _require_held(plan: Plan, profile: ClusterProfile, plan_file: str, cluster_file: str) -> None:
-    """Every node of the plan is in the cluster, and holds there what the plan has on it."""
+    """Every node of the plan is in the cluster and can hold what the plan puts on it."""
     known = {node.name: node for node in profile.nodes}
     missing = sorted(set(plan.placement) - set(known))
     if missing:

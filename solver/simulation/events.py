@@ -1,4 +1,4 @@
-"""Things that go wrong in a simulated cluster, from a file: TOML or JSON with a list ``event``."""
+"""Faults of a cluster, from a file: TOML or JSON with a list ``event``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Timed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class NodeSlows(_Timed, frozen=True, kw_only=True, tag="slow"):
-    """From then on iterations of the node take ``factor`` times as long as the profile says; 1 is healthy again."""
+    """From then on iterations of the node take ``factor`` times as long as in the profile; 1 is healthy again."""
 
     node: str
     factor: float
@@ -32,7 +32,7 @@ class NodeSlows(_Timed, frozen=True, kw_only=True, tag="slow"):
 
 
 class LinkChanges(_Timed, frozen=True, kw_only=True, tag="link"):
-    """From then on the link ``src -> dst`` carries ``factor`` times its bandwidth of the profile."""
+    """From then on the link ``src -> dst`` carries ``factor`` times its bandwidth in the profile."""
 
     src: str
     dst: str
@@ -60,7 +60,7 @@ Event: TypeAlias = NodeSlows | LinkChanges | NodeDies | NodeJoins
 
 
 def name_of(event: Event) -> str:
-    """The event in a few words."""
+    """The event in a few words, for people."""
     what = f"{event.src} -> {event.dst}" if isinstance(event, LinkChanges) else event.node
     return f"{event.__struct_config__.tag} {what} at {event.at_s:g} s"
 

@@ -51,4 +51,4 @@ def test_a_limited_run_is_not_held_against_full_caches(limit: dict[str, Any], tm
     save_record(tmp_path / "run.json", run)
     verdict = validate(load_record(tmp_path / "run.json", RunLog))
     assert verdict.outcome == "could not measure"
-    assert "no prediction at this concurrency" in verdict.statement
+    assert "no prediction for concurrency" in verdict.statement

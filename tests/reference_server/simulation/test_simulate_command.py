@@ -101,7 +101,7 @@ def test_a_run_is_held_against_the_promise_for_its_load(files: Path) -> None:
     simulate(files, "--rate", "20", *SHORT)
     gated = CliRunner().invoke(front_door.app, ["gate", str(files / "run.json")])
     assert gated.exit_code == 3
-    assert "came at a rate" in gated.output
+    assert "no prediction for open-loop arrivals" in gated.output
 
     simulate(files, "--offline", *SHORT)
     assert CliRunner().invoke(front_door.app, ["gate", str(files / "run.json"), "--min-ratio", "0.1"]).exit_code in (
