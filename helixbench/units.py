@@ -18,6 +18,7 @@ _BYTES: Mapping[str, float] = {
     "GiB": 2.0**30,
     "TiB": 2.0**40,
 }
+_SECONDS: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _BYTES_PER_S: Mapping[str, float] = {"bit": 1 / 8, "Kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8, "Tbit": 1e12 / 8}
 
 
@@ -37,6 +38,15 @@ def parse_bytes_per_s(text: str) -> float:
         ValueError: not a number > 0 with one of the units.
     """
     return _parse(text, _BYTES_PER_S, example="80Kbit, 400Mbit or 1Gbit")
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds that ``"50ms"``, ``"200us"`` or ``"0.5s"`` stand for.
+
+    Raises:
+        ValueError: not a number > 0 with one of the units.
+    """
+    return _parse(text, _SECONDS, example="200us, 50ms or 0.5s")
 
 
 def _parse(text: str, units: Mapping[str, float], *, example: str) -> float:

@@ -61,19 +61,31 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         _require_not_negative("head_bytes", self.head_bytes)
 
 
+STAGE_TIMES_FACT = "stage_times"
+"""Among the facts of an emulated device: where its stage times come from."""
+
+
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What runs the layers. ``memory_bytes`` is what weights, workspace and KV cache may use together.
 
     ``facts`` holds what the driver or the OS says (clocks, power limit, driver, cores), for people and for comparing.
     """
 
-    kind: Literal["cuda", "cpu"]
+    kind: Literal["cuda", "cpu", "emulated"]
     name: str
     memory_bytes: float
     facts: dict[str, str | float] = {}
 
     def __post_init__(self) -> None:
         _require_positive("memory_bytes", self.memory_bytes)
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown: an emulated device says that it is, and where its stage times come from."""
+        if self.kind != "emulated":
+            return self.name
+        origin = self.facts.get(STAGE_TIMES_FACT)
+        return f"{self.name} (emulated, {origin})" if origin else f"{self.name} (emulated)"
 
 
 class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

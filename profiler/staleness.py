@@ -8,6 +8,7 @@ from helixbench.profiler.cluster import Device, Node
 
 # What decides how fast a stage runs. Clocks of the moment, temperatures and memory in use are no part of it.
 DEVICE_FACTS = (
+    "device_digest",
     "uuid",
     "compute_capability",
     "torch_cuda",

@@ -50,7 +50,9 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a node did inside the window.
 
-    ``busy_s`` is time in iterations, batching and (de)serialising included.
+    ``busy_s`` is time in iterations, batching and (de)serialising included. Of an emulated device, ``late_iterations``
+    took longer than they were to take, and the others were released ``release_error_s`` too late, in all, by the wall
+    clock.
     """
 
     busy_s: float
@@ -59,6 +61,8 @@ class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     decode_tokens: int
     kv_peak_tokens: int
     kv_capacity_tokens: int
+    late_iterations: int = 0
+    release_error_s: float = 0.0
 
 
 class LinkUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -156,6 +160,8 @@ class RunLog(
     ``stale`` where the profile was made on something else than was served on.
     ``output_check`` is ``None`` where the model has no reference to compare with.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
+    ``emulated`` are the nodes that kept the times of an emulated device. All times are the devices': ``time_scale``
+    times as long passed by the wall clock.
     """
 
     remade_by: ClassVar[str] = "helixbench bench"
@@ -180,6 +186,8 @@ class RunLog(
     arrivals: str = "closed loop"
     is_limited: bool = False
     simulated: bool = False
+    emulated: tuple[str, ...] = ()
+    time_scale: float = 1.0
     cut_short: str = ""
     stale: tuple[str, ...] = ()
     output_check: OutputCheck | None = None
@@ -200,6 +208,12 @@ class RunLog(
     def output_tokens_per_s(self) -> float:
         """Output tokens a second, inside the window."""
         return self.output_tokens / self.window.seconds
+
+    @property
+    def late_share(self) -> float:
+        """Share of all emulated iterations in the window that took longer than the device would have."""
+        iterations = sum(self.nodes[name].iterations for name in self.emulated)
+        return sum(self.nodes[name].late_iterations for name in self.emulated) / max(1, iterations)
 
     def requests_in_window(self) -> tuple[RequestRecord, ...]:
         """Requests that finished inside the window."""

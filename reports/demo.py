@@ -19,7 +19,6 @@ from helixbench.reports.render.html import html_page
 from helixbench.reports.render.summaries import run_summary
 from helixbench.reports.suite.child import INTERRUPTED, Step, run_child
 from helixbench.reports.verdict.validate import validate
-from helixbench.reports.verdict.verdict import Outcome
 
 PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY = 64, 32, 24
 # Requests of equal length finish in waves; a window of whole rounds counts each prompt once, wherever it begins.
@@ -102,7 +101,7 @@ def _report(config: DemoConfig, *, elapsed_s: float) -> int:
     note(f"\n{elapsed_s:.0f} s in all; all files are in {out}/: open {out / 'report.html'}")
     if config.is_json:
         print_record(verdict)
-    return ExitCode.NOT_MEASURED if verdict.outcome is Outcome.NOT_MEASURED else ExitCode.PASS
+    return ExitCode.PASS if verdict.outcome.is_comparison else ExitCode.NOT_MEASURED
 
 
 def _report_kept(config: DemoConfig, done: Sequence[Step], exit_code: int, *, stopped_in: str) -> None:

@@ -1,4 +1,4 @@
-"""The solver's commands: ``solve`` and ``cluster make``. Parses, calls one function, prints."""
+"""The solver's commands: ``solve``, ``cluster make`` and ``cluster device``. Parses, calls one function, prints."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ DEFAULT_OUTPUT_TOKENS = 128
 def mount(app: typer.Typer) -> None:
     """Register the solver's commands."""
     app.command()(solve)
-    cluster = typer.Typer(help="Synthetic clusters.", no_args_is_help=True)
+    cluster = typer.Typer(help="Synthetic clusters, and devices to emulate.", no_args_is_help=True)
     cluster.command("make")(make)
+    cluster.command("device")(device)
     app.add_typer(cluster, name="cluster")
 
 
@@ -123,6 +124,20 @@ def make(
     made = make_cluster(num_nodes=nodes, num_types=types, num_regions=regions, num_layers=layers, seed=seed)
     save_record(output, made)
     note(f"cluster written to {output}")
+
+
+def device(
+    cluster: Annotated[Path, typer.Argument(help="cluster.json, as `helixbench profile` writes it")],
+    node: Annotated[str, typer.Argument(help="the node whose device to export")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="where to write the device file")],
+) -> None:
+    """Export a profiled device, to be emulated in a testbed (device = "emulated:FILE.json")."""
+    from helixbench.profiler.cluster import ClusterProfile
+    from helixbench.profiler.emulated_device import device_of_node
+    from helixbench.records import load_record, save_record
+
+    save_record(output, device_of_node(load_record(cluster, ClusterProfile), node))
+    note(f"device file written to {output}")
 
 
 def _print(lines: Iterable[str], *, file: TextIO) -> None:

@@ -51,6 +51,16 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
             return max(self.at_once_bytes_per_s, self.best_bytes_per_s)
         return self.best_bytes_per_s if self.is_shared is None and is_limited else None
 
+    def scaled(self, factor: float) -> Nic:
+        """The NIC with all rates multiplied."""
+        at_once = None if self.at_once_bytes_per_s is None else factor * self.at_once_bytes_per_s
+        return msgspec.structs.replace(
+            self,
+            best_bytes_per_s=factor * self.best_bytes_per_s,
+            alone_bytes_per_s=factor * self.alone_bytes_per_s,
+            at_once_bytes_per_s=at_once,
+        )
+
     def source(self, *, is_limited: bool = False) -> str:
         """Where ``limit_bytes_per_s`` comes from; empty where there is none."""
         if self.limit_bytes_per_s(is_limited=is_limited) is None:

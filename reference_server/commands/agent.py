@@ -18,6 +18,12 @@ def agent(
     memory: DeviceMemory = "",
     threads: Threads = None,
     cpus: Cpus = "",
+    emulate: Annotated[
+        Path | None, typer.Option(help="keep the times of the device of this file, not one's own")
+    ] = None,
+    time_scale: Annotated[
+        float, typer.Option(min=1e-3, help="with --emulate: seconds here that stand for one of that device's")
+    ] = 1.0,
     make_key: Annotated[Path | None, typer.Option(help="write a new cluster key there and exit")] = None,
 ) -> None:
     """Run the agent of one node, to be profiled and to serve."""
@@ -31,6 +37,8 @@ def agent(
     if not listen or key is None:
         raise InputError("agent: need --listen HOST:PORT and --key FILE (make one with --make-key FILE)")
     require_listen(listen)
+    if time_scale != 1 and emulate is None:
+        raise InputError(f"--time-scale {time_scale:g}: goes with --emulate")
     memory_bytes = memory_of_option(memory)
     from helixbench.reference_server.launch.agent import run_agent
     from helixbench.reference_server.node.agent import AgentConfig
@@ -38,6 +46,13 @@ def agent(
 
     run_agent(
         AgentConfig(
-            listen=listen, key=key, device=device, memory_bytes=memory_bytes, threads=threads, cpus=parse_cpus(cpus)
+            listen=listen,
+            key=key,
+            device=device,
+            memory_bytes=memory_bytes,
+            threads=threads,
+            cpus=parse_cpus(cpus),
+            emulate=emulate,
+            time_scale=time_scale,
         )
     )

@@ -79,6 +79,7 @@ def bench(
             addresses=dict(bed.addresses),
             key_file=bed.key_file,
             testbed=bed.description,
+            timing=bed.timing,
             output=output.resolve(),
             workload=workload,
             concurrency=in_flight,

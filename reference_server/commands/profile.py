@@ -82,6 +82,7 @@ def profile(
     from helixbench.records import command_line, require_writable
     from helixbench.reference_server.jobs.job import ProfileJob
     from helixbench.reference_server.profiling.config import NetworkConfig, NodeProfileConfig, ProfileConfig
+    from helixbench.reference_server.testbed.wiring import nic_rates, shaped_links
 
     files = open_model(model)
     named_dtype = resolve_dtype(dtype, files.saved_dtype)
@@ -115,6 +116,7 @@ def profile(
                 key_file=bed.key_file,
                 output=output.resolve(),
                 testbed=bed.description,
+                timing=bed.timing,
                 limited_nics=spec.limited_nics if bed.isolated else (),
                 command=command_line(),
                 regions=spec.regions,
@@ -124,6 +126,8 @@ def profile(
                 network=NetworkConfig(seconds=link_seconds, one_pair_at_a_time=one_pair_at_a_time),
                 is_network_only=only == "network",
                 compute_of=None if compute_of is None else compute_of.resolve(),
+                shaped_links=shaped_links(spec) if bed.isolated and spec.is_emulated else (),
+                shaped_nics=nic_rates(spec),
             )
         )
 

@@ -103,6 +103,7 @@ def serve(
                 addresses=dict(bed.addresses),
                 key_file=bed.key_file,
                 testbed=bed.description,
+                timing=bed.timing,
                 socket_fd=listener.fileno(),
                 url=url_of(listener, host),
                 http=options,

@@ -143,7 +143,7 @@ def run_bench(
     on_progress: Callable[[str, float, float], None] = lambda _phase, _done, _total: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> BenchResult:
-    """Run the load and measure.
+    """Run the load and measure. All times are the devices': the clock is divided by the testbed's time scale.
 
     Args:
         engine: a served plan without other requests.
@@ -157,7 +157,7 @@ def run_bench(
     started = time.perf_counter()
 
     def clock() -> float:
-        return time.perf_counter() - started
+        return (time.perf_counter() - started) / engine.timing.time_scale
 
     load = _Load(config, clock)
 
@@ -226,6 +226,8 @@ def _node_use(begin: Counters, end: Counters) -> NodeUse:
         decode_tokens=end.decode_tokens - begin.decode_tokens,
         kv_peak_tokens=end.kv_peak_tokens,
         kv_capacity_tokens=end.kv_capacity_tokens,
+        late_iterations=end.late_iterations - begin.late_iterations,
+        release_error_s=end.release_error_s - begin.release_error_s,
     )
 
 

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.cluster import COORDINATOR
 from helixbench.profiler.model.model import Model
+from helixbench.reference_server.testbed.emulation import Timing
 from helixbench.reference_server.wire.client import Agents
+from helixbench.reference_server.wire.held import due_s
 from helixbench.reference_server.wire.messages import Counters, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
 from helixbench.solver.problem.plan import Pipeline, Plan
 from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
@@ -16,14 +19,29 @@ from helixbench.solver.scheduling.routings import make_router, peers_of
 from helixbench.solver.scheduling.work import Routing
 
 _LOAD_TIMEOUT_S = 300.0
-_SILENCE_S = 120.0  # without a token while requests are in flight: something hangs
+_SILENCE_S = 120.0  # of the devices' time, without a token while requests are in flight: something hangs
 
 
 class Engine:
-    """Serves a plan on loaded agents. Not thread-safe: one thread calls it."""
+    """Serves a plan on loaded agents. Not thread-safe: one thread calls it.
 
-    def __init__(self, agents: Agents, coordinator: Coordinator, pipelines: Sequence[Pipeline]) -> None:
+    Attributes:
+        timing: of the testbed.
+        is_emulated: whether some node keeps the times of an emulated device.
+    """
+
+    def __init__(
+        self,
+        agents: Agents,
+        coordinator: Coordinator,
+        pipelines: Sequence[Pipeline],
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+    ) -> None:
         self.agents = agents
+        self.timing = timing
+        self.is_emulated = False
+        self._late: dict[str, int] = {}  # node -> its late iterations, when last asked
+        self._latency_s = timing.held_s(COORDINATOR)  # node -> seconds that messages there are held
         self.coordinator = coordinator
         self.pipelines = pipelines
         self.sent: dict[str, LinkCounters] = {}  # node -> what went there
@@ -59,12 +77,17 @@ class Engine:
                 self._sampled(node, answer, on_events)
             elif isinstance(answer, Counters):
                 self._counters[node] = answer
+                self._late[node] = answer.late_iterations
             else:
                 raise MeasurementError(f"node {node}: {type(answer).__name__} was not asked for")
-        if self.coordinator.num_in_flight and time.monotonic() - self._last_heard > _SILENCE_S:
-            raise MeasurementError(
-                f"no token within {_SILENCE_S:.0f} s with {self.coordinator.num_in_flight} in flight"
-            )
+        silence_s = _SILENCE_S * self.timing.time_scale
+        if self.coordinator.num_in_flight and time.monotonic() - self._last_heard > silence_s:
+            raise MeasurementError(f"no token within {silence_s:.0f} s with {self.coordinator.num_in_flight} in flight")
+
+    @property
+    def late_iterations(self) -> int:
+        """Iterations that took longer here than on the emulated devices, as far as nodes were asked."""
+        return sum(self._late.values())
 
     def ask_counters(self) -> None:
         """Ask every node what it has done; the answers are in ``counters`` when all have come."""
@@ -86,7 +109,12 @@ class Engine:
 
     def _do(self, actions: Actions) -> list[TokenEvent]:
         for node, outgoing in self.coordinator.messages(actions).items():
-            work = Work(items=tuple(outgoing.items), opens=tuple(outgoing.opens), closes=tuple(outgoing.closes))
+            work = Work(
+                items=tuple(outgoing.items),
+                opens=tuple(outgoing.opens),
+                closes=tuple(outgoing.closes),
+                due_s=due_s(self._latency_s.get(node, 0.0)),
+            )
             payload = array.array("i", outgoing.tokens).tobytes() if outgoing.tokens else None
             size = self.agents.send(node, work, payload)
             before = self.sent.get(node, LinkCounters())
@@ -104,6 +132,7 @@ def load_plan(
     routing: Routing = "iwrr",
     seed: int = 0,
     max_concurrency: int | None = None,
+    timing: Timing = Timing(),  # noqa: B008 - frozen
 ) -> Engine:
     """Let every agent load its layer range, and give the engine that serves the plan.
 
@@ -114,6 +143,7 @@ def load_plan(
         routing: how pipelines are chosen.
         seed: of routings that draw.
         max_concurrency: requests in flight at most.
+        timing: of the testbed.
 
     Raises:
         InputError: a plan of a cluster that was not measured here, so that it does not say how to serve it.
@@ -134,6 +164,7 @@ def load_plan(
             max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
             max_decode_batch=plan.max_decode_batch,
             peers={peer: agents.addresses[peer] for peer in sorted(peers[node])},
+            latency_s=timing.held_s(node),
         )
         for node, held in plan.placement.items()
     }
@@ -143,7 +174,7 @@ def load_plan(
         kv_capacity_tokens={node: answer.kv_capacity_tokens for node, answer in loaded.items()},
         max_concurrency=max_concurrency,
     )
-    return Engine(agents, coordinator, router.pipelines)
+    return Engine(agents, coordinator, router.pipelines, timing)
 
 
 def _served(node: str, field: str, value: int | None) -> int:

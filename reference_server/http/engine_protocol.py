@@ -37,13 +37,15 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Requests that hold KV slots, requests that wait for some, and the share of KV slots that are held.
 
-    The share is that of the fullest node: when it is full, requests wait.
+    The share is that of the fullest node: when it is full, requests wait. ``late_iterations`` of emulated devices took
+    longer than they were to take; some seconds old.
     """
 
     num_running: int
     num_waiting: int
     waiting_tokens: int
     kv_usage: float
+    late_iterations: int = 0
 
 
 class RequestRefused(ValueError):  # noqa: N818 - a verdict on the request, not a fault of the engine

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from helixbench.solver.scheduling.coordinator import Request, TokenEvent
 
 _log = logging.getLogger(__name__)
 _POLL_MS = 1_000
+_COUNTERS_EVERY_S = 5.0  # emulated nodes are asked for their late iterations
 
 
 class _Stream:
@@ -91,6 +93,7 @@ class EngineThread:
             num_waiting=len(self._queue) + coordinator.num_waiting,
             waiting_tokens=self._queue.num_tokens,
             kv_usage=coordinator.kv_usage,
+            late_iterations=self._engine.late_iterations,
         )
 
     async def generate(self, request: Request, *, client: object) -> AsyncGenerator[TokenOut, None]:
@@ -138,11 +141,15 @@ class EngineThread:
             self._tell(self._engine.abort(number))
 
     def _run(self) -> None:
+        asked_s = time.monotonic()
         while not self._is_stopping:
             try:
                 while self._inbox:
                     self._inbox.popleft()()
                 self._submit_next()
+                if self._engine.is_emulated and time.monotonic() - asked_s > _COUNTERS_EVERY_S:
+                    asked_s = time.monotonic()
+                    self._engine.ask_counters()
                 self._engine.step(_POLL_MS, on_events=self._tell_and_go_on)
                 self._drain_wakes()
             except HelixbenchError as error:

@@ -54,6 +54,12 @@ class Metrics:
         self.vllm_e2e_s = self._labelled_histogram(
             "vllm:e2e_request_latency_seconds", "Arrival to last output token.", E2E_BUCKETS_S
         )
+        late = Gauge(
+            "helixbench_late_iterations",
+            "Iterations of emulated devices that took longer than they were to take: above 1 % figures are unsound.",
+            registry=self._registry,
+        )
+        late.set_function(lambda: load().late_iterations)
         self._gauge("vllm:num_requests_running", "Requests that hold KV slots.", lambda: load().num_running)
         self._gauge("vllm:num_requests_waiting", "Requests that wait for KV slots.", lambda: load().num_waiting)
         self._gauge("vllm:kv_cache_usage_perc", "Share of KV slots held, 1 is all.", lambda: load().kv_usage)

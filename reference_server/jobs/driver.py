@@ -24,6 +24,7 @@ from helixbench.reference_server.coordinator.outputs import check_outputs
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
 from helixbench.reference_server.profiling.cluster import profile_cluster
 from helixbench.reference_server.run_log import OutputCheck, RunLog
+from helixbench.reference_server.testbed.emulation import require_time_scale
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import Description
@@ -85,6 +86,7 @@ class Ready(NamedTuple):
     files: Model
     engine: Engine
     device_names: dict[str, str]
+    emulated: tuple[str, ...]
     stale: tuple[str, ...]
 
 
@@ -102,11 +104,16 @@ def plan_on_agents(job: BenchJob | ServeJob, reporter: Reporter) -> Iterator[Rea
         stale = stale_parts_of(plan, files, described, allow_stale=job.allow_stale)
         for line in stale:
             reporter.say(f"stale profile: {line}")
+        require_time_scale(described, job.timing)
         if isinstance(job, BenchJob):
-            engine = load_plan(agents, plan, files, routing=job.routing, seed=job.seed)
+            engine = load_plan(agents, plan, files, routing=job.routing, seed=job.seed, timing=job.timing)
         else:
-            engine = load_plan(agents, plan, files)
-        yield Ready(plan, files, engine, {node: answer.device.name for node, answer in described.items()}, stale)
+            engine = load_plan(agents, plan, files, timing=job.timing)
+        emulated = tuple(node for node in used if described[node].device.kind == "emulated")
+        engine.is_emulated = bool(emulated)
+        names = {node: answer.device.label for node, answer in described.items()}
+        names |= {node: plan.nodes[node].device for node in emulated}  # which says where times are from for this model
+        yield Ready(plan, files, engine, names, emulated, stale)
 
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:
@@ -166,6 +173,8 @@ def _run_log(job: BenchJob, ready: Ready, result: BenchResult, checked: OutputCh
         timeline=result.timeline,
         node_timeline=result.node_timeline,
         device_names=ready.device_names,
+        emulated=ready.emulated,
+        time_scale=job.timing.time_scale,
         regions={node: use.region for node, use in ready.plan.nodes.items() if use.region},
         testbed=job.testbed,
         stale=ready.stale,

@@ -12,6 +12,7 @@ import msgspec
 
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.profiling.config import ProfileConfig
+from helixbench.reference_server.testbed.emulation import Timing
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.work import Routing
 
@@ -30,13 +31,15 @@ class _PlanJob(msgspec.Struct, frozen=True, kw_only=True):
     addresses: dict[str, str]
     key_file: Path
     testbed: str
+    timing: Timing = Timing()
     allow_stale: bool = False
 
 
 class BenchJob(_PlanJob, frozen=True, kw_only=True, tag="bench"):
     """Run a plan under closed-loop load and write the run log.
 
-    ``concurrency`` is in requests. The window ends after ``num_requests`` or ``duration_s``. ``command`` is the user's.
+    ``concurrency`` is in requests, ``duration_s`` in the devices' time. The window ends after ``num_requests`` or
+    ``duration_s``. ``command`` is the user's.
     """
 
     command: str

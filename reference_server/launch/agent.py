@@ -61,6 +61,12 @@ def profiling_handlers(servers: IperfServers) -> Mapping[type[Command], Handler]
 
 
 def _profile(agent: Agent, command: Profile) -> Profiled:
+    from helixbench.reference_server.testbed.emulation import EmulatedNode
+
+    if isinstance(agent.hold, EmulatedNode):
+        from helixbench.reference_server.profiling.emulated import profile_emulated
+
+        return profile_emulated(agent, agent.hold, command)
     from helixbench.reference_server.profiling.node import profile  # loads torch
 
     return profile(agent, command)
@@ -75,6 +81,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--memory", type=float, help="bytes")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpus", default="")
+    parser.add_argument("--emulate", type=Path)
+    parser.add_argument("--time-scale", type=float, default=1.0)
     given = parser.parse_args(arguments)
     try:
         config = AgentConfig(
@@ -84,6 +92,8 @@ def main(arguments: list[str]) -> int:
             memory_bytes=given.memory,
             threads=given.threads,
             cpus=parse_cpus(given.cpus),
+            emulate=given.emulate,
+            time_scale=given.time_scale,
         )
         run_agent(config)
     except HelixbenchError as error:

@@ -18,12 +18,15 @@ import msgspec
 import zmq
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
+from helixbench.profiler.cluster import COORDINATOR
 from helixbench.profiler.device import describe_device, with_current_facts
 from helixbench.profiler.machine import library_versions, machine_facts
 from helixbench.profiler.model.model import Model, open_model
 from helixbench.reference_server.node.load import load_runner, prepare_for
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
 from helixbench.reference_server.testbed.cpu import available_cpus
+from helixbench.reference_server.testbed.emulation import EmulatedNode, make_device
+from helixbench.reference_server.wire.held import HeldMessages, due_s
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import (
     Answer,
@@ -46,6 +49,7 @@ from helixbench.reference_server.wire.messages import (
     decode_command,
 )
 from helixbench.reference_server.wire.transport import Transport, reply, send
+from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.history import HistoryKeeper
 
 _log = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
     ``threads`` compute on a CPU, one for each core where it is ``None``, on the cores of ``cpus`` where it names any.
+    ``emulate`` is the file of a device whose times the agent keeps, ``time_scale`` times as slow.
     """
 
     listen: str
@@ -68,6 +73,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: float | None = None
     threads: int | None = None
     cpus: tuple[int, ...] = ()
+    emulate: Path | None = None
+    time_scale: float = 1.0
 
 
 class Agent:
@@ -76,12 +83,19 @@ class Agent:
     Args:
         config: device and address.
         handlers: commands beyond those of serving (to profile the node), each with the function that answers it.
+
+    Attributes:
+        hold: until when an iteration's result is held.
     """
 
     def __init__(self, config: AgentConfig, handlers: Mapping[type[Command], Handler] | None = None) -> None:
         self.device_name = config.device
         self._threads = config.threads or max(1, int(available_cpus()))
-        self.device = describe_device(config.device, memory_bytes=config.memory_bytes, threads=self._threads)
+        self.hold = make_device(config.emulate, time_scale=config.time_scale)
+        if isinstance(self.hold, EmulatedNode):
+            self.device = self.hold.describe(config.memory_bytes)
+        else:
+            self.device = describe_device(config.device, memory_bytes=config.memory_bytes, threads=self._threads)
         self.transport = Transport(load_key_file(config.key))
         try:
             self._router, self.address = self.transport.listen(config.listen)
@@ -90,6 +104,8 @@ class Agent:
             raise
         self._runtime: NodeRuntime | None = None
         self._peers: dict[str, zmq.Socket[bytes]] = {}  # node -> socket that work for it goes out on
+        self._latency_s: dict[str, float] = {}  # peer -> seconds that messages there are held
+        self._held: HeldMessages[tuple[bytes, Work, list[bytes]]] = HeldMessages()
         self._controller: bytes | None = None  # who loaded the stage, and gets its tokens
         self._sent: dict[str, LinkCounters] = {}  # peer -> what went there
         self._busy_s = 0.0
@@ -131,10 +147,13 @@ class Agent:
         """
         has_work = self._runtime is not None and self._runtime.has_work
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
-        is_anything = self._router.poll(wait_ms)
+        is_anything = self._router.poll(self._held.poll_ms(wait_ms))
         begin = time.perf_counter()
-        if not is_anything and not has_work:
+        due = self._held.take()
+        if not is_anything and not has_work and not due:
             return False
+        for identity, work, rest in due:
+            self._accept(identity, work, rest)
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
@@ -142,11 +161,14 @@ class Agent:
             return False
         decoded = self._tokens[True]
         going = self._runtime.run_batch(self._tokens)
+        self.hold.finish(begin, self._runtime.shape)
         self._runtime.ended()
         for outbound in going:
             self._send(outbound)
         end = time.perf_counter()
         kv_tokens = self._runtime.runner.kv.used_tokens
+        scale = self.hold.time_scale
+        begin, end = begin / scale, end / scale
         self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
         self._busy_s += end - begin
         self._iterations += 1
@@ -176,6 +198,8 @@ class Agent:
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=command.max_decode_batch,
         )
+        self._latency_s = command.latency_s
+        self.hold.load(model.facts(dtype=command.dtype), LayerRange(command.start, command.end), seed=command.node)
         return Loaded(weight_bytes=runner.weight_bytes, kv_capacity_tokens=runner.kv.capacity_tokens)
 
     def _require_room(self, model: Model, command: Load) -> None:
@@ -200,6 +224,7 @@ class Agent:
         for socket in self._peers.values():
             socket.close()
         self._peers, self._runtime, self._sent = {}, None, {}
+        self._latency_s, self._held = {}, HeldMessages()
         self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
         self._history = HistoryKeeper()
 
@@ -258,9 +283,10 @@ class Agent:
                 raise MeasurementError(f"a message of {len(frames)} frames was received; at most 3 are sent")
             command = decode_command(header)
             if isinstance(command, Work):
-                if self._runtime is None:
-                    raise MeasurementError("work came before a layer range was loaded")
-                self._runtime.accept(command, rest[0] if rest else None)
+                if command.due_s:
+                    self._held.add((identity, command, rest), due_s=command.due_s)
+                else:
+                    self._accept(identity, command, rest)
             elif isinstance(command, Echo):
                 self._echo(identity, command, rest)
             else:
@@ -269,6 +295,14 @@ class Agent:
                 if type(command) not in self._handlers:
                     raise MeasurementError(f"this agent does not take the command {type(command).__name__}")
                 self.tell(identity, self._handlers[type(command)](command))
+        except HelixbenchError as error:
+            self._fail(identity, error)
+
+    def _accept(self, identity: bytes, work: Work, rest: list[bytes]) -> None:
+        try:
+            if self._runtime is None:
+                raise MeasurementError("work came before a layer range was loaded")
+            self._runtime.accept(work, rest[0] if rest else None)
         except HelixbenchError as error:
             self._fail(identity, error)
 
@@ -286,19 +320,26 @@ class Agent:
             self.tell(listener, answer)
 
     def _send(self, outbound: Outbound) -> None:
-        if isinstance(outbound.message, Sampled):
-            size = self.tell_controller(outbound.message)
+        name, message = outbound.peer or COORDINATOR, outbound.message
+        if latency_s := self._latency_s.get(name, 0.0):
+            message = msgspec.structs.replace(message, due_s=due_s(latency_s))
+        if isinstance(message, Sampled):
+            size = self.tell_controller(message)
         else:
             assert outbound.peer is not None
-            size = self.send_to_peer(outbound.peer, outbound.message, outbound.payload)
-        name = outbound.peer or "coordinator"
+            size = self.send_to_peer(outbound.peer, message, outbound.payload)
         before = self._sent.get(name, LinkCounters())
         self._sent[name] = LinkCounters(
             before.payload_bytes + size, before.messages + 1, before.tokens + outbound.tokens
         )
 
     def _describe(self, _: Describe) -> Description:
-        return Description(device=with_current_facts(self.device), versions=library_versions(), machine=machine_facts())
+        return Description(
+            device=with_current_facts(self.device),
+            versions=library_versions(),
+            machine=machine_facts(),
+            time_scale=self.hold.time_scale,
+        )
 
     def _counters(self, _: ReadCounters) -> Counters:
         if self._runtime is None:
@@ -313,7 +354,9 @@ class Agent:
             kv_peak_tokens=peak,
             kv_capacity_tokens=kv.capacity_tokens,
             sent=dict(self._sent),
-            history=self._history.read(time.perf_counter()),
+            history=self._history.read(time.perf_counter() / self.hold.time_scale),
+            late_iterations=self.hold.late_iterations,
+            release_error_s=self.hold.release_error_s,
         )
 
     def _shutdown(self, _: Shutdown) -> Done:

@@ -52,6 +52,7 @@ class NodeRuntime:
         max_decode_batch: decoding sequences among them; ``None`` for no limit of their own.
 
     Attributes:
+        shape: of the last batch: each item, with the layer at which it entered.
         device_timer: entered around what the device does in an iteration.
     """
 
@@ -66,6 +67,7 @@ class NodeRuntime:
         self._begin_s = 0.0  # of the last iteration
         self._ending: set[int] = set()  # requests that it sampled for, whose token comes straight back
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
+        self.shape: list[tuple[int, WorkItem]] = []
         self.device_timer: AbstractContextManager[None] = nullcontext()
         self._early: dict[int, list[_Early]] = {}  # request that is not open yet -> its work
 
@@ -119,6 +121,7 @@ class NodeRuntime:
         decodes, prompts = self._batcher.next_batch()
         chunks = decodes + prompts
         items = [self._stage_item(chunk) for chunk in chunks]
+        self.shape = [(item.entry_layer, chunk.item) for item, chunk in zip(items, chunks, strict=True)]
         with self.device_timer:
             output = self.runner.forward(items)
         for chunk in chunks:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TypeVar
 
 import msgspec
 
 from helixbench.errors import InputError
-from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Coordinator, Device, Node
+from helixbench.profiler.cluster import (
+    COORDINATOR,
+    STAGE_TIMES_FACT,
+    ClusterProfile,
+    Coordinator,
+    Device,
+    Link,
+    MessageTime,
+    Node,
+)
 from helixbench.profiler.cost.fit import fit_cost
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.model.model import Model, open_model
@@ -17,10 +27,14 @@ from helixbench.progress import Reporter
 from helixbench.records import load_record, provenance_now, save_record
 from helixbench.reference_server.profiling.config import NodeProfileConfig, ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
-from helixbench.reference_server.profiling.network import measure_network
+from helixbench.reference_server.profiling.links import transport_latency_s
+from helixbench.reference_server.profiling.network import NetworkMeasured, measure_network
+from helixbench.reference_server.testbed.emulation import Timing, require_time_scale
+from helixbench.reference_server.testbed.wiring import SHAPED
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey
 from helixbench.reference_server.wire.messages import Description, Profile, Profiled
+from helixbench.reference_server.wire.transport import Transport
 
 _PROFILE_SILENCE_S = 120.0  # an agent reports progress every second, but loading can take long
 EndT = TypeVar("EndT", Node, Coordinator)
@@ -37,11 +51,15 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
     kept = _kept_compute(config, files)
     with Agents(config.addresses, key) as agents:
         described = agents.describe()
-        network = measure_network(agents, key, config.network, on_progress=reporter.update)
+        require_time_scale(described, config.timing)
+        network = _network(agents, key, config, reporter)
         if kept is not None:
             nodes, coordinator = kept.nodes, kept.coordinator
         elif config.is_network_only:
-            nodes, coordinator = tuple(_without_layers(name, described[name]) for name in described), Coordinator()
+            nodes, coordinator = (
+                tuple(_without_layers(name, described[name]) for name in config.addresses),
+                Coordinator(),
+            )
         else:
             measured = agents.ask(
                 dict.fromkeys(config.addresses, profile_command(files, config)),
@@ -51,9 +69,9 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             )
             nodes = tuple(
                 fitted_node(name, described[name].device, described[name].versions, measured[name], config)
-                for name in described
+                for name in config.addresses
             )
-            coordinator = measure_coordinator(key)
+            coordinator = _coordinator_in_device_time(measure_coordinator(key), config.timing)
     profile = ClusterProfile(
         model=files.facts(dtype=config.dtype) if kept is None else kept.model,
         nodes=tuple(
@@ -90,17 +108,56 @@ def fitted_node(
     measured: Profiled,
     config: ProfileConfig | NodeProfileConfig,
 ) -> Node:
-    """The node of what an agent measured, its cost fitted."""
-    cost = fit_cost(
-        measured.samples,
-        workspace_bytes=measured.workspace_bytes,
-        max_batch_tokens=config.max_batch_tokens,
-        source=measured.source,
-        gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
-        has_tiles=device.kind == "cuda",
-    )
-    cost = msgspec.structs.replace(cost, quality=measured.quality)
+    """The node of what an agent measured: its cost fitted, or an emulated device's own."""
+    cost = measured.cost
+    if cost is None:
+        cost = fit_cost(
+            measured.samples,
+            workspace_bytes=measured.workspace_bytes,
+            max_batch_tokens=config.max_batch_tokens,
+            source=measured.source,
+            gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
+            has_tiles=device.kind == "cuda",
+        )
+        cost = msgspec.structs.replace(cost, quality=measured.quality)
+    else:
+        device = msgspec.structs.replace(device, facts=device.facts | {STAGE_TIMES_FACT: measured.origin})
     return Node(name=name, device=device, max_layers=measured.max_layers, versions=versions, cost=cost)
+
+
+def _network(agents: Agents, key: ClusterKey, config: ProfileConfig, reporter: Reporter) -> NetworkMeasured:
+    """Links and NICs in the devices' time: as the testbed shapes them where it says so, else measured."""
+    timing = config.timing
+    if not config.shaped_links:
+        measured = measure_network(agents, key, config.network, on_progress=reporter.update)
+        links = tuple(_link_in_device_time(link, timing) for link in measured.links)
+        return NetworkMeasured(links, tuple(nic.scaled(timing.time_scale) for nic in measured.nics))
+    with closing(Transport(key)) as transport:
+        own_s = transport_latency_s(transport, agents.addresses.values()) / timing.time_scale
+    links = tuple(msgspec.structs.replace(link, latency_s=link.latency_s + own_s) for link in config.shaped_links)
+    return NetworkMeasured(links, ())
+
+
+def _link_in_device_time(link: Link, timing: Timing) -> Link:
+    """A link that was measured here; messages were not held meanwhile."""
+    scale, held_s = timing.time_scale, timing.latency_s.get(link.src, {}).get(link.dst, 0.0)
+    return msgspec.structs.replace(
+        link,
+        bandwidth_bytes_per_s=link.bandwidth_bytes_per_s * scale,
+        latency_s=link.latency_s / scale + held_s,
+        message_times=tuple(
+            MessageTime(time.message_bytes, time.one_way_s / scale + held_s) for time in link.message_times
+        ),
+    )
+
+
+def _coordinator_in_device_time(measured: Coordinator, timing: Timing) -> Coordinator:
+    """Times of the coordinator, which works as fast as this machine whatever the time scale."""
+    times = {
+        field: None if (seconds := getattr(measured, field)) is None else seconds / timing.time_scale
+        for field in ("message_s", "token_s", "request_s")
+    }
+    return msgspec.structs.replace(measured, **times)
 
 
 def _kept_compute(config: ProfileConfig, files: Model) -> ClusterProfile | None:
@@ -128,6 +185,10 @@ def _without_layers(name: str, described: Description) -> Node:
 
 def _with_nic(end: EndT, name: str, nics: Sequence[Nic], config: ProfileConfig) -> EndT:
     """NIC limits where the NIC binds before the node's links do."""
+    if config.shaped_links:
+        rate = config.shaped_nics.get(name)
+        source = "" if rate is None else SHAPED
+        return msgspec.structs.replace(end, nic_out_bytes_per_s=rate, nic_in_bytes_per_s=rate, nic_source=source)
     is_limited = name in config.limited_nics
     own = [nic for nic in nics if nic.node == name]
     limits = {f"nic_{nic.direction}_bytes_per_s": nic.limit_bytes_per_s(is_limited=is_limited) for nic in own}

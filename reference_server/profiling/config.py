@@ -6,6 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from helixbench.profiler.cluster import Link
+from helixbench.reference_server.testbed.emulation import Timing
+
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How thoroughly links and NICs are measured.
@@ -29,6 +32,8 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``compute_of`` is the profile whose compute is then kept. ``limited_nics`` are nodes (or the coordinator) whose NIC
     the testbed limits: where a node's links could not be measured at once, the best of them stands for it. ``testbed``
     is the line on what the testbed isolates, ``command`` the user's. ``regions`` maps nodes to the testbed's regions.
+    ``timing`` is the testbed's. Where ``shaped_links`` are given, they and ``shaped_nics`` (node -> bytes/s) are what
+    the testbed's shaping makes of links and NICs, and neither is measured.
     """
 
     model: str
@@ -46,6 +51,9 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkConfig = NetworkConfig()
     is_network_only: bool = False
     compute_of: Path | None = None
+    timing: Timing = Timing()
+    shaped_links: tuple[Link, ...] = ()
+    shaped_nics: dict[str, float] = {}
 
 
 class NodeProfileConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ import math
 import socket
 import statistics
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import zmq
@@ -100,6 +101,19 @@ def measure_link(transport: Transport, command: MeasureLink) -> LinkMeasured:
     except MeasurementError as error:
         return LinkMeasured(None, latency_s, message_times=times, error=str(error))
     return LinkMeasured(rate, latency_s, message_times=times, iperf3=iperf3)
+
+
+def transport_latency_s(transport: Transport, addresses: Iterable[str]) -> float:
+    """Median over those agents of half a round trip of the server's own transport.
+
+    Raises:
+        MeasurementError: one does not answer.
+    """
+    latencies = []
+    for address in addresses:
+        with contextlib.closing(_Probe(transport, address)) as probe:
+            latencies.append(probe.round_trip_s() / 2)
+    return statistics.median(latencies)
 
 
 def measure_flows(command: MeasureFlows) -> FlowsMeasured:

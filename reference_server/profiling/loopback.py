@@ -114,3 +114,9 @@ class Ring:
             for request, (past, new, is_decode) in zip(requests, parts, strict=True)
         )
         return Work(items=items, dtype=self._agent.runtime.runner.hidden_dtype)
+
+
+def own_address(address: str) -> str:
+    """Address at which an agent reaches itself, given the one that it listens at."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "*") else address

@@ -27,7 +27,7 @@ from helixbench.profiler.measure.refine import points_to_add
 from helixbench.profiler.measure.sampler import Block, Sampler
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.node.torch_runner import torch_stage
-from helixbench.reference_server.profiling.loopback import RING, SELF, Ring
+from helixbench.reference_server.profiling.loopback import RING, SELF, Ring, own_address
 from helixbench.reference_server.wire.messages import Load, Profile, Profiled, Progress
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
             kv_capacity_tokens=kv_tokens,
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=None,
-            peers={RING: _own_address(agent.address)},
+            peers={RING: own_address(agent.address)},
         )
     )
     try:
@@ -214,11 +214,6 @@ def prepared(agent: Agent, command: Profile) -> Iterator[Prepared]:
         yield Prepared(files, points, held, layer_bytes, use, ring)
     finally:
         agent.unload()
-
-
-def _own_address(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "*") else address
 
 
 def _reporter(agent: Agent) -> Callable[[int, int], None]:

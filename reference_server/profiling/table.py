@@ -28,7 +28,7 @@ def node_table(profile: ClusterProfile) -> Table:
     node = profile.nodes[0]
     assert node.cost is not None
     stage = node.cost.stage
-    table = Table(title=f"{node.name}: {node.device.name}, model {profile.model.name} {profile.model.dtype}")
+    table = Table(title=f"{node.name}: {node.device.label}, model {profile.model.name} {profile.model.dtype}")
     for heading in ("decoding", *SHOWN_SCOPES.values()):
         table.add_column(heading, justify="right")
     for size in SHOWN_BATCHES:

@@ -330,7 +330,7 @@ class _Simulation:
             links=link_uses(self._begin, self._end, self._cluster),
             timeline=load.timeline(self._end_s),
             node_timeline=self._kv_use.series(self._loop.now_s),
-            device_names={name: node.device.name for name, node in used.items()},
+            device_names={name: node.device.label for name, node in used.items()},
             regions={name: node.region for name, node in used.items() if node.region},
             testbed=_description(config, self._remarks),
             arrivals=str(config.arrivals),

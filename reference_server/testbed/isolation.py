@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from helixbench.reference_server.testbed.cpu import available_cpus
@@ -37,16 +39,29 @@ def describe(spec: TestbedSpec, isolation: Isolation) -> str:
         num_cuda = sum(node.device != "cpu" for node in spec.local_nodes)
         if num_cuda:
             parts.append(f"{_count(num_cuda, 'node')} on CUDA")
+        parts += _emulated(spec)
         parts += _cpu(spec)
         parts.append(_network(spec, isolation))
+        if spec.has_latencies:
+            parts.append("latencies by holding messages at the receiving end")
     if spec.remote_nodes:
         parts.append(f"{_count(len(spec.remote_nodes), 'node')} at an address, as found there")
     return "; ".join(parts)
 
 
+def _emulated(spec: TestbedSpec) -> list[str]:
+    """Emulated devices by name, and how much slower than they everything runs."""
+    names = Counter(node.emulated.name for node in spec.local_nodes if node.emulated is not None)
+    if not names:
+        return []
+    devices = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
+    scale = f" at time scale {spec.time_scale:g}" if spec.time_scale != 1 else ""
+    return [f"EMULATED devices ({devices}){scale}"]
+
+
 def _cpu(spec: TestbedSpec) -> list[str]:
     """Threads of the nodes on CPU; where there are more than cores, nodes slow one another down."""
-    on_cpu = [node for node in spec.local_nodes if node.device == "cpu"]
+    on_cpu = [node for node in spec.local_nodes if node.device == "cpu" and node.emulated is None]
     threads, cores = sum(node.threads for node in on_cpu), available_cpus()
     if not on_cpu:
         return []

@@ -23,7 +23,7 @@ _TAIL_LINES = 20
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent is started with; ``threads`` and ``cpus`` as in ``LocalNode``."""
+    """What an agent is started with; ``threads``, ``cpus`` and ``device_file`` as in ``LocalNode``."""
 
     name: str
     listen: str
@@ -32,6 +32,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     threads: int = 1
     cpus: tuple[int, ...] = ()
+    device_file: Path | None = None
+    time_scale: float = 1.0
 
 
 AgentArgv = Callable[[AgentOptions], Sequence[str]]
@@ -44,6 +46,8 @@ def agent_argv(options: AgentOptions) -> list[str]:
     argv += ["--threads", str(options.threads)]
     if options.cpus:
         argv += ["--cpus", ",".join(map(str, options.cpus))]
+    if options.device_file is not None:
+        argv += ["--emulate", str(options.device_file), "--time-scale", f"{options.time_scale:g}"]
     return argv
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,19 +13,22 @@ import msgspec
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR
+from helixbench.profiler.emulated_device import EmulatedDevice, device_path, load_device
 from helixbench.reference_server.wire.transport import require_address
-from helixbench.units import parse_bytes, parse_bytes_per_s
+from helixbench.units import parse_bytes, parse_bytes_per_s, parse_seconds
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEVICE = re.compile(r"cpu|cuda:\d+")
+_EMULATED = "emulated:"
 
 
 class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node whose agent is started on this machine.
 
-    ``memory_bytes`` is for weights, workspace and KV cache. ``threads`` compute on a CPU, on the cores of ``cpus``
-    where it names any. ``bandwidth_bytes_per_s`` is the node's NIC in each direction, ``None`` where that is not
-    limited. ``region`` is the place that shares fast links.
+    ``memory_bytes`` is for weights, workspace and KV cache. ``device`` computes: with ``threads`` where it is a CPU, on
+    the cores of ``cpus`` where that names any. ``emulated`` is the device whose times the node keeps instead of its
+    own, read from ``device_file``. ``bandwidth_bytes_per_s`` is the node's NIC in each direction, ``None`` where that
+    is not limited. ``region`` is the place that shares fast links.
     """
 
     name: str
@@ -32,6 +36,8 @@ class LocalNode(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     threads: int = 1
     cpus: tuple[int, ...] = ()
+    emulated: EmulatedDevice | None = None
+    device_file: Path | None = None
     bandwidth_bytes_per_s: float | None = None
     region: str = ""
 
@@ -44,22 +50,32 @@ class RemoteNode(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
 
 
-class LinkCap(msgspec.Struct, frozen=True, kw_only=True):
-    """Limit between two nodes (or a node and the coordinator), for each direction by itself."""
+class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Link between two nodes (or a node and the coordinator), the same in each direction.
+
+    ``bandwidth_bytes_per_s`` is ``None`` where only NICs limit it. ``latency_s`` is one way.
+    """
 
     between: tuple[str, str]
-    bandwidth_bytes_per_s: float
+    bandwidth_bytes_per_s: float | None = None
+    latency_s: float = 0.0
 
 
 class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a testbed file asks for. ``key_file`` is the key that remote agents were started with."""
+    """What a testbed file asks for. ``key_file`` is the key that remote agents were started with.
+
+    All rates and times are those of the devices. ``time_scale`` seconds here stand for one of theirs: computing, links
+    and latencies take that many times as long.
+    """
 
     local_nodes: tuple[LocalNode, ...] = ()
     remote_nodes: tuple[RemoteNode, ...] = ()
     node_names: tuple[str, ...]
-    links: tuple[LinkCap, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
     coordinator_bandwidth_bytes_per_s: float | None = None
+    coordinator_region: str = ""
     key_file: Path | None = None
+    time_scale: float = 1.0
 
     @property
     def regions(self) -> dict[str, str]:
@@ -77,7 +93,18 @@ class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
     def has_bandwidth_limits(self) -> bool:
         """Whether any network card or link is to be limited."""
         cards = [self.coordinator_bandwidth_bytes_per_s, *(node.bandwidth_bytes_per_s for node in self.local_nodes)]
-        return bool(self.links) or any(card is not None for card in cards)
+        limits = [link.bandwidth_bytes_per_s for link in self.links]
+        return any(limit is not None for limit in (*limits, *cards))
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether every node keeps the times of an emulated device."""
+        return not self.remote_nodes and all(node.emulated is not None for node in self.local_nodes)
+
+    @property
+    def has_latencies(self) -> bool:
+        """Whether messages are to arrive later than they do by themselves."""
+        return any(link.latency_s > 0 for link in self.links)
 
 
 def load_testbed(path: Path) -> TestbedSpec:
@@ -101,16 +128,17 @@ def testbed_from_tree(tree: dict[str, Any], *, origin: str, folder: Path) -> Tes
     Args:
         tree: as ``tomllib`` reads it.
         origin: the file to name in errors.
-        folder: what ``key`` is relative to.
+        folder: what ``key`` and device files are relative to.
 
     Raises:
         InputError: an unknown key, a wrong type or value, or names that do not fit together.
     """
-    return _Reader(origin, tree).spec(folder=folder)
+    return _Reader(origin, tree, folder).spec()
 
 
 class _NodeToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
+    count: Annotated[int, msgspec.Meta(ge=1)] | None = None
     memory: str | None = None
     device: str | None = None
     threads: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -122,15 +150,22 @@ class _NodeToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 class _NetworkToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     bandwidth: str | None = None
+    latency: str | None = None
+
+
+_Two = Annotated[tuple[str, ...], msgspec.Meta(min_length=2, max_length=2)]
 
 
 class _LinkToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    between: Annotated[tuple[str, ...], msgspec.Meta(min_length=2, max_length=2)]
-    bandwidth: str
+    between: _Two | None = None
+    between_regions: _Two | None = None
+    bandwidth: str | None = None
+    latency: str | None = None
 
 
 class _CoordinatorToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     bandwidth: str | None = None
+    region: str = ""
 
 
 class _TestbedToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -139,99 +174,172 @@ class _TestbedToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     link: tuple[_LinkToml, ...] = ()
     coordinator: _CoordinatorToml = _CoordinatorToml()
     key: str | None = None
+    time_scale: float = 1.0
 
 
 class _Reader:
     """Turns the TOML tree into a spec; every refusal names file, field, value and remedy."""
 
-    def __init__(self, origin: str, tree: dict[str, Any]) -> None:
+    def __init__(self, origin: str, tree: dict[str, Any], folder: Path) -> None:
         self._origin = origin
         self._tree = tree
+        self._folder = folder
 
-    def spec(self, *, folder: Path) -> TestbedSpec:
+    def spec(self) -> TestbedSpec:
         try:
             toml = msgspec.convert(self._tree, _TestbedToml)
         except msgspec.ValidationError as error:
             raise InputError(f"{self._origin}: {_with_value(str(error), self._tree)}") from error
         self._check_names(toml)
         network = self._rate("network.bandwidth", toml.network.bandwidth)
-        nodes = [self._node(f"node[{index}]", node, network) for index, node in enumerate(toml.node)]
+        nodes = [one for index, node in enumerate(toml.node) for one in self._nodes(f"node[{index}]", node, network)]
         remote = tuple(node for node in nodes if isinstance(node, RemoteNode))
         if remote and toml.key is None:
             self._refuse("key", None, f"node {remote[0].name} has an address; say `key = FILE`, its agent's --key file")
         if toml.key is not None and not remote:
             self._refuse("key", toml.key, "no node has an address, and a key is made for agents here; take it out")
         own = self._rate("coordinator.bandwidth", toml.coordinator.bandwidth)
-        return TestbedSpec(
+        spec = TestbedSpec(
             local_nodes=tuple(node for node in nodes if isinstance(node, LocalNode)),
             remote_nodes=remote,
             node_names=tuple(node.name for node in nodes),
-            links=self._links(toml, {node.name for node in remote}),
             coordinator_bandwidth_bytes_per_s=network if own is None else own,
-            key_file=None if toml.key is None else self._key_file(folder / toml.key),
+            coordinator_region=toml.coordinator.region,
+            key_file=None if toml.key is None else self._key_file(self._folder / toml.key),
+            time_scale=toml.time_scale,
         )
+        if not 0 < toml.time_scale < float("inf"):
+            self._refuse("time_scale", toml.time_scale, "need a finite number > 0, like 4.0")
+        if toml.time_scale != 1 and not spec.is_emulated:
+            self._refuse(
+                "time_scale", toml.time_scale, "only emulated devices can be slowed down, and not all nodes are"
+            )
+        return msgspec.structs.replace(spec, links=tuple(self._links(toml, spec).values()))
 
     def _check_names(self, toml: _TestbedToml) -> None:
         seen: set[str] = set()
         for index, node in enumerate(toml.node):
             field = f"node[{index}].name"
-            if not _NODE_NAME.fullmatch(node.name):
-                self._refuse(field, node.name, "use letters, digits, `.`, `_` and `-`, 63 at most")
-            if node.name == COORDINATOR:
-                self._refuse(field, node.name, "that is the coordinator's name; its NIC goes under [coordinator]")
-            if node.name in seen:
-                self._refuse(field, node.name, "another node has this name; names must differ")
-            seen.add(node.name)
+            for name in _names(node):
+                if not _NODE_NAME.fullmatch(name):
+                    self._refuse(field, name, "use letters, digits, `.`, `_` and `-`, 63 at most")
+                if name == COORDINATOR:
+                    self._refuse(field, name, "that is the coordinator's name; its NIC goes under [coordinator]")
+                if name in seen:
+                    self._refuse(field, name, "another node has this name; names must differ")
+                seen.add(name)
 
-    def _node(self, field: str, node: _NodeToml, network: float | None) -> LocalNode | RemoteNode:
+    def _nodes(self, field: str, node: _NodeToml, network: float | None) -> list[LocalNode] | list[RemoteNode]:
         if node.address is not None:
-            for key in ("memory", "device", "threads", "cpus", "bandwidth"):
+            for key in ("count", "memory", "device", "threads", "cpus", "bandwidth"):
                 if (value := getattr(node, key)) is not None:
                     self._refuse(f"{field}.{key}", value, f"the agent at {node.address} owns this; take it out")
-            return RemoteNode(
-                name=node.name, address=self._address(f"{field}.address", node.address), region=node.region
-            )
+            address = self._address(f"{field}.address", node.address)
+            return [RemoteNode(name=node.name, address=address, region=node.region)]
+        local = self._local(field, node, network)
+        return [msgspec.structs.replace(local, name=name) for name in _names(node)]
+
+    def _local(self, field: str, node: _NodeToml, network: float | None) -> LocalNode:
         device = node.device or "cpu"
-        if not _DEVICE.fullmatch(device):
-            self._refuse(f"{field}.device", device, 'need "cpu" or "cuda:N"')
+        is_emulated = device.startswith(_EMULATED)
+        if not is_emulated and not _DEVICE.fullmatch(device):
+            self._refuse(f"{field}.device", device, 'need "cpu", "cuda:N", "emulated:NAME" or "emulated:FILE.json"')
         for key in ("threads", "cpus"):
             if device != "cpu" and (value := getattr(node, key)) is not None:
                 self._refuse(f"{field}.{key}", value, f"only a node on cpu has it; with {device} take it out")
-        if node.memory is None:
+        emulated, device_file = None, None
+        if is_emulated:
+            emulated, device_file = self._device(f"{field}.device", device.removeprefix(_EMULATED))
+        if node.memory is None and emulated is None:
             self._refuse(
                 f"{field}.memory", None, f"node {node.name} needs the `memory` that it may use, or an `address`"
             )
+        memory = None if node.memory is None else self._quantity(f"{field}.memory", node.memory, parse_bytes)
         own = self._rate(f"{field}.bandwidth", node.bandwidth)
+        rates = (own, network, emulated.nic_bytes_per_s if emulated is not None else None)
         return LocalNode(
             name=node.name,
-            memory_bytes=self._quantity(f"{field}.memory", node.memory, parse_bytes),
-            device=device,
+            memory_bytes=memory or (emulated.memory_bytes if emulated is not None else 0.0),
+            device="cpu" if is_emulated else device,
             threads=node.threads or 1,
             cpus=node.cpus or (),
-            bandwidth_bytes_per_s=network if own is None else own,
+            emulated=emulated,
+            device_file=device_file,
+            bandwidth_bytes_per_s=next((rate for rate in rates if rate is not None), None),
             region=node.region,
         )
 
-    def _links(self, toml: _TestbedToml, remote: set[str]) -> tuple[LinkCap, ...]:
-        known = {COORDINATOR, *(node.name for node in toml.node)}
-        seen: set[frozenset[str]] = set()
-        links = []
-        for index, link in enumerate(toml.link):
-            field = f"link[{index}].between"
+    def _device(self, field: str, name: str) -> tuple[EmulatedDevice, Path]:
+        try:
+            path = device_path(name, folder=self._folder)
+            return load_device(path), path.resolve()
+        except InputError as error:
+            raise InputError(f"{self._origin}: {field}: {error}") from error
+
+    def _links(self, toml: _TestbedToml, spec: TestbedSpec) -> dict[frozenset[str], LinkSpec]:
+        """Ends -> their link. One between two nodes goes before one between regions, that before the network's."""
+        latency = self._latency("network.latency", toml.network.latency)
+        local = (COORDINATOR, *(node.name for node in spec.local_nodes))
+        pairs: dict[frozenset[str], LinkSpec] = {}
+        if latency:
+            pairs = {
+                frozenset(ends): LinkSpec(between=ends, latency_s=latency) for ends in itertools.combinations(local, 2)
+            }
+        named: dict[frozenset[str], int] = {}  # ends, or regions -> which entry names them
+        for is_regions in (True, False):
+            for index, link in enumerate(toml.link):
+                if (link.between is None) != is_regions:
+                    continue
+                field = f"link[{index}]"
+                if link.between is not None and link.between_regions is not None:
+                    self._refuse(f"{field}.between", list(link.between), "say `between` or `between_regions`")
+                rate = self._rate(f"{field}.bandwidth", link.bandwidth)
+                own = latency if link.latency is None else self._latency(f"{field}.latency", link.latency)
+                if rate is None and link.latency is None:
+                    self._refuse(f"{field}.bandwidth", None, "a link needs `bandwidth`, `latency` or both")
+                for ends in self._ends(field, link, spec):
+                    pairs[frozenset(ends)] = LinkSpec(between=ends, bandwidth_bytes_per_s=rate, latency_s=own)
+                what = frozenset(link.between or link.between_regions or ())
+                if what in named:
+                    self._refuse(f"{field}", sorted(what), f"duplicate of link[{named[what]}]; a link holds both ways")
+                named[what] = index
+        return pairs
+
+    def _ends(self, field: str, link: _LinkToml, spec: TestbedSpec) -> Iterator[tuple[str, str]]:
+        """The pairs that an entry is for."""
+        remote = {node.name for node in spec.remote_nodes}
+        if link.between is not None:
+            known = {COORDINATOR, *spec.node_names}
+            first, second = link.between
             for end in link.between:
                 if end not in known:
-                    self._refuse(field, end, f"no such node; there are {', '.join(sorted(known))}")
-                if end in remote:
-                    self._refuse(field, end, "links of a node with an address are as they are; take this one out")
-            first, second = link.between
+                    self._refuse(f"{field}.between", end, f"no such node; there are {', '.join(sorted(known))}")
             if first == second:
-                self._refuse(field, list(link.between), "a link needs two different ends")
-            if frozenset(link.between) in seen:
-                self._refuse(field, list(link.between), "stands twice; a link holds for both directions")
-            seen.add(frozenset(link.between))
-            rate = self._quantity(f"link[{index}].bandwidth", link.bandwidth, parse_bytes_per_s)
-            links.append(LinkCap(between=(first, second), bandwidth_bytes_per_s=rate))
-        return tuple(links)
+                self._refuse(f"{field}.between", list(link.between), "a link needs two different ends")
+            yield self._shaped(f"{field}.between", (first, second), remote)
+        elif link.between_regions is not None:
+            of_region: dict[str, list[str]] = {}
+            for name, region in ({COORDINATOR: spec.coordinator_region} | spec.regions).items():
+                of_region.setdefault(region, []).append(name)
+            for region in link.between_regions:
+                if region not in of_region or not region:
+                    known_regions = ", ".join(sorted(filter(None, of_region))) or "none"
+                    self._refuse(f"{field}.between_regions", region, f"no such region; there are {known_regions}")
+            first, second = link.between_regions
+            for a, b in itertools.product(of_region[first], of_region[second]):
+                if a != b:
+                    yield self._shaped(f"{field}.between_regions", (a, b), remote)
+        else:
+            self._refuse(f"{field}.between", None, "say `between` or `between_regions`")
+
+    def _shaped(self, field: str, ends: tuple[str, str], remote: set[str]) -> tuple[str, str]:
+        for end in ends:
+            if end in remote:
+                self._refuse(field, end, "links of a node with an address are as they are; take this one out")
+        return ends
+
+    def _latency(self, field: str, text: str | None) -> float:
+        return 0.0 if text is None else self._quantity(field, text, parse_seconds)
 
     def _rate(self, field: str, text: str | None) -> float | None:
         return None if text is None else self._quantity(field, text, parse_bytes_per_s)
@@ -256,6 +364,11 @@ class _Reader:
     def _refuse(self, field: str, value: object, problem: str) -> NoReturn:
         shown = "is missing" if value is None else f"is {value!r}"
         raise InputError(f"{self._origin}: {field} {shown}: {problem}")
+
+
+def _names(node: _NodeToml) -> tuple[str, ...]:
+    """The names of the nodes that an entry stands for."""
+    return (node.name,) if node.count is None else tuple(f"{node.name}-{index}" for index in range(node.count))
 
 
 def _with_value(message: str, tree: object) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from helixbench.errors import HelixbenchError, InputError
 from helixbench.profiler.cluster import COORDINATOR
+from helixbench.reference_server.testbed.emulation import Timing
 from helixbench.reference_server.testbed.interrupts import Interrupts
 from helixbench.reference_server.testbed.isolation import Isolation, describe, find_isolation
 from helixbench.reference_server.testbed.namespaces import make_network
@@ -34,7 +35,7 @@ from helixbench.reference_server.testbed.run_state import (
     state_folder,
 )
 from helixbench.reference_server.testbed.spec import LocalNode, TestbedSpec
-from helixbench.reference_server.testbed.wiring import isolated_hosts, members, shared_hosts, stations
+from helixbench.reference_server.testbed.wiring import isolated_hosts, latencies, members, shared_hosts, stations
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Testbed:
         key_file: the key that all agents share.
         description: one line that says what is kept apart by the kernel and what is not; belongs in every output.
         isolated: whether each local node has a network namespace of its own.
+        timing: how time passes.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Testbed:
         *,
         description: str,
         isolated: bool,
+        timing: Timing,
         key_file: Path,
         coordinator: Place,
         addresses: Mapping[str, str],
@@ -65,6 +68,7 @@ class Testbed:
     ) -> None:
         self.description = description
         self.isolated = isolated
+        self.timing = timing
         self.key_file = key_file
         self.addresses = addresses
         self._coordinator = coordinator
@@ -186,7 +190,8 @@ class _Run:
             raise InputError(f"{self._log_dir}: cannot be made ({error.strerror}); choose another folder") from error
         agents = []
         for node in self._spec.local_nodes:
-            argv = argv_of(_agent_options(node, host=hosts[node.name], key_file=key_file))
+            options = _agent_options(node, host=hosts[node.name], key_file=key_file, time_scale=self._spec.time_scale)
+            argv = argv_of(options)
             with interrupts.deferred():
                 agent = LocalAgent(
                     name=node.name, log=self._log_dir / f"{node.name}.log", place=places[node.name], argv=argv
@@ -198,6 +203,7 @@ class _Run:
         return Testbed(
             description=describe(self._spec, isolation),
             isolated=isolation.has_namespaces,
+            timing=Timing(time_scale=self._spec.time_scale, latency_s=latencies(self._spec)),
             key_file=key_file,
             coordinator=places[COORDINATOR],
             addresses={name: addresses[name] for name in self._spec.node_names},
@@ -238,7 +244,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
             return process.wait(timeout=1.0)
 
 
-def _agent_options(node: LocalNode, *, host: str, key_file: Path) -> AgentOptions:
+def _agent_options(node: LocalNode, *, host: str, key_file: Path, time_scale: float) -> AgentOptions:
     return AgentOptions(
         name=node.name,
         listen=f"{host}:0",
@@ -247,6 +253,8 @@ def _agent_options(node: LocalNode, *, host: str, key_file: Path) -> AgentOption
         device=node.device,
         threads=node.threads,
         cpus=node.cpus,
+        device_file=node.device_file,
+        time_scale=time_scale,
     )
 
 

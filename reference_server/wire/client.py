@@ -10,6 +10,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
+from helixbench.reference_server.wire.held import HeldMessages
 from helixbench.reference_server.wire.keys import ClusterKey
 from helixbench.reference_server.wire.messages import (
     Answer,
@@ -18,6 +19,7 @@ from helixbench.reference_server.wire.messages import (
     Description,
     Failed,
     Progress,
+    Sampled,
     decode_answer,
 )
 from helixbench.reference_server.wire.transport import Transport, send
@@ -49,6 +51,7 @@ class Agents:
         self._poller = zmq.Poller()
         self._node_of: dict[zmq.Socket[bytes], str] = {}  # data socket -> node
         self._monitored: dict[zmq.Socket[bytes], str] = {}  # monitor socket -> node
+        self._held: HeldMessages[tuple[str, Answer]] = HeldMessages()
         for node, socket in self._sockets.items():
             monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._node_of[socket] = node
@@ -83,7 +86,7 @@ class Agents:
             MeasurementError: a connection to an agent broke, or an answer is not understood.
             AgentFailedError: an agent reports a failure.
         """
-        for ready, _ in self._poller.poll(timeout_ms):
+        for ready, _ in self._poller.poll(self._held.poll_ms(timeout_ms)):
             if ready in self._monitored:
                 recv_monitor_message(ready)
                 node = self._monitored[ready]
@@ -92,6 +95,7 @@ class Agents:
                 )
             if ready in self._node_of:
                 yield from self._drain(ready)
+        yield from self._held.take()
 
     def _drain(self, socket: zmq.Socket[bytes]) -> Iterator[tuple[str, Answer]]:
         node = self._node_of[socket]
@@ -103,7 +107,10 @@ class Agents:
             answer = decode_answer(header)
             if isinstance(answer, Failed):
                 raise AgentFailedError(f"node {node}: {answer.message}", answer.exit_code)
-            yield node, answer
+            if isinstance(answer, Sampled) and answer.due_s:
+                self._held.add((node, answer), due_s=answer.due_s)
+            else:
+                yield node, answer
 
     def ask(
         self,

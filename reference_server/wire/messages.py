@@ -12,7 +12,7 @@ import msgspec
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import Device, MessageTime
-from helixbench.profiler.cost.measured import CostSample, Quality
+from helixbench.profiler.cost.measured import CostSample, MeasuredCost, Quality
 from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import OpenRequest, Scores, WorkItem
 
@@ -23,20 +23,26 @@ MAX_HEADER_BYTES = 1 << 24
 class Work(msgspec.Struct, frozen=True, tag="work"):
     """Requests to open and close, and tokens to run; the tensor frame holds the items' inputs, concatenated.
 
-    Inputs from the coordinator are token ids (int32), those between nodes hidden states in ``dtype``.
+    Inputs from the coordinator are token ids (int32), those between nodes hidden states in ``dtype``. The receiver
+    holds the message until ``due_s`` (see ``held``).
     """
 
     items: tuple[WorkItem, ...] = ()
     opens: tuple[OpenRequest, ...] = ()
     closes: tuple[int, ...] = ()
     dtype: str = "int32"
+    due_s: float = 0.0
 
 
 class Sampled(msgspec.Struct, frozen=True, tag="sampled", omit_defaults=True):
-    """New tokens from a last stage, as (request, token), and the scores of those requests that want them."""
+    """New tokens from a last stage, as (request, token), and the scores of those requests that want them.
+
+    They are not read before ``due_s`` (see ``held``).
+    """
 
     tokens: tuple[tuple[int, int], ...]
     scores: tuple[Scores, ...] = ()
+    due_s: float = 0.0
 
 
 class Describe(msgspec.Struct, frozen=True, tag="describe"):
@@ -44,15 +50,22 @@ class Describe(msgspec.Struct, frozen=True, tag="describe"):
 
 
 class Description(msgspec.Struct, frozen=True, tag="description"):
-    """An agent's device, its library versions, and the state of its machine (see ``machine_facts``)."""
+    """An agent's device, its library versions, and the state of its machine (see ``machine_facts``).
+
+    ``time_scale`` seconds here stand for one of an emulated device's.
+    """
 
     device: Device
     versions: dict[str, str]
     machine: dict[str, str | float]
+    time_scale: float = 1.0
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load layers ``[start, end)`` of a model; ``peers`` maps the next nodes of its pipelines to their addresses."""
+    """Load layers ``[start, end)`` of a model; ``peers`` maps the next nodes of its pipelines to their addresses.
+
+    ``latency_s`` maps them and the coordinator to the time for which messages there are held.
+    """
 
     model: str
     model_digest: str
@@ -64,6 +77,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_batch_tokens: int
     max_decode_batch: int | None
     peers: dict[str, str]
+    latency_s: dict[str, float] = {}
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -93,13 +107,18 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
-    """Samples of a profiled node. ``workspace_bytes`` is the memory of an iteration beside weights and KV cache."""
+    """Samples of a profiled node. ``workspace_bytes`` is the memory of an iteration beside weights and KV cache.
+
+    An emulated device has no samples to fit: ``cost`` is its own, ``origin`` its source.
+    """
 
     samples: tuple[CostSample, ...]
     workspace_bytes: float
     max_layers: int
     source: str
     quality: Quality | None = None
+    cost: MeasuredCost | None = None
+    origin: str = ""
 
 
 class ReadCounters(msgspec.Struct, frozen=True, tag="read-counters"):
@@ -115,7 +134,11 @@ class LinkCounters(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Counters(msgspec.Struct, frozen=True, tag="counters"):
-    """Work of an agent since its stage was loaded. ``sent`` maps peers (or the coordinator) to their counters."""
+    """Work of an agent since its stage was loaded. ``sent`` maps peers (or the coordinator) to their counters.
+
+    Seconds are the device's. ``late_iterations`` and ``release_error_s`` are those of an emulated device, the latter by
+    the wall clock (see ``emulation.RealDevice``).
+    """
 
     busy_s: float
     iterations: int
@@ -125,6 +148,8 @@ class Counters(msgspec.Struct, frozen=True, tag="counters"):
     kv_capacity_tokens: int
     sent: dict[str, LinkCounters]
     history: History
+    late_iterations: int = 0
+    release_error_s: float = 0.0
 
 
 class Echo(msgspec.Struct, frozen=True, tag="echo"):

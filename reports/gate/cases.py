@@ -74,7 +74,11 @@ def exit_code_of(cases: Sequence[Case], *, is_strict: bool = False) -> ExitCode:
 
 def run_cases(verdict: Verdict) -> tuple[Case, ...]:
     """The run against its plan, and every consistency check of its record."""
-    status = {Outcome.AS_PREDICTED: Status.PASSED, Outcome.NOT_MEASURED: Status.ERROR}
+    status = {
+        Outcome.AS_PREDICTED: Status.PASSED,
+        Outcome.NOT_MEASURED: Status.ERROR,
+        Outcome.UNSOUND: Status.ERROR,
+    }
     prediction = Case(
         suite="prediction",
         name=f"{'simulated' if verdict.is_simulated else 'measured'} / expected at concurrency {verdict.concurrency}",

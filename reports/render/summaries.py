@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from helixbench.profiler.cluster import ClusterProfile, Node
+from helixbench.profiler.cluster import STAGE_TIMES_FACT, ClusterProfile, Node
+from helixbench.profiler.emulated_device import DIGEST_FACT
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reports.formatting import (
     TIMES,
@@ -39,6 +40,7 @@ OUTCOME_STYLE = {
     Outcome.ABOVE_EXPECTED: CAUTION,
     Outcome.ABOVE_BOUND: BAD,
     Outcome.NOT_MEASURED: CAUTION,
+    Outcome.UNSOUND: CAUTION,
 }
 NODE_COLUMNS = ("node", ">share", ">busy", ">batch", ">iteration", ">off")
 NODE_ABOUT = "predicted / measured: share of tokens, time busy, decode batch, iteration"
@@ -57,9 +59,13 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
     verdict, plan = verdict or validate(run), run.plan
     load = f"{run.concurrency} requests in flight, routing {run.routing}, window {run.window.seconds:.3g} s"
     return Document(
-        kind="simulated run" if run.simulated else "run",
+        kind="simulated run" if run.simulated else "emulated run" if run.emulated else "run",
         title=f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes",
-        lines=(*(["simulated: no hardware ran, all times come from the profile"] if run.simulated else []), load),
+        lines=(
+            *(["simulated: no hardware ran, all times come from the profile"] if run.simulated else []),
+            *_emulation(run),
+            load,
+        ),
         sections=(
             _placement(plan, run.device_names),
             *_flows(plan),
@@ -83,10 +89,26 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
     )
 
 
+def _emulation(run: RunLog) -> list[str]:
+    """What was emulated, and how well the nodes kept to it."""
+    if not run.emulated:
+        return []
+    uses = [run.nodes[name] for name in run.emulated]
+    iterations, late = sum(use.iterations for use in uses), sum(use.late_iterations for use in uses)
+    error_s = sum(use.release_error_s for use in uses) / max(1, iterations - late)
+    scale = f" at time scale {run.time_scale:g}; all times are the devices'" if run.time_scale != 1 else ""
+    return [
+        f"emulated: {len(uses)} of {len(run.nodes)} nodes keep the times of other devices{scale}",
+        f"{late} of {iterations} emulated iterations late ({percent(run.late_share, 1)}), "
+        f"the others released {seconds(error_s)} after they were due on average",
+    ]
+
+
 def plan_summary(plan: Plan, profile: ClusterProfile | None = None) -> Document:
     """Placement, flow and predictions. The profile adds the devices and the unused nodes."""
     predicted, solver, workload = plan.predicted, plan.solver, plan.assumptions.workload
-    devices = {node.name: node.device.name for node in profile.nodes} if profile else {}
+    devices = {name: flow.device for name, flow in plan.nodes.items() if flow.device}
+    devices |= {node.name: node.device.label for node in profile.nodes} if profile else {}
     unused = sorted(devices.keys() - plan.placement.keys())
     rates = [
         ("any plan", predicted.upper_bound_tokens_per_s, ("", "", "")),
@@ -300,7 +322,7 @@ def _expected_cells(expected: Expected) -> tuple[str, str, str]:
 
 def _profile_row(node: Node, num_layers: int, shared: set[str]) -> Row:
     own = (fact for fact in _facts(node) if fact not in shared)
-    about = ", ".join(filter(None, [node.device.name, *own, node.region]))
+    about = ", ".join(filter(None, [node.device.label, *own, node.region]))
     bar = share_bar(node.max_layers / num_layers, BAR)
     return node.name, bar, str(node.max_layers), size(node.device.memory_bytes), about
 
@@ -312,7 +334,9 @@ def _shared_facts(profile: ClusterProfile) -> set[str]:
 
 def _facts(node: Node) -> list[str]:
     return [
-        f"{key} {f'{value:.4g}' if isinstance(value, float) else value}" for key, value in node.device.facts.items()
+        f"{key} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in node.device.facts.items()
+        if key not in (DIGEST_FACT, STAGE_TIMES_FACT)  # the one says nothing to people, the other is in the label
     ]
 
 

@@ -13,7 +13,7 @@ from helixbench.reports.gate.cases import ExitCode
 from helixbench.reports.suite.result import CaseOutcome, CaseResult, Tolerance
 from helixbench.reports.verdict.intervals import mean_interval
 from helixbench.reports.verdict.validate import latencies_of
-from helixbench.reports.verdict.verdict import Outcome, Verdict
+from helixbench.reports.verdict.verdict import Verdict
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
@@ -35,7 +35,7 @@ def judge_case(
         failures: why steps of this case failed.
         simulated: its simulated plan, which predicts the percentiles that the plan does not.
     """
-    measured = [verdict for verdict in verdicts if verdict.outcome is not Outcome.NOT_MEASURED]
+    measured = [verdict for verdict in verdicts if verdict.outcome.is_comparison]
     reasons = tuple(dict.fromkeys((*failures, *(reason for verdict in verdicts for reason in verdict.reasons))))
     if not measured:
         statement = "no repeat could be measured" + (f": {reasons[0]}" if reasons else "")

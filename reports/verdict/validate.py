@@ -26,6 +26,8 @@ from helixbench.solver.problem.plan import Expected, LinkFlow
 PERCENTS = (50.0, 90.0, 99.0)
 # Only these arrivals keep a known number of requests in flight, which is what a plan predicts for.
 PREDICTED_ARRIVALS = ("closed loop", "offline")
+# Share of emulated iterations that may take longer than on their device.
+MAX_LATE_SHARE = 0.01
 
 
 def validate(run: RunLog, band: Band | None = None) -> Verdict:
@@ -43,6 +45,8 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
     to_expected = _ratio(measured, expected.total_tokens_per_s if expected else None)
     to_bound = _ratio(measured, bound)
     outcome = Outcome.NOT_MEASURED if reasons else _outcome(to_expected, to_bound, band)
+    if not reasons and (late := _why_unsound(run)):
+        outcome, reasons = Outcome.UNSOUND, (late,)
     nodes = _node_residuals(run, expected)
     return Verdict(
         outcome=outcome,
@@ -66,6 +70,7 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
         latencies=latencies_of(run, expected),
         checks=checks,
         is_simulated=run.simulated,
+        is_emulated=bool(run.emulated),
         testbed=run.testbed,
         stale=run.stale,
         notes=(*([run.output_check.statement] if run.output_check else []), *run.plan.assumptions.notes),
@@ -147,6 +152,17 @@ def _why_not_measured(run: RunLog, expected: Expected | None, checks: tuple[Chec
     return tuple(reasons)
 
 
+def _why_unsound(run: RunLog) -> str:
+    """Empty unless too many emulated iterations took longer here than on their devices."""
+    if run.late_share <= MAX_LATE_SHARE:
+        return ""
+    return (
+        f"{run.late_share:.1%} of the emulated iterations took longer here than on their devices, and at most "
+        f"{MAX_LATE_SHARE:.0%} may: raise `time_scale` in the testbed file, which was {run.time_scale:g}, then profile "
+        "and run again"
+    )
+
+
 def _ratio(value: float | None, to: float | None) -> float | None:
     return None if value is None or not to else value / to
 
@@ -169,10 +185,12 @@ def _statement(
     band: Band,
     reasons: tuple[str, ...],
 ) -> str:
+    if outcome is Outcome.UNSOUND:
+        return f"Unsound: {'; '.join(reasons)}."
     if outcome is Outcome.NOT_MEASURED or to_expected is None or to_bound is None:
         what = "Could not measure (a simulated run): " if run.simulated else "Could not measure: "
         return what + ("; ".join(reasons) or "the plan's max-flow is 0") + "."
-    verb = "simulated" if run.simulated else "measured"
+    verb = "simulated" if run.simulated else "measured on emulated devices" if run.emulated else "measured"
     result = f"{verb} {run.total_tokens_per_s:,.4g} tokens/s = {to_expected:.3f} x expected, {to_bound:.3f} x bound"
     within = f"{band.min_ratio:g} .. {band.max_ratio:g}"
     return {

@@ -12,13 +12,22 @@ from helixbench.solver.problem.plan import LayerRange
 
 
 class Outcome(StrEnum):
-    """Where measured / expected lies. Anything that prevents a comparison is ``NOT_MEASURED``, never a pass."""
+    """Where measured / expected lies. Anything that prevents a comparison is ``NOT_MEASURED``, never a pass.
+
+    An emulated run is ``UNSOUND`` where this machine did not keep up with the devices, so that its times are its own.
+    """
 
     AS_PREDICTED = "as predicted"
     BELOW_EXPECTED = "below expected"
     ABOVE_EXPECTED = "above expected"
     ABOVE_BOUND = "above bound"
     NOT_MEASURED = "could not measure"
+    UNSOUND = "unsound"
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether measured and expected could be compared at all."""
+        return self not in (Outcome.NOT_MEASURED, Outcome.UNSOUND)
 
 
 class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -132,6 +141,7 @@ class Verdict(
     latencies: tuple[Latency, ...]
     checks: tuple[Check, ...]
     is_simulated: bool
+    is_emulated: bool = False
     testbed: str
     stale: tuple[str, ...]
     notes: tuple[str, ...]

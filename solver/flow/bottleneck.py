@@ -22,7 +22,7 @@ def describe(capacities: Capacities, network: Network, flow: Flow) -> tuple[str,
     shares = {(share.kind, share.name): share.tokens_per_s for share in flow.cut}
     groups: dict[Resource, list[Resource]] = {}  # kind, type of device or name -> its full resources
     for kind, name in full_resources(network, flow):
-        label = capacities.nodes[name].device.name if kind == "node" else name
+        label = capacities.nodes[name].device.label if kind == "node" else name
         groups.setdefault((kind, label), []).append((kind, name))
     cut = {label: sum(shares.get(resource, 0.0) for resource in members) for label, members in groups.items()}
     largest = sorted((label for label in groups if cut[label] > 0), key=lambda label: -cut[label])[:MAX_LINES]

@@ -106,7 +106,7 @@ def assemble(
                 capacity_tokens_per_s=_capacity_at(capacities, name, held[name], flow),
                 kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
                 max_batch_tokens=max_batch_tokens(capacities, name, batching),
-                device=capacities.nodes[name].device.name,
+                device=capacities.nodes[name].device.label,
                 region=capacities.nodes[name].region,
                 made_on=identity_of_node(capacities.nodes[name]),
             )
@@ -125,7 +125,7 @@ def assemble(
             partial_inference=capacities.partial,
             objective=objective,
             concurrency=capacities.concurrency,
-            notes=(*notes, *remarks),
+            notes=(*notes, *remarks, *_emulated(capacities, held)),
         ),
         solver=facts,
         cluster_digest=digest(capacities.profile),
@@ -134,6 +134,13 @@ def assemble(
         max_decode_batch=batching.max_decode_batch,
         provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
     )
+
+
+def _emulated(capacities: Capacities, held: Mapping[str, LayerRange]) -> list[str]:
+    """A note on the devices that were emulated when the cluster was profiled."""
+    devices = (capacities.nodes[name].device for name in held)
+    labels = sorted({device.label for device in devices if device.kind == "emulated"})
+    return [f"devices that were not there when the cluster was profiled: {', '.join(labels)}"] if labels else []
 
 
 def _over_concurrency(

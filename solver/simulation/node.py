@@ -17,7 +17,7 @@ from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.coordinator import DecodeGroup, InFlight
 from helixbench.solver.scheduling.gather import Gather
 from helixbench.solver.simulation.event_loop import ITERATION_BEGIN, ITERATION_END, EventLoop
-from helixbench.solver.simulation.stage_time import StageTimer
+from helixbench.solver.simulation.stage_time import StageTimer, count_item
 
 POLL_S = 1e-3
 """A node waits for messages in whole multiples of this, rounded up."""
@@ -83,10 +83,7 @@ class _Iteration:
         else:
             tokens = work.item.num_tokens
             self.prefill_tokens += tokens
-            counts[0] += tokens
-            counts[1] += 1
-            counts[2] += tokens * (work.item.past + (tokens + 1) / 2)
-            counts[5] += work.item.sample
+            count_item(counts, work.item)
         return tokens
 
 

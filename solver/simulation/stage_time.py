@@ -17,6 +17,7 @@ from helixbench.profiler.cluster import Node
 from helixbench.profiler.cost.model import Counts, StageCost
 from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.scheduling.work import WorkItem
 
 TABLE_NOTE = (
     "nodes with only a capacity table: an iteration takes a fixed part and a part in proportion to its tokens, so that "
@@ -97,6 +98,20 @@ def _fixed_share(points: Sequence[tuple[float, float]], full_tokens: float) -> f
     if slope <= 0:
         return 1.0
     return float(np.clip(intercept / (intercept + slope * full_tokens), 0.0, 1.0))
+
+
+def count_item(counts: list[float], item: WorkItem) -> None:
+    """Add what one sequence brings to an iteration to the ``Counts`` of the layer at which it enters."""
+    tokens = item.num_tokens
+    if item.is_decode:
+        counts[3] += 1
+        counts[4] += item.past + 1
+        counts[5] += 1
+    else:
+        counts[0] += tokens
+        counts[1] += 1
+        counts[2] += tokens * (item.past + (tokens + 1) / 2)
+        counts[5] += item.sample
 
 
 class StageTimer:

@@ -32,7 +32,7 @@ needs_root = pytest.mark.skipif(bool(NO_ROOT), reason=f"needs namespaces: {NO_RO
 needs_iperf3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="iperf3 is not installed")
 
 
-def small_spec(*, card: float | None = None, links: tuple[spec.LinkCap, ...] = ()) -> spec.TestbedSpec:
+def small_spec(*, card: float | None = None, links: tuple[spec.LinkSpec, ...] = ()) -> spec.TestbedSpec:
     return spec.TestbedSpec(
         local_nodes=tuple(spec.LocalNode(name=name, memory_bytes=1e6, bandwidth_bytes_per_s=card) for name in NODES),
         node_names=NODES,

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from helixbench.errors import InputError
+from helixbench.profiler.emulated_device import EmulatedDevice, Roofline
+from helixbench.records import save_record
 from helixbench.reference_server.testbed import spec
 
 GOOD = """
@@ -43,7 +45,7 @@ def test_reads_sizes_rates_and_defaults(tmp_path: Path) -> None:
     assert big.bandwidth_bytes_per_s == 400e6 / 8
     assert (small.threads, small.cpus) == (1, ())
     assert (small.memory_bytes, small.bandwidth_bytes_per_s, small.device) == (512 * 2**20, 1e9 / 8, "cuda:0")
-    assert bed.links == (spec.LinkCap(between=("big", "coordinator"), bandwidth_bytes_per_s=80e3 / 8),)
+    assert bed.links == (spec.LinkSpec(between=("big", "coordinator"), bandwidth_bytes_per_s=80e3 / 8),)
     assert bed.coordinator_bandwidth_bytes_per_s == 400e6 / 8
     assert bed.node_names == ("big", "small")
 
@@ -94,7 +96,7 @@ def test_demo_testbed_is_read() -> None:
         (
             node() + '[[link]]\nbetween = ["a", "coordinator"]\nbandwidth = "1Mbit"\n'
             '[[link]]\nbetween = ["coordinator", "a"]\nbandwidth = "1Mbit"\n',
-            "link[1].between is ['coordinator', 'a']: stands twice",
+            "link[1] is ['a', 'coordinator']: duplicate of link[0]",
         ),
         ('[[node]]\nname = "a"\naddress = "here"\n', "node[0].address is 'here': need HOST:PORT"),
         ('[[node]]\nname = "a"\naddress = "h:1"\n', "key is missing"),
@@ -133,3 +135,92 @@ def test_a_node_can_say_where_it_stands(tmp_path: Path) -> None:
     bed = load(tmp_path, 'key = "cluster.key"\n' + remote + node(region='"west"') + node(name='"b"'))
 
     assert bed.regions == {"far": "east", "a": "west"}
+
+
+EMULATED = """
+time_scale = 4.0
+[[node]]
+name = "t4"
+count = 3
+device = "emulated:T4"
+region = "eu"
+[[node]]
+name = "mine"
+device = "emulated:mine.json"
+memory = "2GB"
+bandwidth = "1Gbit"
+region = "us"
+[coordinator]
+region = "eu"
+[network]
+latency = "1ms"
+[[link]]
+between_regions = ["eu", "us"]
+bandwidth = "100Mbit"
+latency = "50ms"
+[[link]]
+between = ["t4-0", "mine"]
+bandwidth = "200Mbit"
+"""
+
+
+@pytest.fixture
+def with_device(tmp_path: Path) -> Path:
+    made = EmulatedDevice(
+        name="mine", memory_bytes=8e9, roofline=Roofline(flops=1e12, memory_bandwidth_bytes_per_s=1e11, launch_s=1e-5)
+    )
+    save_record(tmp_path / "mine.json", made)
+    return tmp_path
+
+
+def test_emulated_nodes_have_the_memory_and_nic_of_their_device_unless_the_file_says_another(
+    with_device: Path,
+) -> None:
+    bed = load(with_device, EMULATED)
+
+    assert bed.node_names == ("t4-0", "t4-1", "t4-2", "mine")
+    t4, mine = bed.local_nodes[1], bed.local_nodes[3]
+    assert t4.emulated is not None
+    assert (t4.memory_bytes, t4.bandwidth_bytes_per_s) == (t4.emulated.memory_bytes, t4.emulated.nic_bytes_per_s)
+    assert (mine.memory_bytes, mine.bandwidth_bytes_per_s) == (2e9, 1e9 / 8)
+    assert mine.device_file == (with_device / "mine.json").resolve()
+    assert {node.device for node in bed.local_nodes} == {"cpu"}
+    assert (bed.time_scale, bed.is_emulated) == (4.0, True)
+
+
+def test_a_link_of_two_nodes_goes_before_one_of_their_regions_and_that_before_the_networks(with_device: Path) -> None:
+    links = {frozenset(link.between): link for link in load(with_device, EMULATED).links}
+
+    def of(a: str, b: str) -> tuple[float | None, float]:
+        link = links[frozenset((a, b))]
+        return link.bandwidth_bytes_per_s, link.latency_s
+
+    assert of("t4-1", "mine") == of("coordinator", "mine") == (100e6 / 8, 0.05)
+    assert of("t4-0", "mine") == (200e6 / 8, 0.001)
+    assert of("t4-0", "t4-1") == of("coordinator", "t4-2") == (None, 0.001)
+    assert len(links) == 10, "all pairs, the coordinator's too"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (node(count="0"), "`$.node[0].count`, which is 0"),
+        (node(count="2") + node(name='"a-1"'), "node[1].name is 'a-1': another node has this name"),
+        (node(device='"emulated:B200"'), "node[0].device: emulated device B200: not known"),
+        (node(device='"emulated:none.json"'), "none.json: cannot be read"),
+        (node(device='"emulated:T4"', threads="2"), "node[0].threads is 2: only a node on cpu has it"),
+        ("time_scale = 2.0\n" + node(), "time_scale is 2.0: only emulated devices can be slowed down"),
+        ("time_scale = 0.0\n" + node(device='"emulated:T4"'), "time_scale is 0.0: need a finite number > 0"),
+        (node() + "[network]\nlatency = '5'\n", "network.latency is '5'"),
+        (node() + '[[link]]\nbetween = ["a", "coordinator"]\n', "link[0].bandwidth is missing: a link needs"),
+        (node() + '[[link]]\nbandwidth = "1Mbit"\n', "link[0].between is missing: say `between` or"),
+        (
+            node() + '[[link]]\nbetween_regions = ["eu", "eu"]\nlatency = "1ms"\n',
+            "link[0].between_regions is 'eu': no such region; there are none",
+        ),
+    ],
+)
+def test_refuses_emulation_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        load(tmp_path, text)
+    assert said in str(refusal.value)

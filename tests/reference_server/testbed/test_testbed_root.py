@@ -74,7 +74,7 @@ def test_socket_made_outside_is_served_by_the_driver_inside(tmp_path: Path) -> N
 
 @needs_iperf3
 def test_card_and_link_carry_what_the_file_says(tmp_path: Path) -> None:
-    link = spec.LinkCap(between=("coordinator", "small"), bandwidth_bytes_per_s=80 * MBIT)
+    link = spec.LinkSpec(between=("coordinator", "small"), bandwidth_bytes_per_s=80 * MBIT)
     with start(small_spec(card=400 * MBIT, links=(link,)), tmp_path, mode="iperf") as bed:
         measured = {
             (name, direction): _iperf3(bed, bed.addresses[name].rpartition(":")[0], direction, tmp_path / "out")

@@ -1,6 +1,8 @@
+import msgspec
 import pytest
 
 from helixbench.errors import InputError
+from helixbench.profiler.emulated_device import EmulatedDevice, Roofline
 from helixbench.reference_server.testbed import isolation, spec, wiring
 from helixbench.reference_server.testbed import namespaces as netns
 from tests.reference_server.testbed.beds import MBIT, small_spec
@@ -16,7 +18,7 @@ def remote_spec(*addresses: str) -> spec.TestbedSpec:
 
 
 def test_link_limit_holds_at_both_ends() -> None:
-    link = spec.LinkCap(between=("big", "coordinator"), bandwidth_bytes_per_s=8 * MBIT)
+    link = spec.LinkSpec(between=("big", "coordinator"), bandwidth_bytes_per_s=8 * MBIT)
 
     coordinator, big, small = wiring.stations(
         small_spec(card=40 * MBIT, links=(link,)), {"coordinator": "c", "big": "b", "small": "s"}
@@ -68,3 +70,37 @@ def test_description_says_where_nodes_share_cores(
 
 def test_nodes_stay_in_the_machines_network_where_remote_ones_need_them() -> None:
     assert not isolation.find_isolation(remote_spec("127.0.0.1:9000")).has_namespaces
+
+
+def test_rates_are_shaped_at_the_time_scale_and_told_in_the_devices_time() -> None:
+    link = spec.LinkSpec(between=("big", "small"), bandwidth_bytes_per_s=8 * MBIT, latency_s=0.05)
+    bed = msgspec.structs.replace(small_spec(card=40 * MBIT, links=(link,)), time_scale=4.0)
+
+    _, big, small = wiring.stations(bed, {"coordinator": "c", "big": "b", "small": "s"})
+    links = {(link.src, link.dst): link for link in wiring.shaped_links(bed)}
+
+    assert big.card_bytes_per_s == 10 * MBIT
+    assert big.peer_bytes_per_s == {small.address: 2 * MBIT}
+    assert links["small", "big"].bandwidth_bytes_per_s == 8 * MBIT
+    assert links["coordinator", "big"].bandwidth_bytes_per_s == 40 * MBIT
+    assert (links["big", "small"].latency_s, links["coordinator", "big"].latency_s) == (0.05, 0.0)
+    assert len(links) == 6
+    assert wiring.latencies(bed) == {"big": {"small": 0.05}, "small": {"big": 0.05}}
+
+
+def test_links_are_told_only_where_every_pair_is_limited() -> None:
+    assert wiring.shaped_links(small_spec()) == ()
+
+
+def test_description_says_what_is_emulated() -> None:
+    roofline = Roofline(flops=1e12, memory_bandwidth_bytes_per_s=1e11, launch_s=0.0)
+    device = EmulatedDevice(name="made-up", memory_bytes=1e9, roofline=roofline)
+    node = spec.LocalNode(name="n", memory_bytes=1e6, emulated=device)
+    link = spec.LinkSpec(between=("n", "coordinator"), latency_s=0.01)
+    bed = spec.TestbedSpec(local_nodes=(node,), node_names=("n",), links=(link,), time_scale=4.0)
+
+    said = isolation.describe(bed, isolation.Isolation())
+
+    assert "EMULATED devices (1 made-up) at time scale 4" in said
+    assert "latencies by holding messages at the receiving end" in said
+    assert "on CPU" not in said

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import Device
+from helixbench.profiler.cost.model import StageCost
+from helixbench.profiler.emulated_device import Roofline
 from helixbench.reference_server.wire import messages
 from helixbench.reference_server.wire.messages import (
     MAX_HEADER_BYTES,
@@ -25,6 +27,7 @@ from helixbench.reference_server.wire.messages import (
     encode,
 )
 from helixbench.solver.scheduling.work import MAX_LOGPROBS, MAX_SEED, MIN_SEED, SamplingParams
+from tests.solver.clusters import model
 
 COMMANDS: tuple[type[Any], ...] = typing.get_args(Command)
 ANSWERS: tuple[type[Any], ...] = typing.get_args(Answer)
@@ -49,6 +52,8 @@ CHECKED: dict[type[Any], st.SearchStrategy[Any]] = {  # types that take only som
         num_logprobs=st.one_of(st.none(), st.integers(0, MAX_LOGPROBS)),
     ),
 }
+STAGE = Roofline(flops=1e12, memory_bandwidth_bytes_per_s=1e11, launch_s=1e-5).stage_cost(model(4))
+CHECKED[StageCost] = st.builds(msgspec.structs.replace, st.just(STAGE), step_s=st.floats(0, 1))
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**63 - 1),
     float: st.floats(allow_nan=False),

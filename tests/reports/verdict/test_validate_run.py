@@ -165,3 +165,21 @@ def test_the_verdict_survives_its_file(run: RunLog) -> None:
     verdict = validate(run)
 
     assert msgspec.json.decode(msgspec.json.encode(verdict), type=type(verdict)) == verdict
+
+
+@pytest.mark.parametrize(("late", "outcome"), [(0, "as predicted"), (1, "as predicted"), (2, "unsound")])
+def test_an_emulated_run_of_which_too_much_was_late_is_unsound(run: RunLog, late: int, outcome: str) -> None:
+    nodes = dict(run.nodes)
+    nodes["big"] = replace(nodes["big"], iterations=100, late_iterations=late)
+    emulated = replace(run, emulated=("big",), time_scale=3.0, nodes=nodes)
+
+    verdict = validate(emulated)
+
+    assert verdict.outcome == outcome
+    assert verdict.is_emulated
+    if outcome == "unsound":
+        assert "2.0% of the emulated iterations took longer here" in verdict.statement
+        assert "raise `time_scale` in the testbed file, which was 3" in verdict.statement
+        assert exit_code_of(run_cases(verdict)) is ExitCode.NOT_MEASURED
+    else:
+        assert "measured on emulated devices" in verdict.statement

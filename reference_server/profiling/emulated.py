@@ -1,0 +1,134 @@
+"""Profile of an emulated node: its cost is the device's, and a few iterations show whether the node keeps to it."""
+
+from __future__ import annotations
+
+import array
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from helixbench.errors import InputError, MeasurementError
+from helixbench.profiler.cost.measured import Quality
+from helixbench.profiler.cost.model import BatchShape, StageCost
+from helixbench.reference_server.profiling.loopback import RING, SELF, own_address
+from helixbench.reference_server.testbed.emulation import EmulatedNode
+from helixbench.reference_server.wire.messages import Load, Profile, Profiled, Work
+from helixbench.solver.problem.plan import Hop
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
+
+if TYPE_CHECKING:
+    from helixbench.reference_server.node.agent import Agent
+
+MIN_KV_TOKENS = 1024
+"""Room for KV cache that a node must have beside the layers that it is said to hold."""
+
+CHECKED_SEQUENCES = (1, 8)
+CHECKED_ITERATIONS = 5  # of each batch, after one that warms up
+CHECKED_LAYERS = 8
+MOST_ERROR = 0.05
+"""Relative: iterations that miss the device's time by more are not those of the device."""
+
+_PROMPT_TOKENS = 8
+_TURN_TIMEOUT_MS = 60_000
+
+
+def profile_emulated(agent: Agent, device: EmulatedNode, command: Profile) -> Profiled:
+    """The device's cost for the model, and how far checked iterations of the agent's loop are off it.
+
+    Raises:
+        InputError: the device has no times for the model, holds no layer of it, or the model has one layer.
+        MeasurementError: the node does not keep to the device's times; says which time scale would do.
+    """
+    began = time.monotonic()
+    model = agent.open_model(command.model, command.model_digest)
+    facts = model.facts(dtype=command.dtype)
+    times = device.stage_times(facts)
+    layer_bytes = facts.layer_weight_bytes + MIN_KV_TOKENS * facts.kv_bytes_per_token_per_layer
+    max_layers = min(facts.num_layers, int(agent.device.memory_bytes // layer_bytes))
+    num_layers = min(max_layers, facts.num_layers - 1, CHECKED_LAYERS)
+    if num_layers < 1:
+        raise InputError(
+            f"model {facts.name} has {facts.num_layers} layers of {layer_bytes / 1e6:.0f} MB with room for "
+            f"{MIN_KV_TOKENS} KV tokens; an emulated {agent.device.name} of {agent.device.memory_bytes / 1e6:.0f} MB "
+            "holds none of them: give it more memory, or take a model of two layers at least"
+        )
+    errors = _checked(agent, device, command, times.cost.stage, num_layers)
+    checked = f"{len(errors)} batches checked, {max(errors):.1%} off at most"
+    return Profiled(
+        samples=(),
+        workspace_bytes=0.0,
+        max_layers=max_layers,
+        source=times.cost.source,
+        cost=msgspec.structs.replace(
+            times.cost,
+            samples=(),
+            held_out_error_median=statistics.median(errors),
+            held_out_error_p90=max(errors),
+            workspace_bytes=0.0,
+            max_batch_tokens=min(command.max_batch_tokens, times.cost.max_batch_tokens),
+            source=f"emulated {agent.device.name}, {times.origin}: {times.cost.source}; {checked}",
+            quality=Quality(seconds=time.monotonic() - began),
+        ),
+        origin=times.origin,
+    )
+
+
+def _checked(agent: Agent, device: EmulatedNode, command: Profile, cost: StageCost, num_layers: int) -> list[float]:
+    """Relative error of the iterations of each batch, run by the agent's own loop on its own messages."""
+    agent.load(
+        Load(
+            model=command.model,
+            model_digest=command.model_digest,
+            dtype=command.dtype,
+            node=SELF,
+            start=0,
+            end=num_layers,
+            kv_capacity_tokens=max(CHECKED_SEQUENCES) * (_PROMPT_TOKENS + CHECKED_ITERATIONS + 2),
+            max_batch_tokens=command.max_batch_tokens,
+            max_decode_batch=None,
+            peers={RING: own_address(agent.address)},
+        )
+    )
+    try:
+        errors = []
+        for sequences in CHECKED_SEQUENCES:
+            before = device.late_iterations
+            took_s, device_s = _iterations(agent, cost, sequences=sequences, num_layers=num_layers)
+            took_s /= device.time_scale
+            error = took_s / device_s - 1
+            if device.late_iterations > before or error > MOST_ERROR:
+                raise MeasurementError(
+                    f"iterations of {sequences} sequences take {1e3 * took_s:.3g} ms of the device's time instead of "
+                    f"{1e3 * device_s:.3g} ms ({device.late_iterations - before} late): this machine is too slow to "
+                    f"emulate {agent.device.name} at a time scale of {device.time_scale:g}; set `time_scale` in the "
+                    "testbed file to a larger one"
+                )
+            errors.append(abs(error))
+        return errors
+    finally:
+        agent.unload()
+
+
+def _iterations(agent: Agent, cost: StageCost, *, sequences: int, num_layers: int) -> tuple[float, float]:
+    """Mean seconds of a decoding iteration here, and what the device takes for one."""
+    requests = range(sequences)
+    hops = (Hop(SELF, 0, num_layers), Hop(RING, num_layers, num_layers + 1))
+    size = _PROMPT_TOKENS + CHECKED_ITERATIONS + 2
+    opens = tuple(OpenRequest(request, hops, size, SamplingParams()) for request in requests)
+    agent.runtime.accept(Work(opens=opens), None)
+    took_s, device_s = [], []
+    for past in range(_PROMPT_TOKENS, _PROMPT_TOKENS + CHECKED_ITERATIONS + 1):
+        items = tuple(WorkItem(request, past, 1, sample=True, is_decode=True) for request in requests)
+        payload = array.array("i", [1] * sequences).tobytes()
+        begin = time.perf_counter()
+        agent.send_to_peer(RING, Work(items=items), memoryview(payload))
+        while not agent.turn(_TURN_TIMEOUT_MS):
+            pass
+        took_s.append(time.perf_counter() - begin)
+        agent.discard_message(_TURN_TIMEOUT_MS)
+        batch = BatchShape(0, 0, 0, sequences, sequences * (past + 1), sequences)
+        device_s.append(cost.time_s(num_layers=num_layers, batch=batch, first=True, last=False))
+    agent.runtime.accept(Work(closes=tuple(requests)), None)
+    return statistics.fmean(took_s[1:]), statistics.fmean(device_s[1:])
