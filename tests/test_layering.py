@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "helixbench": ("__init__", "errors", "units", "records", "progress", "interrupted", "options", "__main__"),
     "profiler": (
         *("cost", "cluster", "model", "stage", "device", "network", "measure", "import_tables", "staleness"),
-        *("machine", "cli", "__init__"),
+        *("emulated_device", "machine", "cli", "__init__"),
     ),
     "solver": (
         *("problem", "flow", "scheduling", "simulation", "expected", "bounds", "placement", "questions"),
