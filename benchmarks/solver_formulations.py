@@ -53,7 +53,7 @@ def run(name: str, build: Callable[[], milp.Model], seconds: float) -> Run:
 
     outcome = milp.solve(build(), milp.Limits(time_s=seconds, relative_gap=GAP), report=hear)
     hear(outcome.value, outcome.bound, 0.0)
-    return Run(name, _improving(heard), outcome.status)
+    return Run(name, _improving(heard), outcome.end.name.lower())
 
 
 def _improving(heard: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:

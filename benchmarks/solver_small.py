@@ -1,7 +1,7 @@
 """Random small clusters against brute force: plans, and every bound.
 
 Run: ``python -m benchmarks.solver_small [count] [first seed]``. One of three is in several regions; partial
-inference, limits on concurrency, network cards, pins and both kinds of nodes come in turn, as in ``tests/solver``.
+inference, limits on concurrency, NICs, pins and both kinds of nodes come in turn, as in ``tests/solver``.
 """
 
 from __future__ import annotations

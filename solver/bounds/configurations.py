@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from helixbench.solver.bounds.knapsack import FloatArray, Group, cells_up, cheapest
+from helixbench.solver.bounds.knapsack import Group, cells_up, cheapest
 from helixbench.solver.bounds.work import Workers, best_rates
+from helixbench.solver.problem.arrays import FloatArray
 from helixbench.solver.problem.capacity import Capacities
 
 STAGES = ((500, 1e-3), (4000, 2e-5))

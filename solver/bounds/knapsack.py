@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from helixbench.solver.problem.arrays import FloatArray, IntArray
 
 ROUNDING = 1e-12
 """Relative; far less than a cell, so that sums of whole cells come out right in spite of it."""

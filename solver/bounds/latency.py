@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.solver.bounds.work import Workers
+from helixbench.solver.problem.arrays import FloatArray
 from helixbench.solver.problem.capacity import Capacities, admitted_requests
 from helixbench.solver.problem.plan import ExpectedBound, LayerRange
-
-Seconds = NDArray[np.float64]
 
 
 def bound_of_expected(capacities: Capacities, flow_bound: float) -> ExpectedBound:
@@ -93,7 +91,7 @@ def _least_way_s(capacities: Capacities, run_s: Callable[[str, int], float]) -> 
     """Least seconds through all layers with each node used at most once, by dynamic programming over the nodes."""
     num_layers = capacities.model.num_layers
     hop_s, ends_s = _least_hops_s(capacities)
-    reached: Seconds = np.full(num_layers + 1, np.inf)  # layers run -> least seconds
+    reached: FloatArray = np.full(num_layers + 1, np.inf)  # layers run -> least seconds
     reached[0] = 0.0
     times: dict[int, list[float]] = {}
     used: dict[int, int] = {}

@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from helixbench.solver.flow.network import SINK, SOURCE, Edge, Network
+from helixbench.solver.problem.arrays import FloatArray
 
 if TYPE_CHECKING:
     import highspy
 
 MANY_EDGES = 10_000
 """Above this the interior point method and crossover to a vertex are several times as fast as the simplex method."""
-
-FloatArray = NDArray[np.float64]
 
 
 class FlowProgram:

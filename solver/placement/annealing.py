@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from helixbench.solver.flow.fast_flow import FastFlow, FloatArray, IntArray
+from helixbench.solver.flow.fast_flow import FastFlow
 from helixbench.solver.placement.segments import stock_of
+from helixbench.solver.problem.arrays import FloatArray, IntArray
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
@@ -96,13 +97,17 @@ class _State:
         return {name: held for name, held in placement.items() if self._capacities.can_hold(name, held)}
 
     def step(self, aim: float, heat: float) -> None:
-        """Make a random move, and undo it where it is too much worse."""
+        """Make a random move, and undo it where it is too much worse.
+
+        Metropolis: a move that raises the energy by ``d`` is kept with probability ``exp(-d / heat)``. The threshold is
+        drawn first, so that a move whose scarcest layer alone is too short is undone without a max-flow.
+        """
         before = self._start.copy(), self._end.copy(), self._rate.copy(), self._cover.copy()
         most = self._short(aim) + max(0.0, aim - self.flow) + heat * float(self._rng.exponential())
         kind = int(self._rng.integers(5))
         if self._replace(aim) if kind < 2 else (self._swap, self._resize, self._move_boundary)[kind - 2]():
             short = self._short(aim)
-            if short + max(0.0, aim - float(self._cover.min())) <= most:  # no flow exceeds the scarcest layer's
+            if short + max(0.0, aim - float(self._cover.min())) <= most:
                 flow = self._network.tokens_per_s(self._start, self._end, self._rate)
                 if short + max(0.0, aim - flow) <= most:
                     self.flow = flow
@@ -110,6 +115,7 @@ class _State:
         self._start, self._end, self._rate, self._cover = before
 
     def _short(self, aim: float) -> float:
+        """The part of the energy that layers make up; the other is what the max-flow falls short of the target."""
         return LAYERS_WEIGH * float(np.maximum(0.0, aim - self._cover).mean())
 
     def _put(self, node: int, start: int, end: int, rate: float | None = None) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from helixbench.solver.bounds.knapsack import FloatArray
 from helixbench.solver.bounds.work import nic_limits
+from helixbench.solver.problem.arrays import FloatArray
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
 
