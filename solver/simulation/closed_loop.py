@@ -106,8 +106,8 @@ def simulate_closed_loop(
     return loop.run(min_requests=min_requests, max_windows=max_windows)
 
 
-class _Requests:
-    """The load: requests drawn from a workload, one after another for as long as there is room."""
+class _Clients:
+    """Requests drawn from a workload, one after another for as long as there is room."""
 
     def __init__(self, workload: Workload, seed: int) -> None:
         self._lengths = draw_lengths(workload, random.Random(seed))
@@ -174,12 +174,12 @@ class _ClosedLoop:
             timing = timing_of(capacities, capacities.nodes[name], held)
             most = min(timing.max_batch_tokens, max_batch_tokens or timing.max_batch_tokens)
             setups[name] = NodeSetup(held, timing.cost, most, capacities.kv_slots(name, held))
-        self._requests = _Requests(capacities.workload, seed)
+        self._clients = _Clients(capacities.workload, seed)
         self._cluster = SimulatedCluster(
             capacities.profile,
             setups,
             Router(pipelines_of(placement, flows)),
-            self._requests,
+            self._clients,
             max_decode_batch=max_decode_batch,
             max_concurrency=concurrency,
             seed=seed,
@@ -193,16 +193,16 @@ class _ClosedLoop:
     def run(self, *, min_requests: int, max_windows: int) -> ClosedLoopResult | None:
         """Fill the cluster, let every one of the first requests finish, then measure windows."""
         self._cluster.start()
-        requests, in_flight = self._requests, self._cluster.coordinator.num_in_flight
+        clients, in_flight = self._clients, self._cluster.coordinator.num_in_flight
         size = max(MIN_ROUNDS * in_flight, min_requests)
         self._advance(in_flight)
         last: Expected | None = None
         is_settled = False
         for _ in range(max_windows):
-            begin, before = self._snapshot(), requests.finished
-            requests.ttft_s, requests.tpot_s = [], []
+            begin, before = self._snapshot(), clients.finished
+            clients.ttft_s, clients.tpot_s = [], []
             is_whole = self._advance(size)
-            if not is_whole and (last is not None or requests.finished - before < max(in_flight, FEWEST_REQUESTS)):
+            if not is_whole and (last is not None or clients.finished - before < max(in_flight, FEWEST_REQUESTS)):
                 break
             total_before = last.total_tokens_per_s if last else -1.0
             last = self._expected(begin, self._snapshot(), in_flight)
@@ -211,7 +211,7 @@ class _ClosedLoop:
                 break
         if last is None:
             return None
-        return ClosedLoopResult(last, is_settled, requests.finished / in_flight, self._work)
+        return ClosedLoopResult(last, is_settled, clients.finished / in_flight, self._work)
 
     def _expected(self, begin: _Snapshot, end: _Snapshot, in_flight: int) -> Expected:
         seconds = end.at_s - begin.at_s
@@ -227,8 +227,8 @@ class _ClosedLoop:
             concurrency=in_flight if self._concurrency is None else self._concurrency,
             total_tokens_per_s=total,
             output_tokens_per_s=outputs_per_s,
-            ttft_s=_median(self._requests.ttft_s),
-            tpot_s=_median(self._requests.tpot_s),
+            ttft_s=_median(self._clients.ttft_s),
+            tpot_s=_median(self._clients.tpot_s),
             low_total_tokens_per_s=None if self._error is None else total / (1 + self._error),
             high_total_tokens_per_s=None if self._error is None else total / max(1e-6, 1 - self._error),
             in_flight=float(in_flight),
@@ -238,28 +238,26 @@ class _ClosedLoop:
 
     def _snapshot(self) -> _Snapshot:
         nodes = {name: (node.busy_s, node.iterations, node.decode_tokens) for name, node in self._cluster.nodes.items()}
-        return _Snapshot(self._cluster.loop.now_s, self._requests.outputs, nodes)
+        return _Snapshot(self._cluster.loop.now_s, self._clients.outputs, nodes)
 
     def _advance(self, num_requests: int) -> bool:
         """Go on until so many more have ended; ``False`` where the work was used up before."""
-        self._finish_at = self._requests.finished + num_requests
+        self._finish_at = self._clients.finished + num_requests
         while self._work < self._max_work:
             if not self._cluster.loop.run(_EVENTS_A_TURN):
                 in_flight = self._cluster.coordinator.num_in_flight
-                assert self._requests.finished >= self._finish_at, (
-                    f"nothing happens any more with {in_flight} in flight"
-                )
+                assert self._clients.finished >= self._finish_at, f"nothing happens any more with {in_flight} in flight"
                 return True
         return False
 
     def _stop_when_finished(self) -> None:
-        if self._requests.finished >= self._finish_at:
+        if self._clients.finished >= self._finish_at:
             self._cluster.loop.stop()
 
     @property
     def _work(self) -> int:
         """Work so far: events, and a number of tokens counted as one."""
-        return self._cluster.loop.num_events + self._requests.outputs // TOKENS_PER_EVENT
+        return self._cluster.loop.num_events + self._clients.outputs // TOKENS_PER_EVENT
 
 
 def _median(values: list[float]) -> float | None:

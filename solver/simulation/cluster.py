@@ -21,8 +21,8 @@ from helixbench.solver.simulation.node import Message, OnIteration, SimulatedNod
 from helixbench.solver.simulation.stage_time import StageTimer
 
 
-class Load(Protocol):
-    """Where requests come from, and what is recorded of them."""
+class Clients(Protocol):
+    """Where requests come from, and who is told what becomes of them."""
 
     def following(self, num_waiting: int, now_s: float) -> Sequence[Request]:
         """Requests that arrive at this moment by themselves, while so many wait to be admitted; asked until empty."""
@@ -58,7 +58,7 @@ class LinkCount:
 
 
 class SimulatedCluster:
-    """Serves the requests of a load. The caller starts it and runs ``loop``.
+    """Serves the requests of its clients. The caller starts it and runs ``loop``.
 
     The coordinator takes messages one after another, each for as long as the profile says: ``message_s``, ``token_s``
     for each token in it, ``request_s`` for each request that ends. What a message causes is sent when that time is
@@ -68,7 +68,7 @@ class SimulatedCluster:
         profile: the cluster.
         setups: node -> its setup, for those that the router uses.
         router: chooses pipelines.
-        load: the requests.
+        clients: send requests.
         max_decode_batch: decoding sequences in an iteration at most; ``None`` for no limit.
         max_concurrency: requests in flight at most; ``None`` for as many as the KV caches hold.
         seed: of the scatter of iteration times.
@@ -81,7 +81,7 @@ class SimulatedCluster:
         profile: ClusterProfile,
         setups: Mapping[str, NodeSetup],
         router: Chooser,
-        load: Load,
+        clients: Clients,
         *,
         max_decode_batch: int | None = None,
         max_concurrency: int | None = None,
@@ -111,7 +111,7 @@ class SimulatedCluster:
             )
             for name, setup in setups.items()
         }
-        self._profile, self._router, self._load, self._on_answer = profile, router, load, on_answer
+        self._profile, self._router, self._clients, self._on_answer = profile, router, clients, on_answer
         self._inbox: deque[list[DecodeGroup] | Request] = deque()  # tokens from a node, or a request from outside
         self._is_busy = False  # the coordinator is
 
@@ -146,21 +146,21 @@ class SimulatedCluster:
     def _answer(self, work: tuple[int, list[InFlight], Actions]) -> None:
         """Tokens reach their clients, requests are admitted, and the next tokens go to the first nodes."""
         num_tokens, began, actions = work
-        self._load.answered(num_tokens, began, actions.ended, self.loop.now_s)
+        self._clients.answered(num_tokens, began, actions.ended, self.loop.now_s)
         self._send_all(self._refill(self.coordinator.admit(onto=actions)))
         self._is_busy = False
         self._on_answer()
         self._take()
 
     def _refill(self, actions: Actions) -> Actions:
-        while new := self._load.following(self.coordinator.num_waiting, self.loop.now_s):
+        while new := self._clients.following(self.coordinator.num_waiting, self.loop.now_s):
             self.coordinator.submit(new, onto=actions)
         return actions
 
     def _send_all(self, actions: Actions) -> None:
         """One message to each first node. Of a request that ends only a node that may wait for it has to know."""
         if actions.admitted:
-            self._load.admitted(actions.admitted, self.loop.now_s)
+            self._clients.admitted(actions.admitted, self.loop.now_s)
         pipelines = self._router.pipelines
         messages: dict[str, Message] = {}
         for state in actions.ended:

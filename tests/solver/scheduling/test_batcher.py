@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
+from helixbench.solver.scheduling.coordinator import DecodeGroup, InFlight, Request
 from helixbench.solver.scheduling.work import WorkItem
 
 
@@ -82,6 +84,36 @@ def test_tokens_come_out_once_in_order_and_never_too_many(
             at += chunk.item.num_tokens
         assert [chunk.item.sample for chunk in own] == [False] * (len(own) - 1) + [item.sample]
     assert not chunks
+
+
+@given(
+    arrivals=st.lists(st.one_of(st.just("run"), st.integers(1, 12)), max_size=30),
+    limit=st.integers(1, 20),
+    decode_limit=st.one_of(st.none(), st.integers(1, 8)),
+)
+def test_groups_are_batched_as_their_members_are(
+    arrivals: list[str | int], limit: int, decode_limit: int | None
+) -> None:
+    """A group that does not fit is divided where single sequences would be."""
+    singles: Batcher[Chunk] = Batcher(max_batch_tokens=limit, max_decode_batch=decode_limit)
+    groups: Batcher[DecodeGroup] = Batcher(max_batch_tokens=limit, max_decode_batch=decode_limit)
+    numbers = itertools.count()
+    for arrival in [*arrivals, *["run"] * 40]:
+        if isinstance(arrival, int):
+            members = [
+                InFlight(Request(number=next(numbers), prompt=(0,) * 5, max_tokens=9), pipeline=0, ends_at=9)
+                for _ in range(arrival)
+            ]
+            groups.add_decodes(DecodeGroup(0, members, 5 * arrival))
+            for member in members:
+                add(singles, decode(member.request.number))
+        elif singles.has_work:
+            taken, _ = groups.next_batch()
+            assert [member.request.number for group in taken for member in group.members] == [
+                chunk.item.request for chunk in next_batch(singles)
+            ]
+            assert all(group.context_tokens == 5 * group.count for group in taken)
+        assert groups.has_work == singles.has_work
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10), limit=st.integers(1, 16))
