@@ -14,11 +14,13 @@ class SchemaName(StrEnum):
     CLUSTER = "cluster"
     PLAN = "plan"
     RUN = "run"
+    DEVICE = "device"
 
 
 def json_schema(name: SchemaName) -> str:
     """The JSON Schema (2020-12) of a record."""
     from helixbench.profiler.cluster import ClusterProfile
+    from helixbench.profiler.emulated_device import EmulatedDevice
     from helixbench.reference_server.run_log import RunLog
     from helixbench.solver.problem.plan import Plan
 
@@ -26,6 +28,7 @@ def json_schema(name: SchemaName) -> str:
         SchemaName.CLUSTER: ClusterProfile,
         SchemaName.PLAN: Plan,
         SchemaName.RUN: RunLog,
+        SchemaName.DEVICE: EmulatedDevice,
     }
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(types[name])}
     return json.dumps(schema, indent=1)

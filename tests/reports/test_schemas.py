@@ -6,15 +6,22 @@ import json
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 
+from helixbench.profiler.emulated_device import device_of_node
 from helixbench.records import encode_record
 from helixbench.reports.schemas import SchemaName, json_schema
 from tests.reports.conftest import Command
 from tests.reports.report_examples import example_plan, example_profile, example_run
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-RECORDS = {SchemaName.CLUSTER: example_profile(), SchemaName.PLAN: example_plan(), SchemaName.RUN: example_run()}
+ROOT = Path(__file__).parents[2]
+RECORDS: dict[SchemaName, msgspec.Struct] = {
+    SchemaName.CLUSTER: example_profile(),
+    SchemaName.PLAN: example_plan(),
+    SchemaName.RUN: example_run(),
+    SchemaName.DEVICE: device_of_node(example_profile(), "big"),
+}
 
 
 def validator(name: SchemaName) -> jsonschema.Draft202012Validator:
@@ -24,8 +31,9 @@ def validator(name: SchemaName) -> jsonschema.Draft202012Validator:
 
 
 def example_records() -> list[Path]:
-    """Every JSON file below examples/ that names a schema."""
-    return [path for path in sorted(EXAMPLES.rglob("*.json")) if "schema" in json.loads(path.read_text())]
+    """Every JSON file that names a schema, of the examples and of the devices that come with helixbench."""
+    files = [*(ROOT / "examples").rglob("*.json"), *(ROOT / "profiler" / "devices").glob("*.json")]
+    return [path for path in sorted(files) if "schema" in json.loads(path.read_text())]
 
 
 @pytest.mark.parametrize("name", SchemaName)
