@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "simulate": (
         SIMULATION,
-        "Serve a plan on a virtual clock: the server's decisions, the profile's times, and no hardware.",
+        "Serve a plan on a virtual clock, with the server's rules and the profile's times.",
     ),
     "agent": (SERVER, "Run the agent of one node, to be profiled and to serve."),
     "doctor": (
