@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -419,6 +420,11 @@ def test_what_would_change_an_output_is_refused_by_name(url: str, engine: FakeEn
     assert answer.error["code"] == "unsupported_parameter"
     assert f"{field}: only " in answer.error["message"]
     assert engine.calls == []
+
+
+def test_the_docs_list_every_neutral_field() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tasks" / "http-api.md").read_text()
+    assert [field for field in (*NEUTRAL, *UNUSED) if f"`{field}`" not in page] == []
 
 
 def test_an_error_quotes_only_the_beginning_of_what_was_sent(url: str, engine: FakeEngine) -> None:
