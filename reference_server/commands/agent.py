@@ -18,9 +18,7 @@ def agent(
     memory: DeviceMemory = "",
     threads: Threads = None,
     cpus: Cpus = "",
-    emulate: Annotated[
-        Path | None, typer.Option(help="keep the times of the device of this file, not one's own")
-    ] = None,
+    emulate: Annotated[Path | None, typer.Option(help="device file whose times the agent keeps")] = None,
     time_scale: Annotated[
         float, typer.Option(min=1e-3, help="with --emulate: seconds here that stand for one of that device's")
     ] = 1.0,

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from helixbench.errors import HelixbenchError
 from helixbench.reference_server.node.agent import Agent, AgentConfig, Handler
+from helixbench.reference_server.profiling.emulated import profile_emulated
 from helixbench.reference_server.profiling.links import IperfServers, measure_flows, measure_link
 from helixbench.reference_server.testbed.cpu import parse_cpus, use_cpus
+from helixbench.reference_server.testbed.emulation import EmulatedNode
 from helixbench.reference_server.wire.messages import (
     Command,
     IperfServe,
@@ -61,11 +63,7 @@ def profiling_handlers(servers: IperfServers) -> Mapping[type[Command], Handler]
 
 
 def _profile(agent: Agent, command: Profile) -> Profiled:
-    from helixbench.reference_server.testbed.emulation import EmulatedNode
-
     if isinstance(agent.hold, EmulatedNode):
-        from helixbench.reference_server.profiling.emulated import profile_emulated
-
         return profile_emulated(agent, agent.hold, command)
     from helixbench.reference_server.profiling.node import profile  # loads torch
 
@@ -81,7 +79,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--memory", type=float, help="bytes")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpus", default="")
-    parser.add_argument("--emulate", type=Path)
+    parser.add_argument("--emulate", type=Path, help="device file")
     parser.add_argument("--time-scale", type=float, default=1.0)
     given = parser.parse_args(arguments)
     try:

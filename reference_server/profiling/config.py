@@ -9,6 +9,9 @@ import msgspec
 from helixbench.profiler.cluster import Link
 from helixbench.reference_server.testbed.emulation import Timing
 
+SELF, RING = "self", "ring"
+"""Names of a node that profiles itself in its own pipelines: as what runs a batch, and as the peer it goes on to."""
+
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How thoroughly links and NICs are measured.

@@ -12,9 +12,10 @@ import msgspec
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cost.measured import Quality
 from helixbench.profiler.cost.model import BatchShape, StageCost
-from helixbench.reference_server.profiling.loopback import RING, SELF, own_address
+from helixbench.reference_server.profiling.config import RING, SELF
 from helixbench.reference_server.testbed.emulation import EmulatedNode
 from helixbench.reference_server.wire.messages import Load, Profile, Profiled, Work
+from helixbench.reference_server.wire.transport import own_address
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 

@@ -15,6 +15,7 @@ from helixbench.profiler.measure.memory import out_of_memory_is, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.torch_runner import tensor_bytes, torch_stage
+from helixbench.reference_server.profiling.config import RING, SELF
 from helixbench.reference_server.wire.messages import Work
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
@@ -22,8 +23,6 @@ from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkI
 if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent
 
-SELF, RING = "self", "ring"
-"""Names of the node in its own pipelines: as what runs a batch, and as the peer that it goes on to."""
 _TURN_TIMEOUT_MS = 60_000
 
 
@@ -114,9 +113,3 @@ class Ring:
             for request, (past, new, is_decode) in zip(requests, parts, strict=True)
         )
         return Work(items=items, dtype=self._agent.runtime.runner.hidden_dtype)
-
-
-def own_address(address: str) -> str:
-    """Address at which an agent reaches itself, given the one that it listens at."""
-    host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "*") else address

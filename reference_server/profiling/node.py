@@ -27,8 +27,10 @@ from helixbench.profiler.measure.refine import points_to_add
 from helixbench.profiler.measure.sampler import Block, Sampler
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.reference_server.node.torch_runner import torch_stage
-from helixbench.reference_server.profiling.loopback import RING, SELF, Ring, own_address
+from helixbench.reference_server.profiling.config import RING, SELF
+from helixbench.reference_server.profiling.loopback import Ring
 from helixbench.reference_server.wire.messages import Load, Profile, Profiled, Progress
+from helixbench.reference_server.wire.transport import own_address
 
 if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent

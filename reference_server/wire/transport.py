@@ -54,6 +54,12 @@ def host_of(address: str) -> str:
     return address.rpartition(":")[0].strip("[]")
 
 
+def own_address(address: str) -> str:
+    """Address at which a process reaches itself, given the one that it listens at."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "*") else address
+
+
 class Transport:
     """The ZeroMQ context of one process; its listening sockets reject connections without the cluster key."""
 

@@ -1,4 +1,4 @@
-"""Two emulated nodes with a real model, profiled, planned and served by real processes."""
+"""Two emulated nodes, with a real model and with a hash model, profiled, planned and served by real processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.emulated_device import EmulatedDevice, Roofline
+from helixbench.profiler.model.files import ModelFiles
 from helixbench.records import load_record, save_record
+from helixbench.reference_server.profiling.emulated import MIN_KV_TOKENS
 from helixbench.reference_server.run_log import RunLog
 from helixbench.solver.problem.plan import Plan
 from tests.conftest import ModelDir
+from tests.hash_models import make_small
 from tests.reference_server.testbed.beds import NO_ROOT
 
 TIMEOUT_S = 200.0
@@ -41,12 +44,14 @@ class Chain(NamedTuple):
     report: str
 
 
-@pytest.fixture(scope="module")
-def chain(model_dir: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+@pytest.fixture(scope="module", params=["hash", "real"])
+def chain(request: pytest.FixtureRequest, model_dir: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("emulated")
-    model = str(model_dir("test-llama"))
+    made = make_small(folder / "hash") if request.param == "hash" else ModelFiles(model_dir("test-llama"))
+    facts, model = made.facts(dtype="float32"), str(made.directory)
     # memory for four of the six layers, so that both nodes are needed
-    device = EmulatedDevice(name="made-up", memory_bytes=1.8e6, roofline=ROOFLINE)
+    memory_bytes = 4.5 * (facts.layer_weight_bytes + MIN_KV_TOKENS * facts.kv_bytes_per_token_per_layer)
+    device = EmulatedDevice(name="made-up", memory_bytes=memory_bytes, roofline=ROOFLINE)
     save_record(folder / "device.json", device)
     (folder / "bed.toml").write_text(TESTBED)
 
@@ -86,7 +91,7 @@ def test_the_profile_has_the_devices_times_and_says_that_it_was_emulated(chain: 
         assert node.cost.max_batch_tokens == 32
         assert node.cost.source.startswith("emulated made-up, data sheet: ")
         assert node.device.label == "made-up (emulated, data sheet)"
-        assert node.device.memory_bytes == 1.8e6
+        assert node.max_layers == 4
     assert "EMULATED devices (2 made-up) at time scale 2" in cluster.testbed
 
 
