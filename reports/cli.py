@@ -84,7 +84,7 @@ def demo_command(
     model: Annotated[
         str | None, typer.Option(help="Hugging Face model directory or hub id (default: make a small one)")
     ] = None,
-    testbed: Annotated[Path | None, typer.Option(help="testbed TOML (default: four nodes on this machine)")] = None,
+    testbed: Annotated[Path | None, typer.Option(help="testbed TOML (default: two CPU nodes on this machine)")] = None,
     out: Annotated[Path, typer.Option(help="folder for all files")] = Path("helixbench-out"),
     as_json: AsJson = False,
 ) -> None:

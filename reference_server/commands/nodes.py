@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from helixbench.reference_server.testbed.spec import TestbedSpec
     from helixbench.reference_server.testbed.testbed import Testbed
 
-TestbedFile = Annotated[Path | None, typer.Option("--testbed", help="testbed TOML; default: the demo's four nodes")]
+TestbedFile = Annotated[Path | None, typer.Option("--testbed", help="testbed TOML; default: the demo's two nodes")]
 RunningAgents = Annotated[
     list[str] | None, typer.Option("--agent", help="NAME=HOST:PORT of a running agent, repeated for each; with --key")
 ]
