@@ -145,7 +145,11 @@ class _Front:
         self._require_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ProtocolError(400, "need prompt or messages, one of them", param="prompt")
-        prompt = body.prompt if body.messages is None else conversation_of(body, body.messages)
+        prompt = (
+            body.prompt
+            if body.messages is None
+            else conversation_of(body, body.messages, max_messages=self._model.max_tokens)
+        )
         adds = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
         (tokens,) = await self._text.encode([prompt or ""], add_special_tokens=adds)
         strings = [self._text.token_text(token) for token in tokens] if body.return_token_strs else None
@@ -168,7 +172,8 @@ class _Front:
 
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat completions."""
-        return await self._answer(request, parse_chat, ChatAnswer)
+        parse = functools.partial(parse_chat, max_messages=self._model.max_tokens)
+        return await self._answer(request, parse, ChatAnswer)
 
     async def _answer(
         self, request: Request, parse: Callable[[bytes], Asked], kind: Callable[[AnswerOptions], Answer]

@@ -123,13 +123,6 @@ class Text:
         if self._tokenizer.chat_template is None:
             message = "this model's tokenizer has no chat template; use /v1/completions"
             raise ProtocolError(400, message, param="messages", code="no_chat_template")
-        if len(conversation.messages) > self._max_tokens:
-            raise ProtocolError(
-                400,
-                f"messages: {len(conversation.messages)} messages; the context has {self._max_tokens} tokens",
-                param="messages",
-                code="context_length_exceeded",
-            )
         size = sum(len(text) for message in conversation.messages for text in message.values())
         return await self.aside(functools.partial(self._apply_template, conversation), size)
 

@@ -31,7 +31,9 @@ def require_address(text: str, *, first_port: int = 1) -> str:
     """
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()):
-        raise ValueError("need HOST:PORT, like 10.0.0.7:9000")
+        raise ValueError("need HOST:PORT, like 10.0.0.7:9000 or [::1]:9000")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("an IPv6 address needs brackets, like [::1]:9000")
     if not first_port <= int(port) <= _LAST_PORT:
         raise ValueError(f"need HOST:PORT with a port of {first_port} to {_LAST_PORT}")
     return text
@@ -79,7 +81,7 @@ class Transport:
             self._gate = ThreadAuthenticator(self.context)
             self._gate.start()
             self._gate.configure_curve_callback(domain="*", credentials_provider=_ClusterGate(self._key))
-        router = self._socket(zmq.ROUTER)
+        router = self._socket(zmq.ROUTER, address)
         router.curve_server = True
         router.curve_publickey, router.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -98,7 +100,7 @@ class Transport:
         Raises:
             InputError: not an address.
         """
-        dealer = self._socket(zmq.DEALER)
+        dealer = self._socket(zmq.DEALER, address)
         dealer.curve_serverkey = self._key.public.encode()
         dealer.curve_publickey, dealer.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
         try:
@@ -114,8 +116,9 @@ class Transport:
             self._gate.stop()
         self.context.destroy(linger=0)
 
-    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)
+        socket.setsockopt(zmq.IPV6, int(address.startswith("[")))  # with it, names and IPv4 addresses come out mapped
         socket.setsockopt(zmq.LINGER, 0)
         # Work in flight is bounded by the KV caches; a lower high-water mark would block the loop or drop work.
         socket.setsockopt(zmq.SNDHWM, 0)

@@ -158,8 +158,8 @@ def parse_completion(raw: bytes) -> Asked:
     )
 
 
-def parse_chat(raw: bytes) -> Asked:
-    """The request in a body of ``/v1/chat/completions``.
+def parse_chat(raw: bytes, *, max_messages: int) -> Asked:
+    """The request in a body of ``/v1/chat/completions``, with so many messages at most.
 
     Raises:
         ProtocolError: 400, with the field and what is wrong with it.
@@ -171,7 +171,7 @@ def parse_chat(raw: bytes) -> Asked:
         raise ProtocolError(400, "top_logprobs: only with logprobs = true", param="top_logprobs")
     return _asked(
         body,
-        prompts=(conversation_of(body, body.messages),),
+        prompts=(conversation_of(body, body.messages, max_messages=max_messages),),
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         adds_special_tokens=False,  # the template writes them
@@ -193,7 +193,9 @@ def parse_body(raw: bytes, kind: type[BodyT]) -> BodyT:
     return _convert(without_neutral(decoded), kind)
 
 
-def conversation_of(body: ChatBody | TokenizeBody, messages: list[dict[str, Any]]) -> Conversation:
+def conversation_of(
+    body: ChatBody | TokenizeBody, messages: list[dict[str, Any]], *, max_messages: int
+) -> Conversation:
     """The conversation that a body holds.
 
     Raises:
@@ -201,6 +203,9 @@ def conversation_of(body: ChatBody | TokenizeBody, messages: list[dict[str, Any]
     """
     if not messages:
         raise ProtocolError(400, "messages: need at least one", param="messages")
+    if len(messages) > max_messages:  # each takes a token or more
+        message = f"messages: {len(messages)} messages; the context has {max_messages} tokens"
+        raise ProtocolError(400, message, param="messages", code="context_length_exceeded")
     continues = bool(body.continue_final_message)
     return Conversation(
         messages=tuple(_message(given, f"messages[{index}]") for index, given in enumerate(messages)),

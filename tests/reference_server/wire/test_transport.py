@@ -64,6 +64,18 @@ def test_holders_of_the_key_talk_both_ways(key: ClusterKey) -> None:
         assert answered == len(answer) + len(payload)
 
 
+def test_ipv6_addresses_are_served(key: ClusterKey) -> None:
+    with opened(key) as server, opened(key) as other:
+        try:
+            router, address = server.listen("[::1]:0")
+        except InputError:
+            pytest.skip("this machine has no IPv6 loopback address")
+        assert address.startswith("[::1]:")
+        dealer = other.connect(address)
+        send(dealer, Describe())
+        assert decode_command(router.recv_multipart()[1]) == Describe()
+
+
 def stranger(
     context: zmq.Context[zmq.Socket[bytes]], *, server: ClusterKey | None, own: ClusterKey | None
 ) -> zmq.Socket[bytes]:
@@ -158,6 +170,7 @@ def test_an_oversized_frame_is_dropped_with_its_connection(key: ClusterKey, monk
         ("no-port:", "need HOST:PORT, like"),
         ("", "need HOST:PORT, like"),
         ("127.0.0.1:-1", "need HOST:PORT, like"),
+        ("::1:9000", "an IPv6 address needs brackets"),
         ("256.0.0.1:80", "cannot be bound .* need a free HOST:PORT of this machine"),
         ("127.0.0.1:99999", "with a port of 0 to 65535"),
     ],
