@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +50,8 @@ def provenance_now(
     *, inputs: dict[str, str] | None = None, command: str = "", note: str = "", source: str = ""
 ) -> Provenance:
     """Provenance of a record made now, by ``command`` or else by this process."""
+    from importlib import metadata  # slow to import, and a node's process needs none of it
+
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for distribution in ("helixbench", "torch", "transformers", "pulp", "highspy"):
         with contextlib.suppress(metadata.PackageNotFoundError):

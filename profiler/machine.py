@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 from helixbench.profiler.device import Facts, first_text, read_facts, system_questions
@@ -20,6 +19,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide how fast and how exactly a stage runs; those not installed left out."""
+    from importlib import metadata  # slow to import: not before a node is asked
+
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
