@@ -20,7 +20,7 @@ MAX_FRAME_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 24
 
 
-class Work(msgspec.Struct, frozen=True, tag="work"):
+class Work(msgspec.Struct, frozen=True, tag="work", omit_defaults=True):
     """Requests to open and close, and tokens to run; the tensor frame holds the items' inputs, concatenated.
 
     Inputs from the coordinator are token ids (int32), those between nodes hidden states in ``dtype``. The receiver

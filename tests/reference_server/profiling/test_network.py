@@ -13,6 +13,7 @@ import pytest
 from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import COORDINATOR, Link, MessageTime
 from helixbench.profiler.network.schedule import Pair
+from helixbench.reference_server.launch import agent as launched
 from helixbench.reference_server.profiling import links as link_probe
 from helixbench.reference_server.profiling import network as module
 from helixbench.reference_server.profiling.config import NetworkConfig
@@ -70,8 +71,8 @@ def links(monkeypatch: pytest.MonkeyPatch) -> MadeUpLinks:
     made = MadeUpLinks(nic=ALIKE / 4)
     monkeypatch.setattr(link_probe, "Iperf3Server", Servers)
     monkeypatch.setattr(Servers, "fail", 0)
-    monkeypatch.setattr(link_probe, "measure_link", made.other)
-    monkeypatch.setattr(link_probe, "measure_flows", made.at_once)
+    monkeypatch.setattr(launched, "measure_link", made.other)
+    monkeypatch.setattr(launched, "measure_flows", made.at_once)
     monkeypatch.setattr(module, "measure_link", made.own)
     monkeypatch.setattr(module, "measure_flows", made.at_once)
     return made
