@@ -1,4 +1,4 @@
-"""The kernel beside SimPy: the same ring of nodes that hand messages on, so many events of each, interleaved.
+"""Event loop against SimPy: one ring of nodes that pass messages, the same number of events each, interleaved.
 
 Run: ``python -m benchmarks.simulation_kernel [events]``.
 """
@@ -19,7 +19,7 @@ ROUNDS = 5
 
 
 def own(events: int) -> float:
-    """Seconds of CPU for so many events of the kernel."""
+    """CPU seconds of the event loop for this number of events."""
     kernel = EventLoop()
 
     def arrive(number: int) -> None:
@@ -33,7 +33,7 @@ def own(events: int) -> float:
 
 
 def with_simpy(events: int) -> float:
-    """Seconds of CPU for so many events of SimPy: a process a message, a timeout a hop."""
+    """CPU seconds of SimPy for this number of events: one process per message, one timeout per hop."""
     env = simpy.Environment()
 
     def message(number: int) -> Generator[Any, Any, None]:

@@ -22,7 +22,7 @@ CHECKS: dict[str, Callable[[int], object]] = {
 
 
 def main(count: int, first: int) -> int:
-    """Check so many seeds; print what failed as it does, then how many held. How many did not is the answer."""
+    """Check this number of seeds, printing each failure and a summary; returns the number of failures."""
     failed = dict.fromkeys(CHECKS, 0)
     began = time.perf_counter()
     for seed in range(first, first + count):

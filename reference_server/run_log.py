@@ -22,7 +22,7 @@ _NUM_NAMED = 5  # requests named in a line
 class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One request; times in seconds since the run began. ``pipeline`` indexes ``RunLog.pipelines``.
 
-    ``admitted_s`` is when it was let in, after waiting for KV slots; ``None`` where that was as it arrived.
+    ``admitted_s`` is when it was admitted, after waiting for KV slots; ``None`` where that was as it arrived.
     """
 
     arrival_s: float
@@ -155,7 +155,7 @@ class RunLog(
     ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
     pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
     intervals. ``arrivals`` says how requests came: a closed loop, ``offline`` (all from the start), or at a rate.
-    ``is_limited`` is true where the number of requests, of those let in, or another share of the KV caches was set.
+    ``is_limited`` is true where the number of requests, of those admitted, or another share of the KV caches was set.
     ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time,
     ``stale`` where the profile was made on something else than was served on.
     ``output_check`` is ``None`` where the model has no reference to compare with.
@@ -220,7 +220,7 @@ class RunLog(
         return tuple(r for r in self.requests if self.window.start_s <= r.finish_s < self.window.end_s)
 
     def began_s(self, request: RequestRecord) -> float:
-        """When a request's wait is counted from: its arrival, but in an offline run when it was let in.
+        """When a request's wait is counted from: its arrival, but in an offline run its admission.
 
         Offline all wait from the start, so time since then says how late in the run a request's turn came.
         """

@@ -1,4 +1,4 @@
-"""Makes a small Hugging Face model directory on the spot: seeded random weights and a byte-level tokenizer.
+"""Small synthetic Hugging Face model directories: seeded random weights and a byte-level tokenizer.
 
 No training and no download. The weights are drawn so that greedy output varies and depends on the whole context: plain
 small random weights repeat one token for ever, and then a wrong KV cache or position would go unseen.

@@ -40,7 +40,7 @@ class RaggedBatch:
         spans: the sequences in the order of their tokens.
         arena: the stage's KV cache. # [L, 2, K, C, D]
         first_layer: model layer that ``arena[0]`` belongs to.
-        gather_up_to: decoding sequences with contexts up to so many tokens are gathered, those of like length together,
+        gather_up_to: decoding sequences with contexts up to this many tokens are gathered, similar lengths together,
             into padded calls: few calls, but their keys and values are copied. Longer ones are called each on a view of
             its own slots.
     """

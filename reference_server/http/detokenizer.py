@@ -95,7 +95,7 @@ class StopMatcher:
         return whole[:cut], False
 
     def flush(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Text that was held back and is not part of a stop string."""
         held, self._held = self._held, ""
         return held
 

@@ -64,7 +64,7 @@ class StageRunner(Protocol[OutputT]):
         """Inputs of that many tokens, one row each, in memory of their own.
 
         Raises:
-            MeasurementError: the bytes are not those of so many tokens, or a token id is not in the vocabulary.
+            MeasurementError: the size does not match the number of tokens, or a token id is not in the vocabulary.
         """
 
     def open(self, opened: OpenRequest) -> None:

@@ -1,4 +1,4 @@
-"""Upper bound on expected throughput with so many requests in flight, and lower bounds on latency.
+"""Upper bound on expected throughput with a given number of requests in flight, and lower bounds on latency.
 
 Every token goes once through all layers, at best alone. So there is a least round trip over all placements, and a least
 time for a whole request; with ``N`` in flight at most ``N`` requests are served in it (Little's law).
@@ -110,7 +110,7 @@ def _least_way_s(capacities: Capacities, run_s: Callable[[str, int], float]) -> 
 
 
 def _alone_s(capacities: Capacities, name: str, run: int, alone: BatchShape) -> float:
-    """Least seconds of a token alone at a node that runs so many layers, wherever they lie."""
+    """Least seconds of a token alone at a node that runs this many layers, wherever they lie."""
     cost = capacities.nodes[name].cost
     if cost is not None:
         return cost.stage.time_s(num_layers=run, batch=alone, first=False, last=False)

@@ -82,7 +82,7 @@ def expected_of(
     batching: Batching = NO_LIMITS,
     effort: Effort = RANKED,
 ) -> Expected:
-    """What the placement delivers with so many requests in flight: simulated within the effort, else analytically."""
+    """What the placement delivers with this many requests in flight: simulated within the effort, else analytically."""
     held = flow.used(placement)
     found = simulated(capacities, held, flow, concurrency, batching=batching, effort=effort)
     return predict_analytically(capacities, held, flow.links, concurrency) if found is None else found.expected

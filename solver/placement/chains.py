@@ -206,7 +206,7 @@ def _cheapest_blocks(stock: Stock, num_layers: int, flow: float, prices: dict[in
 
 
 def _track(stock: Stock, kind: int, num_layers: int, num_nodes: int) -> Track:
-    """``num_nodes`` nodes in a row for so many layers; 0 tokens/s where they cannot hold them."""
+    """``num_nodes`` nodes in a row for this many layers; 0 tokens/s where they cannot hold them."""
     longest, rates = -(-num_layers // num_nodes), stock.rates[kind]
     return Track(kind, num_nodes, float(rates[longest - 1]) if longest <= len(rates) else 0.0)
 

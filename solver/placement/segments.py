@@ -110,7 +110,7 @@ def _in_the_middle(capacities: Capacities, name: str, names: Sequence[str]) -> f
 
 
 def in_a_row(start: int, num_layers: int, num_nodes: int) -> Iterator[LayerRange]:
-    """Ranges of nodes that share so many layers from ``start`` on in parts as equal as possible."""
+    """Ranges of nodes that share this many layers from ``start`` on in parts as equal as possible."""
     share, longer = divmod(num_layers, num_nodes)
     for number in range(num_nodes):
         end = start + share + (number < longer)

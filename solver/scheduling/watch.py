@@ -29,7 +29,7 @@ SLOW_RATIO, RECOVERED_RATIO = 1.3, 1.15
 """Measured over predicted iteration time at which a node is called slow, and below which it no longer is."""
 
 SLOW_ITERATIONS, SLOW_WINDOW_S = 10, 5.0
-"""The ratio is taken over the last so many iterations and seconds at least."""
+"""The ratio is taken over at least this many iterations and seconds."""
 
 OWN_DELAY_S = 0.25
 """A gap between two looks at the clock by which the watcher itself was late: others are given that time."""

@@ -29,10 +29,10 @@ from helixbench.solver.simulation.stage_time import timing_of
 
 MIN_REQUESTS = 96
 MIN_ROUNDS = 4
-"""A window holds this many requests, or so many rounds of all that are in flight: the larger of the two."""
+"""A window holds this many requests, or this many rounds of all that are in flight: the larger of the two."""
 
 FEWEST_REQUESTS = 48
-"""A window that is cut off counts if it holds so many requests, and a round of all that are in flight."""
+"""A window that is cut off counts if it holds this many requests, and a round of all that are in flight."""
 
 TOKENS_PER_EVENT = 5
 """Tokens that cost about as much time as one event."""
@@ -241,7 +241,7 @@ class _ClosedLoop:
         return _Snapshot(self._cluster.loop.now_s, self._clients.outputs, nodes)
 
     def _advance(self, num_requests: int) -> bool:
-        """Go on until so many more have ended; ``False`` where the work was used up before."""
+        """Go on until this many more have ended; ``False`` where the work was used up before."""
         self._finish_at = self._clients.finished + num_requests
         while self._work < self._max_work:
             if not self._cluster.loop.run(_EVENTS_A_TURN):

@@ -33,7 +33,7 @@ class EventLoop:
         self._is_stopped = True
 
     def run(self, max_events: int) -> bool:
-        """Run so many actions at most; ``False`` where it was stopped or the queue is empty."""
+        """Run at most this many actions; ``False`` where it was stopped or the queue is empty."""
         queue, pop = self._queue, heapq.heappop
         self._is_stopped = False
         for _ in range(max_events):

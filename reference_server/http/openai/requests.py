@@ -159,7 +159,7 @@ def parse_completion(raw: bytes) -> Asked:
 
 
 def parse_chat(raw: bytes, *, max_messages: int) -> Asked:
-    """The request in a body of ``/v1/chat/completions``, with so many messages at most.
+    """The request in a body of ``/v1/chat/completions``, with at most this many messages.
 
     Raises:
         ProtocolError: 400, with the field and what is wrong with it.
