@@ -103,10 +103,16 @@ class _Load:
         return requests
 
     def record(self, events: list[TokenEvent]) -> list[Request]:
-        """Note what happened, now; every request that ended is followed by a new one."""
+        """Note what happened, now; every request that ended is followed by a new one.
+
+        Raises:
+            MeasurementError: a request ended without a token, so this is not the load that was asked for.
+        """
         now = self._clock()
         num_finished = len(self.finished)
         for event in events:
+            if event.token is None:
+                raise MeasurementError(f"request {event.request} ended with {event.reason!r} instead of its tokens")
             running = self._running[event.request]
             prompt_tokens = 0
             if running.first_token_s is None:
@@ -115,7 +121,6 @@ class _Load:
             running.output_tokens += 1
             self.counts.append((now, prompt_tokens, 1))
             if self._config.keep_outputs:
-                assert event.token is not None, "nothing is aborted here"
                 running.tokens.append(event.token)
             if event.reason:
                 assert event.pipeline is not None, "nothing is aborted here"

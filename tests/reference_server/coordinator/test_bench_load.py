@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
+from helixbench.errors import MeasurementError
 from helixbench.reference_server.coordinator.bench import BenchConfig, _Load
 from helixbench.reference_server.simulation import Arrivals
 from helixbench.reference_server.simulation.load import Load
 from helixbench.solver.problem.workload import Workload
+from helixbench.solver.scheduling.coordinator import TokenEvent
 
 WORKLOAD = Workload(source="mixed", lengths=((5, 9), (30, 4), (12, 1), (1, 17)))
 
@@ -15,3 +19,13 @@ def test_one_seed_gives_the_lengths_that_are_simulated() -> None:
     served = _Load(config, lambda: 0.0).new_requests(40, 0.0)
     simulated = Load(Arrivals(kind="closed loop"), WORKLOAD, concurrency=40, seed=3).following(0, 0.0)
     assert [(len(r.prompt), r.max_tokens) for r in served] == [(len(r.prompt), r.max_tokens) for r in simulated]
+
+
+def test_a_request_that_ends_without_its_tokens_ends_the_run() -> None:
+    config = BenchConfig(workload=WORKLOAD, concurrency=1, seed=0, vocab_size=9, num_requests=1)
+    load = _Load(config, lambda: 0.0)
+    (request,) = load.new_requests(1, 0.0)
+
+    with pytest.raises(MeasurementError, match="request 0 ended with 'error'"):
+        load.record([TokenEvent(request=request.number, token=None, pipeline=None, reason="error")])
+    assert load.finished == []
