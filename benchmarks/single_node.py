@@ -30,7 +30,7 @@ from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file, make_key_file
 from helixbench.solver.problem.plan import Assumptions, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts
 from helixbench.solver.problem.workload import fixed_workload
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 
 WORKER = "--worker"
 MAX_BATCH_TOKENS = 512

@@ -25,7 +25,7 @@ from helixbench.reference_server.run_log import (
 )
 from helixbench.reference_server.wire.messages import Counters, LinkCounters
 from helixbench.solver.problem.workload import Workload, draw_lengths
-from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.requests import Request, TokenEvent
 
 _COUNTERS_TIMEOUT_S = 60.0
 

@@ -14,7 +14,8 @@ from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.held import due_s
 from helixbench.reference_server.wire.messages import Counters, LinkCounters, Load, Loaded, ReadCounters, Sampled, Work
 from helixbench.solver.problem.plan import Pipeline, Plan
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, Request, TokenEvent
 from helixbench.solver.scheduling.routings import make_router, peers_of
 from helixbench.solver.scheduling.work import Routing
 

@@ -41,7 +41,7 @@ from helixbench.reference_server.http.openai.requests import (
 )
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.http.text import Text
-from helixbench.solver.scheduling.coordinator import Request as EngineRequest
+from helixbench.solver.scheduling.requests import Request as EngineRequest
 from helixbench.solver.scheduling.work import MAX_SEED, SamplingParams
 
 ParsedT = TypeVar("ParsedT")

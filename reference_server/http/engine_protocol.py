@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 from helixbench.solver.scheduling.work import Scores
 
 FinishReason = Literal["", "stop", "length"]

@@ -15,7 +15,7 @@ from helixbench.errors import HelixbenchError, MeasurementError
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, Load, RequestRefused, TokenOut
 from helixbench.reference_server.http.fair_queue import FairQueue
-from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.requests import Request, TokenEvent
 
 _log = logging.getLogger(__name__)
 _POLL_MS = 1_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 
 
 class FairQueue:

@@ -15,7 +15,7 @@ from helixbench.reference_server.http.engine_protocol import EngineLike, EngineU
 from helixbench.reference_server.http.metrics import Metrics
 from helixbench.reference_server.http.openai.answers import Piece
 from helixbench.reference_server.http.text import Text
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 
 PIECES_AT_ONCE = 4
 

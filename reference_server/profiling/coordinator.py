@@ -12,7 +12,8 @@ from helixbench.reference_server.wire.keys import ClusterKey
 from helixbench.reference_server.wire.messages import Sampled
 from helixbench.reference_server.wire.transport import Transport, reply
 from helixbench.solver.problem.plan import Hop
-from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Request, TokenEvent
 from helixbench.solver.scheduling.router import Router
 
 _NODE = "null"

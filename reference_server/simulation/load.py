@@ -11,7 +11,7 @@ import msgspec
 from helixbench.reference_server.run_log import RequestRecord, TokenCount, token_counts
 from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, draw_times
 from helixbench.solver.problem.workload import Workload, draw_lengths
-from helixbench.solver.scheduling.coordinator import InFlight, Request
+from helixbench.solver.scheduling.requests import InFlight, Request
 
 BACKLOG = 256
 """Requests made at a time where all are there from the start; admission looks at the first only."""

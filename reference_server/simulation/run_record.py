@@ -8,8 +8,8 @@ import msgspec
 
 from helixbench.reference_server.run_log import LinkUse, NodePoint, NodeUse, node_points
 from helixbench.solver.problem.plan import Pipeline
-from helixbench.solver.scheduling.coordinator import InFlight
 from helixbench.solver.scheduling.history import HistoryKeeper
+from helixbench.solver.scheduling.requests import InFlight
 from helixbench.solver.simulation.cluster import SimulatedCluster
 from helixbench.solver.simulation.node import SimulatedNode
 

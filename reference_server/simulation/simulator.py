@@ -20,7 +20,7 @@ from helixbench.reference_server.simulation.load import Load
 from helixbench.reference_server.simulation.run_record import KvUse, Snapshot, link_uses, node_uses, snapshot
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.scheduling.coordinator import InFlight, Request
+from helixbench.solver.scheduling.requests import InFlight, Request
 from helixbench.solver.scheduling.routings import SwarmRouter, make_router
 from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK

@@ -12,146 +12,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping
 
-import msgspec
-
-from helixbench.solver.problem.plan import Hop, Pipeline
-from helixbench.solver.scheduling.recover import Paths, Recovery, best_recovery
+from helixbench.solver.problem.plan import Pipeline
+from helixbench.solver.scheduling.dispatch import Outgoing, messages_of
+from helixbench.solver.scheduling.recover import Paths, best_recovery
+from helixbench.solver.scheduling.requests import (
+    Actions,
+    DecodeGroup,
+    FinishReason,
+    InFlight,
+    Moved,
+    Request,
+    TokenEvent,
+)
 from helixbench.solver.scheduling.router import Chooser
-from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, Scores, WorkItem, attempt_of, number_of
-
-FinishReason = Literal["", "stop", "length", "abort", "error"]
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for.
-
-    Attributes:
-        stop_token_ids: end the output, and are its last token; none of them comes before ``min_tokens`` others.
-        is_prompt_scored: the first token's event brings the log probabilities of the prompt's tokens.
-    """
-
-    number: int
-    prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingParams = SamplingParams()
-    stop_token_ids: frozenset[int] = frozenset()
-    min_tokens: int = 0
-    is_prompt_scored: bool = False
-
-    @property
-    def kv_tokens(self) -> int:
-        """KV slots that it can need: the last output token is never fed back, so it takes none."""
-        return len(self.prompt) + self.max_tokens - 1
-
-
-class InFlight(msgspec.Struct, eq=False):
-    """An admitted request. It ends with output token number ``ends_at``; ``reason`` says why, once that is known."""
-
-    request: Request
-    pipeline: int
-    ends_at: int
-    num_output: int = 0
-    reason: FinishReason = ""
-    output: list[int] = []  # tokens so far; empty in simulations, where only their number counts
-    epoch: int = 0  # rises with every pipeline that it goes on with
-    without_inputs: set[str] = set()  # nodes that no longer keep all they sent on of it
-    is_proven: bool = False  # this attempt gave a token: each node of its pipeline has the KV entries of all before it
-    whole: set[str] = set()  # until then, nodes that have them from earlier attempts
-
-    @property
-    def attempt(self) -> int:
-        """What nodes know the request by."""
-        return attempt_of(self.request.number, self.epoch)
-
-    @property
-    def last_token(self) -> int:
-        """The newest of its tokens."""
-        return self.output[-1] if self.output else self.request.prompt[-1]
-
-    @property
-    def context_tokens(self) -> int:
-        """Cached tokens that its next decode step reads, its own included."""
-        return len(self.request.prompt) + self.num_output
-
-    def end_with_next(self, reason: FinishReason) -> None:
-        """End the request with its next token, whatever that is."""
-        self.ends_at, self.reason = self.num_output + 1, reason
-
-
-class DecodeGroup(msgspec.Struct, eq=False):
-    """Sequences of one pipeline that take their next token together; ``context_tokens`` is the sum over ``members``.
-
-    The coordinator decides about groups and the simulator moves them whole, so that an event costs about the same for
-    one sequence as for a hundred. Nodes of a server run the members one by one.
-    """
-
-    pipeline: int
-    members: list[InFlight]
-    context_tokens: int
-
-    @classmethod
-    def of(cls, member: InFlight) -> DecodeGroup:
-        """A group of one."""
-        return cls(member.pipeline, [member], member.context_tokens)
-
-    @property
-    def count(self) -> int:
-        """Number of sequences."""
-        return len(self.members)
-
-    def take(self, count: int) -> DecodeGroup:
-        """Remove the first ``count`` sequences and return them."""
-        members, self.members = self.members[:count], self.members[count:]
-        context_tokens = sum(member.context_tokens for member in members)
-        self.context_tokens -= context_tokens
-        return DecodeGroup(self.pipeline, members, context_tokens)
-
-
-class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A request got a token (``None`` when it was aborted instead); ``reason`` is set with its last one.
-
-    ``pipeline`` is ``None`` where the request was aborted before it had one, ``scores`` where none were asked for.
-    """
-
-    request: int
-    token: int | None
-    pipeline: int | None
-    reason: FinishReason
-    scores: Scores | None = None
-
-
-class Moved(msgspec.Struct, frozen=True):
-    """A request that left a pipeline: ``recovery`` is how it goes on, ``None`` where it has to wait for room.
-
-    ``survivors`` are the hops of the pipeline it left whose nodes work, ``attempt`` is what they know it by.
-    """
-
-    state: InFlight
-    attempt: int
-    survivors: Pipeline
-    recovery: Recovery | None
-
-
-class Actions(msgspec.Struct):
-    """What follows from an event: who ended, who goes on, who was admitted, and what clients are to be told."""
-
-    ended: list[InFlight] = []
-    going: dict[int, DecodeGroup] = {}  # pipeline -> sequences that take another token
-    admitted: list[InFlight] = []
-    moved: list[Moved] = []
-    events: list[TokenEvent] = []
-
-
-class Outgoing(msgspec.Struct):
-    """One message to one node: the parts of a ``Work``, and the token ids of its items."""
-
-    items: list[WorkItem] = []
-    opens: list[OpenRequest] = []
-    closes: list[int] = []
-    tokens: list[int] = []
+from helixbench.solver.scheduling.work import Scores, number_of
 
 
 class Coordinator:
@@ -413,68 +289,7 @@ class Coordinator:
 
     def messages(self, actions: Actions) -> dict[str, Outgoing]:
         """The actions as one message to each node that they concern (node -> message)."""
-        messages: dict[str, Outgoing] = {}
-
-        def to(hop: Hop) -> Outgoing:
-            return messages.setdefault(hop.node, Outgoing())
-
-        pipelines = self._router.pipelines
-        for state in actions.ended:
-            for hop in pipelines[state.pipeline]:
-                if hop.node not in self._lost:
-                    to(hop).closes.append(state.attempt)
-        for moved in actions.moved:
-            self._move(moved, to)
-        for group in actions.going.values():
-            first = to(pipelines[group.pipeline][0])
-            for state in group.members:
-                past = state.context_tokens - 1
-                first.items.append(WorkItem(state.attempt, past, 1, sample=True, is_decode=True))
-                first.tokens.append(state.last_token)
-        for state in actions.admitted:
-            hops = pipelines[state.pipeline]
-            opened = _opening(state, hops)
-            for hop in hops:
-                to(hop).opens.append(opened)
-            first = to(hops[0])
-            first.items.append(WorkItem(state.attempt, 0, len(state.request.prompt), sample=True, is_decode=False))
-            first.tokens.extend(state.request.prompt)
-        return messages
-
-    def _move(self, moved: Moved, to: Callable[[Hop], Outgoing]) -> None:
-        """Messages that close an attempt where its cache is not kept, and open the next one on its new pipeline.
-
-        The tokens that run again enter at ``recovery.first``: as token ids from here, or as what the node before it
-        kept. The newest token always comes from here and passes the whole pipeline. It may have been on its way, and
-        whatever it left behind belongs to the old attempt. It travels as a prompt does, for decoding sequences would
-        overtake the tokens that run again.
-        """
-        recovery, state = moved.recovery, moved.state
-        kept: set[str] = set()
-        if recovery is not None:
-            kept = {hop.node for hop in recovery.hops} & {hop.node for hop in moved.survivors}
-            kept -= recovery.rebuilt_nodes
-        for hop in moved.survivors:
-            if hop.node not in kept:
-                to(hop).closes.append(moved.attempt)
-        if recovery is None:
-            return
-        newest = state.context_tokens - 1  # position of the newest token
-        for index, hop in enumerate(recovery.hops):
-            to(hop).opens.append(
-                _opening(
-                    state,
-                    recovery.hops,
-                    adopts=moved.attempt if hop.node in kept else None,
-                    replays=newest if index == recovery.first - 1 and recovery.num_rebuilt else 0,
-                    deliver_from=newest if index == recovery.first + recovery.num_rebuilt - 1 and kept else 0,
-                )
-            )
-        first = to(recovery.hops[0])
-        begin = 0 if recovery.first == 0 and recovery.num_rebuilt else newest
-        tokens = (*state.request.prompt, *state.output)[begin:]
-        first.items.append(WorkItem(state.attempt, begin, len(tokens), sample=True, is_decode=False))
-        first.tokens.extend(tokens)
+        return messages_of(actions, self._router.pipelines, lost=self._lost)
 
     def _leave(self, state: InFlight, actions: Actions) -> None:
         """The request leaves its pipeline; the slots that it held there are free for its own way on, too."""
@@ -539,26 +354,6 @@ class Coordinator:
 
     def _is_known(self, number: int) -> bool:
         return number in self._waiting or number in self._in_flight or number in self._recovering
-
-
-def _opening(
-    state: InFlight, hops: Pipeline, *, adopts: int | None = None, replays: int = 0, deliver_from: int = 0
-) -> OpenRequest:
-    request, sampling = state.request, state.request.sampling
-    if sampling.temperature > 0 and sampling.seed is None:
-        sampling = msgspec.structs.replace(sampling, seed=request.number)  # the same for every attempt
-    return OpenRequest(
-        state.attempt,
-        hops,
-        request.kv_tokens,
-        sampling,
-        stop_from=len(request.prompt) + request.min_tokens if request.min_tokens else 0,
-        stop_token_ids=tuple(sorted(request.stop_token_ids)) if request.min_tokens else (),
-        scored=request.prompt if request.is_prompt_scored and not state.output else (),
-        adopts=adopts,
-        replays=replays,
-        deliver_from=deliver_from,
-    )
 
 
 def _without_token(number: int, pipeline: int | None, reason: FinishReason) -> TokenEvent:

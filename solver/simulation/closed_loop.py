@@ -22,7 +22,7 @@ from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Expected, LayerRange, LinkFlow
 from helixbench.solver.problem.workload import Workload, draw_lengths
-from helixbench.solver.scheduling.coordinator import InFlight, Request
+from helixbench.solver.scheduling.requests import InFlight, Request
 from helixbench.solver.scheduling.router import Router
 from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
 from helixbench.solver.simulation.stage_time import timing_of

@@ -12,7 +12,8 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.cost.model import StageCost
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, DecodeGroup, InFlight, Request
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, DecodeGroup, InFlight, Request
 from helixbench.solver.scheduling.router import Chooser
 from helixbench.solver.scheduling.work import WorkItem
 from helixbench.solver.simulation.event_loop import COORDINATOR, EventLoop

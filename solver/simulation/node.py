@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.problem.plan import Pipeline
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
-from helixbench.solver.scheduling.coordinator import DecodeGroup, InFlight
 from helixbench.solver.scheduling.gather import Gather
+from helixbench.solver.scheduling.requests import DecodeGroup, InFlight
 from helixbench.solver.simulation.event_loop import ITERATION_BEGIN, ITERATION_END, EventLoop
 from helixbench.solver.simulation.stage_time import StageTimer, count_item
 

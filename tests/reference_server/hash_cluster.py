@@ -17,7 +17,8 @@ from helixbench.reference_server.node.load import load_runner
 from helixbench.reference_server.node.runtime import NodeRuntime
 from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, Request
 from helixbench.solver.scheduling.routings import make_router
 
 Change = Callable[[str, Work, bytes | None], tuple[Work, bytes | None]]  # (to which node, message, payload) -> changed

@@ -19,7 +19,7 @@ from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.requests import Request, TokenEvent
 from helixbench.solver.scheduling.work import Routing
 
 MEMORY_BYTES = 500_000_000

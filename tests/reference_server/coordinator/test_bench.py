@@ -25,7 +25,8 @@ from helixbench.reference_server.run_log import OutputCheck, RunLog
 from helixbench.reference_server.wire import client
 from helixbench.solver.problem.plan import Plan
 from helixbench.solver.problem.workload import Workload, fixed_workload
-from helixbench.solver.scheduling.coordinator import Coordinator, Request, TokenEvent
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Request, TokenEvent
 from tests.conftest import ModelDir
 from tests.hash_models import make_small
 from tests.reference_server.plans import ONE_NODE, THREE_IN_A_ROW, TWO_PIPELINES, make_plan

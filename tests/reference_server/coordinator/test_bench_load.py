@@ -9,7 +9,7 @@ from helixbench.reference_server.coordinator.bench import BenchConfig, _Load
 from helixbench.reference_server.simulation import Arrivals
 from helixbench.reference_server.simulation.load import Load
 from helixbench.solver.problem.workload import Workload
-from helixbench.solver.scheduling.coordinator import TokenEvent
+from helixbench.solver.scheduling.requests import TokenEvent
 
 WORKLOAD = Workload(source="mixed", lengths=((5, 9), (30, 4), (12, 1), (1, 17)))
 

@@ -14,7 +14,7 @@ from helixbench.reference_server.coordinator.engine import Engine, load_plan
 from helixbench.reference_server.wire.client import AgentFailedError, Agents
 from helixbench.reference_server.wire.messages import Counters
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 from helixbench.solver.scheduling.work import Routing
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import Greedy

@@ -19,7 +19,7 @@ from helixbench.reference_server.http.connection import make_server
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, Load, RequestRefused, TokenOut
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.http.text import Text, TokenizerLike
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 from helixbench.solver.scheduling.work import Scores, TokenScore
 
 EOS = 257

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Load
 from helixbench.reference_server.http.engine_thread import EngineThread
 from helixbench.reference_server.http.fair_queue import FairQueue
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, Request, TokenEvent
 from helixbench.solver.scheduling.router import Router
 from tests.reference_server.http.serving import until
 from tests.solver.scheduling.test_router import pipeline

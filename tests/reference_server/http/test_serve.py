@@ -24,7 +24,7 @@ from helixbench.reference_server.http.engine_protocol import EngineUnavailable, 
 from helixbench.reference_server.http.engine_thread import EngineThread
 from helixbench.reference_server.jobs.job import Serving
 from helixbench.reference_server.testbed import run_state
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import Greedy
 from tests.reference_server.coordinator.test_engine import ask_counters

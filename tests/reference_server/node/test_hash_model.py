@@ -18,7 +18,7 @@ from helixbench.reference_server.node.runtime import NodeRuntime
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.messages import Load, Loaded, Work
 from helixbench.solver.problem.plan import Hop
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
 from tests.conftest import ModelDir
 from tests.hash_models import expected_tokens, make_small

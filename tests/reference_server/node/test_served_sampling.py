@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helixbench.reference_server.node.token_sampling import sample
-from helixbench.solver.scheduling.coordinator import Request, TokenEvent
+from helixbench.solver.scheduling.requests import Request, TokenEvent
 from helixbench.solver.scheduling.work import SamplingParams, Scores
 from tests.conftest import ModelDir
 from tests.greedy import load_whole

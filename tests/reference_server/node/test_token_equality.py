@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helixbench.solver.scheduling.coordinator import Request
+from helixbench.solver.scheduling.requests import Request
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import greedy_outputs, load_whole
 from tests.reference_server.plans import OVERLAPPING, PLANS, make_plan

@@ -13,7 +13,8 @@ from helixbench.reference_server.simulation import Arrivals, SimulationConfig, s
 from helixbench.reports.verdict.integrity import check_run
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.batcher import Batcher
-from helixbench.solver.scheduling.coordinator import Coordinator, DecodeGroup, InFlight
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import DecodeGroup, InFlight
 from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.cluster import SimulatedCluster
 from tests.reference_server.simulation.cases import OFFLINE, closed, cluster, four_nodes, plan_of, two_in_a_row

@@ -22,7 +22,8 @@ from helixbench.reference_server.simulation import Arrivals, SimulationConfig, s
 from helixbench.reference_server.wire.messages import Sampled, Work
 from helixbench.solver.problem.plan import LayerRange, Plan
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, DecodeGroup, Request
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, DecodeGroup, Request
 from helixbench.solver.scheduling.routings import make_router
 from helixbench.solver.scheduling.work import OpenRequest, WorkItem
 from helixbench.solver.simulation.cluster import SimulatedCluster

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
-from helixbench.solver.scheduling.coordinator import DecodeGroup, InFlight, Request
+from helixbench.solver.scheduling.requests import DecodeGroup, InFlight, Request
 from helixbench.solver.scheduling.work import WorkItem
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.solver.problem.plan import Pipeline
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Request, TokenEvent
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, Request, TokenEvent
 from helixbench.solver.scheduling.router import Router
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, Scores, TokenScore, WorkItem
 from tests.solver.scheduling.test_router import pipeline

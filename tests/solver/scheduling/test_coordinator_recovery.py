@@ -6,8 +6,10 @@ from collections import deque
 import pytest
 
 from helixbench.solver.problem.plan import Hop, LayerRange
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, Outgoing, Request
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.dispatch import Outgoing
 from helixbench.solver.scheduling.recover import Paths
+from helixbench.solver.scheduling.requests import Actions, Request
 from helixbench.solver.scheduling.router import Router
 from helixbench.solver.scheduling.work import SamplingParams, attempt_of, number_of
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
-from helixbench.solver.scheduling.coordinator import Actions, Coordinator, DecodeGroup, InFlight
+from helixbench.solver.scheduling.coordinator import Coordinator
+from helixbench.solver.scheduling.requests import Actions, DecodeGroup, InFlight
 
 
 class ConservationError(AssertionError):
