@@ -1,7 +1,8 @@
 """Random small clusters against brute force: plans, and every bound.
 
-Run: ``python -m benchmarks.solver_small [count] [first seed]``. One of three is in several regions; partial
-inference, limits on concurrency, NICs, pins and both kinds of nodes come in turn, as in ``tests/solver``.
+Run: ``python -m benchmarks.solver_small [count] [first seed]``. One of three is in several regions, half of them
+without labels; partial inference, limits on concurrency, NICs, pins and both kinds of nodes come in turn, as in
+``tests/solver``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from tests.solver.bounds.test_region_links import check_region_bound
 from tests.solver.bounds.test_work import check_bounds
 from tests.solver.placement.test_optimality import check_against_brute_force
+from tests.solver.placement.test_survival import check_survival_against_brute_force
 
 CHECKS: dict[str, Callable[[int], object]] = {
     "plan equals brute force": check_against_brute_force,
+    "plan that survives a loss, its price and what is left equal brute force": check_survival_against_brute_force,
     "work and configurations never below it": check_bounds,
     "links between regions never below it": check_region_bound,
 }

@@ -54,6 +54,7 @@ def solve(
     time_limit_s: Annotated[float, typer.Option(help="return the best plan found by then")] = 60.0,
     threads: Annotated[int, typer.Option(help="threads of the MILP solver")] = 1,
     seed: Annotated[int, typer.Option(help="random seed; the same seed and input give the same plan")] = 0,
+    survive: Annotated[int, typer.Option(help="1: the plan goes on after the loss of any one node")] = 0,
     no_partial: Annotated[
         bool, typer.Option("--no-partial", help="no partial inference: requests enter a range only at its start")
     ] = False,
@@ -86,6 +87,7 @@ def solve(
         max_ttft_s=max_ttft_s,
         min_tokens_per_s=min_tokens_per_s,
         partial=not no_partial,
+        survive=survive,
         pins=parse_pins(pin or []),
         time_limit_s=time_limit_s,
         threads=threads,

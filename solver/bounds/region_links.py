@@ -36,7 +36,7 @@ class RegionBound:
 
     def __init__(self, capacities: Capacities) -> None:
         self._capacities = capacities
-        self._region = {name: node.region for name, node in capacities.nodes.items()}
+        self._region = capacities.regions
         self.regions = sorted(set(self._region.values()))
         self._most = {name: _most(capacities, name) for name in capacities.nodes}
         self._nics = {name: nic_limits(capacities, name) for name in capacities.nodes}

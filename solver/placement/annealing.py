@@ -62,7 +62,7 @@ def annealed(
             if not may_go_on():
                 return
             state.step(aim, HOTTEST * aim * (1 - move / moves) ** 2)
-            if state.flow > best * (1 + 1e-6):
+            if state.flow > best * (1 + 1e-6) and state.is_covered():
                 best = state.flow
                 aim = min(bound, best * AIM)
                 yield state.placement()
@@ -84,6 +84,7 @@ class _State:
         self._end: IntArray = np.zeros(size, dtype=np.int64)
         self._rate: FloatArray = np.zeros(size)
         self._cover: FloatArray = np.zeros(self._num_layers)
+        self._holding: IntArray = np.zeros(self._num_layers, dtype=np.int64)
         for node, name in enumerate(self._names):
             if name in start:
                 rate = None if len(self._rates[node]) else capacities.tokens_per_s(name, start[name])
@@ -96,13 +97,17 @@ class _State:
         placement = {name: LayerRange(start, end) for name, start, end in held if start < end}
         return {name: held for name, held in placement.items() if self._capacities.can_hold(name, held)}
 
+    def is_covered(self) -> bool:
+        """Whether every layer is held by as many nodes as the placement has to survive the loss of, and one more."""
+        return bool(self._holding.min() > self._capacities.survive)
+
     def step(self, aim: float, heat: float) -> None:
         """Make a random move, and undo it where it is too much worse.
 
         Metropolis: a move that raises the energy by ``d`` is kept with probability ``exp(-d / heat)``. The threshold is
         drawn first, so that a move whose scarcest layer alone is too short is undone without a max-flow.
         """
-        before = self._start.copy(), self._end.copy(), self._rate.copy(), self._cover.copy()
+        before = self._start.copy(), self._end.copy(), self._rate.copy(), self._cover.copy(), self._holding.copy()
         most = self._short(aim) + max(0.0, aim - self.flow) + heat * float(self._rng.exponential())
         kind = int(self._rng.integers(5))
         if self._replace(aim) if kind < 2 else (self._swap, self._resize, self._move_boundary)[kind - 2]():
@@ -112,18 +117,23 @@ class _State:
                 if short + max(0.0, aim - flow) <= most:
                     self.flow = flow
                     return
-        self._start, self._end, self._rate, self._cover = before
+        self._start, self._end, self._rate, self._cover, self._holding = before
 
     def _short(self, aim: float) -> float:
         """The part of the energy that layers make up; the other is what the max-flow falls short of the target."""
-        return LAYERS_WEIGH * float(np.maximum(0.0, aim - self._cover).mean())
+        short = np.maximum(0.0, aim - self._cover)
+        if self._capacities.survive:
+            short += aim * np.maximum(0, 1 + self._capacities.survive - self._holding)
+        return LAYERS_WEIGH * float(short.mean())
 
     def _put(self, node: int, start: int, end: int, rate: float | None = None) -> None:
         """Give a node another range, or none where ``start == end``."""
         self._cover[self._start[node] : self._end[node]] -= self._rate[node]
+        self._holding[self._start[node] : self._end[node]] -= 1
         known = float(self._rates[node][end - start - 1]) if rate is None and end > start else 0.0
         self._start[node], self._end[node], self._rate[node] = start, end, known if rate is None else rate
         self._cover[start:end] += self._rate[node]
+        self._holding[start:end] += 1
 
     def _fits(self, node: int, start: int, end: int) -> bool:
         return 0 <= start <= end <= self._num_layers and end - start <= len(self._rates[node])

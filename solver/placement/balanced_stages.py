@@ -147,7 +147,7 @@ def _lay_out(capacities: Capacities, members: dict[int, list[str]], chosen: Sequ
     left = {kind: list(names) for kind, names in members.items()}
     by_region: dict[str, list[_Stage]] = {}
     for stage, count in sorted(chosen, key=lambda item: (item[0].kind, item[0].layers, item[0].width)):
-        region = capacities.nodes[members[stage.kind][0]].region
+        region = capacities.regions[members[stage.kind][0]]
         by_region.setdefault(region, []).extend([stage] * count)
     placement: Placement = {}
     reached = 0

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from helixbench.solver.bounds.knapsack import Group, cells_down, cheapest
-from helixbench.solver.placement.segments import MOST_IN_A_ROW, Stock, in_a_row, stock_of, well_linked
+from helixbench.solver.placement.segments import MOST_IN_A_ROW, Stock, in_a_row, largest_region, stock_of, well_linked
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
@@ -59,14 +59,15 @@ class Block:
 
 
 def widest_chain(capacities: Capacities, *, bound: float, seconds: float) -> Placement | None:
-    """The widest chain found; ``None`` where there is none.
+    """The widest chain found in the largest region; ``None`` where there is none.
 
     Args:
         capacities: of the nodes.
         bound: no chain carries more.
         seconds: that the search may take.
     """
-    names = well_linked(capacities, bound)
+    region = largest_region(capacities)
+    names = [name for name in well_linked(capacities, bound) if capacities.regions[name] == region]
     stock, num_layers = stock_of(capacities, names), capacities.model.num_layers
     if not stock.counts:
         return None

@@ -12,6 +12,7 @@ from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import coordinator_bound, work_bound
 from helixbench.solver.expected.analytic import predict_analytically
 from helixbench.solver.flow.max_flow import max_flow
+from helixbench.solver.flow.survival import survives
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.progress import OnProgress, Progress
 from helixbench.solver.problem.capacity import Capacities
@@ -104,7 +105,7 @@ class Search:
         """Its score if that is more than ``above``, else ``None``; it becomes the incumbent where it is the best.
 
         Three looks, cheapest first: no flow exceeds what the scarcest layer's nodes can do, and no expected throughput
-        exceeds the max-flow.
+        exceeds the max-flow. ``None`` also where it does not survive what it has to.
         """
         if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
             return None
@@ -113,12 +114,15 @@ class Search:
         self.score_s = max(self.score_s, time.process_time() - began_s)
         if flow.tokens_per_s <= above * (1 + PROVEN):
             return None
+        if self.capacities.survive and not survives(self.capacities, placement):
+            return None
         score = flow.tokens_per_s
         if not self.is_for_flow:
             held = flow.used(placement)
             expected = predict_analytically(self.capacities, held, flow.links, self.capacities.concurrency)
             score = expected.total_tokens_per_s
-            self.candidates.append(Candidate(score, flow.tokens_per_s, held))
+            kept = dict(placement) if self.capacities.survive else held  # what carries nothing now may after a loss
+            self.candidates.append(Candidate(score, flow.tokens_per_s, kept))
         if score <= above * (1 + PROVEN):
             return None
         if score > self.best_score * (1 + PROVEN):

@@ -130,6 +130,7 @@ def pooled_model(capacities: Capacities, names: Sequence[str], *, clip: float) -
     model.problem.setObjective(total)
     # Conservation at every boundary: the source is 0, the sink is the last. Beside each boundary is one of the pool,
     # where tokens enter from the boundary and from which they go on into a node or back by a layer.
+    _require_cover(model, capacities)
     last = capacities.model.num_layers
     has_pool = bool(from_pool)
     enter = [model.problem.add_variable(f"enter_{v}", 0) if has_pool and v < last else 0 for v in range(last + 1)]
@@ -194,6 +195,7 @@ def linked_model(capacities: Capacities, names: Sequence[str], *, clip: float) -
         for at in sorted(links.keys() | through.keys()):
             if at[0] != COORDINATOR:
                 model.problem += pulp.lpSum(links.get(at, [])) == pulp.lpSum(through.get(at, []))
+    _require_cover(model, capacities)
     model.problem += pulp.lpSum(leaving[COORDINATOR, 0]) == total
     model.problem += pulp.lpSum(arriving[COORDINATOR, num_layers]) == total
     for way, by_node in enumerate((sent, received)):
@@ -237,6 +239,39 @@ def _choices(
             yield model.choices[-1], flows
         if chosen:
             model.problem += pulp.lpSum(chosen) <= len(members), f"count_{number}"
+
+
+def _require_cover(model: Model, capacities: Capacities) -> None:
+    """Every layer is held by one node more than the placement has to survive the loss of."""
+    import pulp
+
+    if not capacities.survive:
+        return
+    for layer in range(capacities.model.num_layers):
+        holding = [choice.variable for choice in model.choices if choice.held.start <= layer < choice.held.end]
+        model.problem += pulp.lpSum(holding) >= 1 + capacities.survive, f"cover_{layer}"
+
+
+def exclude_loss(model: Model, placement: Mapping[str, LayerRange], lost: str) -> None:
+    """Exclude placements that the loss of a node ends as it ends this one, of which no pipeline is left without it.
+
+    Any other placement that goes on has a node that holds what none holds here, or another one that holds what the lost
+    one does (a combinatorial Benders cut: Codato and Fischetti, 2006).
+    """
+    import pulp
+
+    def count(choice: Choice) -> int:
+        return sum(placement.get(name) == choice.held for name in choice.members if name != lost)
+
+    alike = next(choice.members for choice in model.choices if lost in choice.members)
+    (own,) = (c for c in model.choices if c.members == alike and c.held == placement[lost])
+    others = [
+        choice.variable
+        for choice in model.choices
+        if choice is not own and count(choice) == 0 and (len(alike) > 1 or choice.members != alike)
+    ]
+    spare = own.variable if count(own) == 0 and len(alike) > 1 else 0
+    model.problem += 2 * pulp.lpSum(others) + spare >= 2
 
 
 def solve(

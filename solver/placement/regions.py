@@ -69,14 +69,14 @@ def regional_placements(capacities: Capacities, *, bound: float, may_go_on: Call
     """Placements of sets of regions as they are planned, then of the best way to part the regions.
 
     Args:
-        capacities: of the nodes; a node's ``region`` says where it is.
+        capacities: of the nodes and their regions.
         bound: no placement carries more.
         may_go_on: asked before each flow that is tried.
     """
     regions: dict[str, list[str]] = {}  # region -> its nodes
     for name in well_linked(capacities, bound):
         if name not in capacities.pins:
-            regions.setdefault(capacities.nodes[name].region, []).append(name)
+            regions.setdefault(capacities.regions[name], []).append(name)
 
     @functools.cache  # slow, and the same for every planner
     def work_of(chosen: Regions) -> float:
@@ -303,7 +303,8 @@ def _yards(capacities: Capacities, names: Sequence[str], most: int) -> Yards:
     found = []
     for number in range(num_yards):
         dealt = {kind: of_kind[number::num_yards] for kind, of_kind in sorted(by_kind.items())}
-        yard = Yard({kind: len(of_kind) for kind, of_kind in dealt.items()}, stock.rates)
+        counts = {kind: len(of_kind) for kind, of_kind in dealt.items()}
+        yard = Yard(counts, stock.rates, fewest=1 + capacities.survive)
         if yard.kinds:
             found.append((yard, dealt))
     return found

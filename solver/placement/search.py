@@ -8,11 +8,13 @@ simulates the placements that score best analytically and keeps the best of thos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.bounds.region_links import RegionBound
 from helixbench.solver.expected.simulated import best_limits
 from helixbench.solver.flow.max_flow import max_flow
+from helixbench.solver.flow.survival import indispensable
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.annealing import annealed
 from helixbench.solver.placement.balanced_stages import FEW_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE, stacks
@@ -22,6 +24,7 @@ from helixbench.solver.placement.incumbent import PROVEN, Candidate, Search
 from helixbench.solver.placement.local_search import search_neighbourhood
 from helixbench.solver.placement.published import PUBLISHED, published_model
 from helixbench.solver.placement.regions import regional_placements
+from helixbench.solver.placement.segments import largest_region
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import SearchStatus
 
@@ -42,6 +45,9 @@ MOST_ANNEALED = 150
 """Nodes up to which tens of thousands of max-flows can be computed."""
 
 COOLINGS = 10
+
+ONE_REGION = 0.9
+"""Share of the nodes in the largest region from which the search goes as if there were no other."""
 
 MOST_AT_ONCE = 8_000
 """Variables of the node-by-node program up to which it is fast enough to come before annealing."""
@@ -80,13 +86,14 @@ def run_search(search: Search, method: str) -> SearchStatus:
 
 def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
     capacities = search.capacities
-    is_one_region = len({node.region for node in capacities.profile.nodes}) == 1
+    in_largest = list(capacities.regions.values()).count(largest_region(capacities))
+    is_one_region = in_largest >= ONE_REGION * len(capacities.nodes)
     yield _try_baselines
     if not search.is_for_flow:
         yield _try_stacks
     yield _bound_by_configurations
     yield _try_regions
-    if is_one_region:
+    if is_one_region and not capacities.survive:
         yield _try_chain
     yield _prove_by_configurations
     # Programs find more than annealing does where links hardly bind or the program is small; elsewhere they start from
@@ -218,11 +225,33 @@ def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_
         is_ours = is_exact and 0 < incumbent <= search.bound
         search.tell(doing, incumbent=incumbent if is_ours else None, bound=bound)
 
-    outcome = milp.solve(model, limits, hint=search.best, report=report)
-    search.offer(outcome.placement, doing)
-    search.lower_bound_to(outcome.bound, doing)
-    if outcome.end is milp.End.INTERRUPTED:
-        raise KeyboardInterrupt
+    end_s = search.elapsed() + limits.time_s
+    while True:
+        outcome = milp.solve(model, limits, hint=search.best, report=report)
+        search.offer(outcome.placement, doing)
+        search.lower_bound_to(outcome.bound, doing)
+        if outcome.end is milp.End.INTERRUPTED:
+            raise KeyboardInterrupt
+        left_s = end_s - search.elapsed()
+        if (
+            not outcome.placement
+            or left_s <= 0
+            or search.is_over
+            or not _exclude_losses(search, model, outcome, is_exact)
+        ):
+            return
+        limits = replace(limits, time_s=left_s)
+
+
+def _exclude_losses(search: Search, model: milp.Model, outcome: milp.Outcome, is_linked: bool) -> bool:
+    """Exclude from a program what its placement does not survive; whether there is any such loss."""
+    capacities, placement = search.capacities, outcome.placement
+    if not capacities.survive or not placement:
+        return False
+    lost = list(indispensable(capacities, placement, all_connected=not is_linked))
+    for name in lost:
+        milp.exclude_loss(model, placement, name)
+    return bool(lost)
 
 
 def _solve_published(search: Search) -> SearchStatus:

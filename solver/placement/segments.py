@@ -10,6 +10,7 @@ links to the other side.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,11 @@ def stock_of(capacities: Capacities, names: Sequence[str]) -> Stock:
     return Stock(counts, rates)
 
 
+def largest_region(capacities: Capacities) -> str:
+    """The region with most nodes; of several the one that comes first."""
+    return Counter(capacities.regions.values()).most_common(1)[0][0]
+
+
 def well_linked(capacities: Capacities, flow: float) -> list[str]:
     """The nodes whose links are not far slower than those of their region, in their order.
 
@@ -82,7 +88,7 @@ def well_linked(capacities: Capacities, flow: float) -> list[str]:
         capacities: of the nodes.
         flow: tokens/s; links that carry it are fast enough.
     """
-    region = {name: node.region for name, node in capacities.nodes.items()}
+    region = capacities.regions
     links = capacities.profile.links
     if not any(link.src in region and region[link.src] == region.get(link.dst) for link in links):
         return list(region)  # all links inside a region are the default one
@@ -136,27 +142,41 @@ class Part:
 
 
 class Yard:
-    """The nodes of one region: what blocks can be made of them, whatever the flow."""
+    """The nodes of one region: what blocks can be made of them, whatever the flow.
 
-    def __init__(self, counts: Mapping[int, int], rates: Mapping[int, FloatArray]) -> None:
+    Args:
+        counts: kind -> number of nodes.
+        rates: kind -> tokens/s with 1, 2, ... layers held.
+        fewest: nodes side by side in a block; where more than one has to be, none are in a row.
+    """
+
+    def __init__(self, counts: Mapping[int, int], rates: Mapping[int, FloatArray], *, fewest: int = 1) -> None:
         self.kinds = tuple(kind for kind in sorted(counts) if len(rates[kind]) and rates[kind].max() > 0)
         self.counts: Counts = tuple(counts[kind] for kind in self.kinds)
         self._shape = tuple(count + 1 for count in self.counts)
         self._longest = max((len(rates[kind]) for kind in self.kinds), default=0)
         self._rates = [np.pad(rates[kind], (0, self._longest - len(rates[kind]))) for kind in self.kinds]
-        self._rows = [_in_rows(rate, count) for rate, count in zip(self._rates, self.counts, strict=True)]
+        self._fewest, self._in_a_row = fewest, MOST_IN_A_ROW if fewest == 1 else 1
+        self._rows = [
+            _in_rows(rate, count, most=self._in_a_row) for rate, count in zip(self._rates, self.counts, strict=True)
+        ]
         self._alone = [np.outer(rate, np.arange(n + 1)) for rate, n in zip(self._rates, self.counts, strict=True)]
 
     def lengths(self, flow: float) -> LengthArray:
         """Layers of the longest block of exactly so many nodes of each kind that carries the flow; 0 for none."""
-        return self._count_lengths(self._rows, flow)
+        lengths = self._count_lengths(self._rows, flow)
+        return np.minimum(lengths, self._side_by_side(self._fewest)) if self._fewest > 1 else lengths
 
     def lengths_at(self, width: Width, flow: float) -> LengthArray:
         """The same of nodes side by side at a crossing."""
         kinds = list(zip(self._rates, self.counts, strict=True))
         limited = [np.outer(np.minimum(rate, width.tokens_per_s), np.arange(n + 1)) for rate, n in kinds]
-        number = [np.outer(rate > 0, np.arange(n + 1)) for rate, n in kinds]
-        return np.minimum(self._count_lengths(limited, flow), self._count_lengths(number, width.num_nodes))
+        return np.minimum(self._count_lengths(limited, flow), self._side_by_side(max(width.num_nodes, self._fewest)))
+
+    def _side_by_side(self, least: int) -> LengthArray:
+        """Layers that at least so many of exactly so many nodes of each kind can each hold."""
+        kinds = zip(self._rates, self.counts, strict=True)
+        return self._count_lengths([np.outer(rate > 0, np.arange(n + 1)) for rate, n in kinds], least)
 
     def _count_lengths(self, values: Sequence[NDArray[np.floating] | NDArray[np.integer]], least: float) -> LengthArray:
         """For each state the number of lengths, from 1 on, for which the kinds' values add up to at least so much."""
@@ -184,7 +204,7 @@ class Yard:
         rate, best = self._rates[number], self._rows[number][num_layers - 1]
         rows = []
         while count > 0:
-            for n in range(1, min(MOST_IN_A_ROW, count, num_layers) + 1):
+            for n in range(1, min(self._in_a_row, count, num_layers) + 1):
                 if best[count] <= best[count - n] + rate[-(-num_layers // n) - 1] * (1 + SLACK):
                     rows.append(n)
                     count -= n
@@ -194,12 +214,12 @@ class Yard:
         return rows
 
 
-def _in_rows(rate: FloatArray, count: int) -> FloatArray:
+def _in_rows(rate: FloatArray, count: int, *, most: int) -> FloatArray:
     """``[length - 1, n]``: the most that ``n`` nodes carry as tracks of so many layers, some in a row."""
     best = np.zeros((len(rate), count + 1))
     for length in range(1, len(rate) + 1):
         for n in range(1, count + 1):
-            rows = range(1, min(MOST_IN_A_ROW, n, length) + 1)
+            rows = range(1, min(most, n, length) + 1)
             best[length - 1, n] = max(
                 best[length - 1, n - 1], *(best[length - 1, n - m] + rate[-(-length // m) - 1] for m in rows)
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.regions import inferred_regions
 from helixbench.solver.problem.workload import Workload
 
 TABLE_KV_SHARE = 0.8
@@ -128,8 +130,10 @@ class Capacities:
         concurrency: int | None = None,
         pins: Mapping[str, LayerRange] | None = None,
         partial: bool = True,
+        survive: int = 0,
     ) -> None:
         self.profile = profile
+        self.survive = survive  # nodes, 0 or 1, that a placement has to be able to lose
         self.partial = partial  # whether a request may enter a range after its first layer
         self.links = LinkTable(profile)
         self.pins = dict(pins or {})  # node -> the only range that it may hold
@@ -138,26 +142,28 @@ class Capacities:
         self.mix = request_mix(workload)
         self.concurrency = concurrency
         self.nodes: dict[str, Node] = {node.name: node for node in profile.nodes}
-        self._kinds: dict[str, int] = {}  # node -> number of its kind
-        self._examples: list[Node] = []  # kind -> a node of it
-        known: dict[Hashable, int] = {}
-        for node in profile.nodes:
-            key: Hashable = (_kind_key(node), node.name if node.name in self.pins else "")
-            if key not in known:
-                known[key] = len(self._examples)
-                self._examples.append(node)
-            self._kinds[node.name] = known[key]
         self._rates: dict[tuple[int, int, bool, bool, int], Rate] = {}  # (kind, held, first, last, run) -> rate
         self._kv: dict[tuple[int, int, bool, bool], int] = {}  # (kind, held, first, last) -> KV tokens
 
-    def kind(self, name: str) -> int:
-        """The node's kind: equal for nodes that differ only in name."""
-        return self._kinds[name]
+    @cached_property
+    def regions(self) -> dict[str, str]:
+        """Node -> the region that its links put it in."""
+        return inferred_regions(self.profile)
 
-    @property
-    def num_kinds(self) -> int:
-        """How many kinds of nodes there are."""
-        return len(self._examples)
+    @cached_property
+    def _kinds(self) -> dict[str, int]:
+        """Node -> number of its kind."""
+        known: dict[Hashable, int] = {}
+        return {
+            node.name: known.setdefault(
+                (_kind_key(node), self.regions[node.name], node.name if node.name in self.pins else ""), len(known)
+            )
+            for node in self.profile.nodes
+        }
+
+    def kind(self, name: str) -> int:
+        """The node's kind: equal for nodes that differ only in name and in their own links inside their region."""
+        return self._kinds[name]
 
     def is_measured(self, name: str) -> bool:
         """Whether the node has a measured cost; else it has a capacity table, the same for every entry."""
@@ -290,5 +296,4 @@ def _kind_key(node: Node) -> Hashable:
         node.max_layers,
         node.nic_out_bytes_per_s,
         node.nic_in_bytes_per_s,
-        node.region,
     )

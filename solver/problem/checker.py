@@ -50,6 +50,8 @@ def problems_of(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
     yield from _node_capacity(capacities, plan)
     yield from _nics(profile, plan)
     yield from _claims(plan)
+    if plan.assumptions.survive:
+        yield from _losses(profile, plan)
 
 
 def _memory(capacities: Capacities, plan: Plan) -> Iterator[str]:
@@ -146,6 +148,33 @@ def _nics(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
         for used, limit, way in ((sent[name], nics[name][0], "out"), (received[name], nics[name][1], "in")):
             if limit is not None and used > limit * (1 + TOLERANCE):
                 yield f"nodes.{name}: {used:.6g} bytes/s go {way}, but its NIC carries {limit:.6g}"
+
+
+def _losses(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
+    """Nodes without which no path of ranges and links leads from the coordinator through all layers and back."""
+    survival = plan.predicted.survival
+    if survival is None or set(survival.after_loss) != set(plan.placement):
+        yield "predicted.survival.after_loss: need an entry for each node of `placement`, for assumptions.survive is 1"
+    own = {(link.src, link.dst) for link in profile.links}
+
+    def linked(src: str, dst: str) -> bool:
+        return profile.default_link is not None or (src, dst) in own
+
+    for lost in plan.placement:
+        left = {name: held for name, held in plan.placement.items() if name != lost}
+        reached = {name for name, held in left.items() if held.start == 0 and linked(COORDINATOR, name)}
+        for _ in left:  # no path is longer
+            ends = [(name, left[name].end) for name in reached]
+            reached |= {
+                name
+                for name, held in left.items()
+                for src, at in ends
+                if (held.start == at or (plan.assumptions.partial_inference and held.start < at < held.end))
+                and src != name
+                and linked(src, name)
+            }
+        if not any(left[name].end == plan.num_layers and linked(name, COORDINATOR) for name in reached):
+            yield f"placement: after the loss of {lost} no path through all layers is left (assumptions.survive is 1)"
 
 
 def _claims(plan: Plan) -> Iterator[str]:

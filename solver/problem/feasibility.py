@@ -16,6 +16,11 @@ def why_infeasible(capacities: Capacities) -> str | None:
         listed = ", ".join(f"{name} {layers}" for name, layers in most.items())
         reason = f"the model needs {needed} layers; all nodes together hold {sum(most.values())}: {listed}"
         return reason + _kv_note(capacities, most) + _pins_note(capacities)
+    if sum(most.values()) < needed * (1 + capacities.survive):
+        return (
+            f"to survive the loss of any one node {needed} layers have to be held twice; "
+            f"all nodes together hold {sum(most.values())}"
+        )
     uncovered = [layer for layer in range(needed) if not any(_can_hold_layer(capacities, name, layer) for name in most)]
     if uncovered:
         return _why_uncovered(capacities, uncovered)

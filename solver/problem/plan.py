@@ -72,8 +72,9 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``kv_capacity_tokens`` is the number of tokens whose KV cache fits beside the weights. ``max_batch_tokens`` is the
     largest iteration that was profiled, and so the largest that is run; ``None`` where the node was not measured.
-    ``device`` and ``region`` are the profile's, for whoever reads the plan; ``made_on`` is what the profile holds for
-    (device facts and versions), against which a node is checked before it serves.
+    ``device`` is the profile's, ``region`` what the links say (``problem.regions``), for whoever reads the plan;
+    ``made_on`` is what the profile holds for (device facts and versions), against which a node is checked before it
+    serves.
     """
 
     flow_tokens_per_s: float
@@ -131,13 +132,33 @@ class ExpectedBound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     least_ttft_s: float
 
 
+class AfterLoss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Max-flow of what is left of a placement after the loss of a node, and the total tokens/s expected of it."""
+
+    max_flow_tokens_per_s: float
+    expected_tokens_per_s: float
+
+
+class Survival(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The cost of a placement that goes on after the loss of any one node (N-1 cover), and how it goes on.
+
+    ``after_loss`` has an entry for each node. ``price_tokens_per_s`` is the objective's value of the best plan found
+    without this requirement, less this plan's. No plan that survives costs less than ``least_price_tokens_per_s``, as
+    far as that is proven. Both are ``None`` where the question has a target of its own.
+    """
+
+    after_loss: dict[str, AfterLoss]
+    price_tokens_per_s: float | None = None
+    least_price_tokens_per_s: float | None = None
+
+
 class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """The two numbers, never one: the bound (``max_flow`` of this plan, ``upper_bound`` of any plan) and the expected.
 
     ``gap`` is ``(upper_bound - max_flow) / max_flow``. ``bottleneck`` names the min cut, in words. ``marginal`` has an
     entry for each full resource that limits the flow, where there are not too many. ``bound_of_expected`` is to
     ``expected`` what ``upper_bound`` is to ``max_flow``; ``least_nodes`` is a lower bound on the nodes of any plan with
-    the tokens/s asked for.
+    the tokens/s asked for. ``survival`` is there where the plan has to survive the loss of a node.
     """
 
     max_flow_tokens_per_s: float
@@ -148,6 +169,7 @@ class Predicted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     marginal: tuple[Marginal, ...] = ()
     bound_of_expected: ExpectedBound | None = None
     least_nodes: int | None = None
+    survival: Survival | None = None
 
 
 Objective: TypeAlias = Literal["throughput", "max-flow"]
@@ -155,11 +177,15 @@ Objective: TypeAlias = Literal["throughput", "max-flow"]
 
 
 class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Conditions of the predictions; ``objective`` is what the search maximised."""
+    """Conditions of the predictions.
+
+    ``objective`` is what the search maximised, ``survive`` the number of nodes that the plan has to be able to lose.
+    """
 
     workload: Workload
     partial_inference: bool
     objective: Objective
+    survive: int = 0
     concurrency: int | None = None
     notes: tuple[str, ...] = ()
 

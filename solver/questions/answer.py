@@ -8,6 +8,7 @@ import msgspec
 
 from helixbench.solver.bounds.latency import bound_of_expected
 from helixbench.solver.flow.max_flow import max_flow
+from helixbench.solver.flow.survival import survives
 from helixbench.solver.placement.progress import OnProgress
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.checker import require_sound
@@ -21,6 +22,9 @@ from helixbench.solver.questions.what_if import with_fewest_bytes_moved
 
 AFTER_INTERRUPT_S = 0.1
 """Time limit of each search that is still to come after Ctrl-C: baselines only."""
+
+FREE_SHARE = 0.3
+"""Share of the time for the plan that need not survive a loss, of which the price of one that does is taken."""
 
 ROUNDING = 1e-6
 """Relative: differences of expected values that are smaller say nothing."""
@@ -69,7 +73,7 @@ def _plan(config: SolveConfig, on_progress: OnProgress | None) -> Plan | Infeasi
     capacities = config.capacities()
     solve = _Searches(on_progress)
     if not config.has_target:
-        found = solve(config)
+        found = _with_price(solve, config) if config.survive else solve(config)
     else:
         # Targets compute the least latency and the least nodes of any plan before they search: there has to be one.
         reason = why_infeasible(capacities)
@@ -78,6 +82,31 @@ def _plan(config: SolveConfig, on_progress: OnProgress | None) -> Plan | Infeasi
         target = most_within_latency if config.has_latency_limit else fewest_nodes
         found = target(solve, config, capacities)
     return found if isinstance(found, Infeasible) else _with_the_whole_question(capacities, found)
+
+
+def _with_price(solve: _Searches, config: SolveConfig) -> Plan | Infeasible:
+    """The plan that survives a loss, beside what a search without that requirement finds: it takes part of the time."""
+    reason = why_infeasible(config.capacities())
+    if reason is not None:
+        return Infeasible(reason=reason)
+    replace = msgspec.structs.replace
+    free = solve(replace(config, survive=0, time_limit_s=FREE_SHARE * config.time_limit_s))
+    if isinstance(free, Infeasible):
+        return free
+    found = solve(replace(config, start=free.placement, time_limit_s=(1 - FREE_SHARE) * config.time_limit_s))
+    if isinstance(found, Infeasible):
+        return found
+    predicted, survival = found.predicted, found.predicted.survival
+    assert survival is not None, "the plan was made to survive"
+    bound = min(predicted.upper_bound_tokens_per_s, free.predicted.upper_bound_tokens_per_s)
+    flow, best = predicted.max_flow_tokens_per_s, free.objective_tokens_per_s
+    survival = replace(
+        survival,
+        price_tokens_per_s=max(0.0, best - found.objective_tokens_per_s),
+        least_price_tokens_per_s=max(0.0, best - bound),
+    )
+    predicted = replace(predicted, upper_bound_tokens_per_s=bound, gap=(bound - flow) / flow, survival=survival)
+    return replace(found, predicted=predicted)
 
 
 def _with_the_whole_question(capacities: Capacities, plan: Plan) -> Plan:
@@ -111,6 +140,8 @@ def _moving_least(config: SolveConfig, before: Plan, after: Plan) -> Plan:
     flow = after.predicted.max_flow_tokens_per_s
     if placement == after.placement or not is_as_good(max_flow(capacities, placement).tokens_per_s, flow):
         return after
+    if config.survive and not survives(capacities, placement):
+        return after
     swapped = assemble(
         capacities,
         placement,
@@ -125,7 +156,10 @@ def _moving_least(config: SolveConfig, before: Plan, after: Plan) -> Plan:
         and len(swapped.placement) == len(placement)
     ):
         return after
-    predicted = msgspec.structs.replace(swapped.predicted, least_nodes=after.predicted.least_nodes)
+    survival = after.predicted.survival
+    if survival is not None and swapped.predicted.survival is not None:
+        survival = msgspec.structs.replace(survival, after_loss=swapped.predicted.survival.after_loss)
+    predicted = msgspec.structs.replace(swapped.predicted, least_nodes=after.predicted.least_nodes, survival=survival)
     swapped = msgspec.structs.replace(swapped, predicted=predicted)
     require_sound(config.cluster, swapped)
     # The bounds are those of the requests in flight that were asked for; a latency limit may have left fewer.

@@ -17,6 +17,7 @@ from helixbench.solver.expected.simulated import (
     REPORTED,
     REPORTED_BESIDE,
     STEP,
+    Effort,
     best_limits,
     expected_of,
     max_batch_tokens,
@@ -26,17 +27,22 @@ from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
 from helixbench.solver.flow.max_flow import Flow, max_flow
 from helixbench.solver.flow.network import build_network
+from helixbench.solver.flow.survival import without
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import (
+    AfterLoss,
     Assumptions,
     Expected,
     LayerRange,
     NodeFlow,
     Objective,
+    Placement,
     Plan,
     Predicted,
     SolverFacts,
+    Survival,
 )
+from helixbench.solver.problem.regions import region_notes
 from helixbench.solver.simulation.closed_loop import ClosedLoopResult
 from helixbench.solver.simulation.stage_time import TABLE_NOTE
 
@@ -45,6 +51,12 @@ SATURATED = 0.98
 
 CHANCE = 1.03
 """Starts that differ by more have led to other groups."""
+
+WORK_AFTER_LOSSES = 600_000
+"""Events and tokens of the simulations of what is left after each loss, all together: some two seconds."""
+
+LEAST_WORK_AFTER_LOSS = 10_000
+"""The same of one of them at least."""
 
 ANALYTIC_NOTE = (
     "expected throughput at the highest concurrency is computed analytically and can be a third too high: "
@@ -72,7 +84,7 @@ def assemble(
     notes: tuple[str, ...] = (),
     is_analytic: bool = False,
 ) -> Plan:
-    """The plan of a placement that carries something. Nodes that carry nothing are left out.
+    """The plan of a placement that carries something. Nodes that carry nothing, even after a loss, are left out.
 
     Args:
         capacities: of the nodes, for what was asked.
@@ -84,7 +96,8 @@ def assemble(
         is_analytic: compute what is expected analytically, without simulation.
     """
     flow = max_flow(capacities, placement, spread=True)
-    held = flow.used(placement)
+    used = flow.used(placement)
+    held = _kept(capacities, placement, flow) if capacities.survive else used
     bound = max(bound, flow.tokens_per_s)
     has_tables = any(capacities.nodes[name].cost is None for name in held)
     limits = None if is_analytic or has_tables else best_limits(capacities, held, flow, thorough=True)
@@ -93,7 +106,7 @@ def assemble(
     batching = NO_LIMITS if limits is None else limits.batching
     network = build_network(capacities, held)
     expected, remarks = _over_concurrency(
-        capacities, held, flow, batching, objective=objective, is_analytic=is_analytic
+        capacities, used, flow, batching, objective=objective, is_analytic=is_analytic
     )
     return Plan(
         model=capacities.model.name,
@@ -107,7 +120,7 @@ def assemble(
                 kv_capacity_tokens=capacities.kv_tokens(name, held[name]),
                 max_batch_tokens=max_batch_tokens(capacities, name, batching),
                 device=capacities.nodes[name].device.label,
-                region=capacities.nodes[name].region,
+                region=capacities.regions[name],
                 made_on=identity_of_node(capacities.nodes[name]),
             )
             for name in held
@@ -119,13 +132,20 @@ def assemble(
             expected=expected,
             bottleneck=describe(capacities, network, flow),
             marginal=marginals(network, flow),
+            survival=_survival(capacities, held, batching, is_analytic=is_analytic) if capacities.survive else None,
         ),
         assumptions=Assumptions(
             workload=capacities.workload,
             partial_inference=capacities.partial,
             objective=objective,
+            survive=capacities.survive,
             concurrency=capacities.concurrency,
-            notes=(*notes, *remarks, *_emulated(capacities, held)),
+            notes=(
+                *notes,
+                *remarks,
+                *_emulated(capacities, held),
+                *region_notes(capacities.profile, capacities.regions),
+            ),
         ),
         solver=facts,
         cluster_digest=digest(capacities.profile),
@@ -134,6 +154,35 @@ def assemble(
         max_decode_batch=batching.max_decode_batch,
         provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
     )
+
+
+def _kept(capacities: Capacities, placement: Mapping[str, LayerRange], flow: Flow) -> Placement:
+    """The placement without the nodes that carry nothing, not even after the loss of another one."""
+    used = flow.used(placement)
+    for lost in placement:
+        left = without(placement, lost)
+        used |= max_flow(capacities, left).used(left)
+    return dict(sorted(used.items()))
+
+
+def _survival(
+    capacities: Capacities, held: Mapping[str, LayerRange], batching: Batching, *, is_analytic: bool
+) -> Survival:
+    """What is left of a placement after the loss of each of its nodes."""
+    effort = Effort(max_work=max(LEAST_WORK_AFTER_LOSS, WORK_AFTER_LOSSES // len(held)))
+    after = {}
+    for lost in held:
+        left = without(held, lost)
+        flow = max_flow(capacities, left, spread=True)
+        asked = capacities.concurrency
+        if is_analytic:
+            expected = predict_analytically(capacities, flow.used(left), flow.links, asked)
+        else:
+            expected = expected_of(capacities, left, flow, asked, batching=batching, effort=effort)
+        after[lost] = AfterLoss(
+            max_flow_tokens_per_s=flow.tokens_per_s, expected_tokens_per_s=expected.total_tokens_per_s
+        )
+    return Survival(after_loss=after)
 
 
 def _emulated(capacities: Capacities, held: Mapping[str, LayerRange]) -> list[str]:
@@ -194,5 +243,7 @@ def _notes(found: ClosedLoopResult) -> tuple[str, ...]:
 def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow) -> float:
     """Tokens/s of a node whose requests enter in the flow's proportions: late ones need less of its time."""
     entries = [(entry, amount) for (node, entry), amount in flow.entries.items() if node == name]
+    if not entries:
+        return capacities.tokens_per_s(name, held)
     time = sum(amount / capacities.tokens_per_s(name, held, entry) for entry, amount in entries)
     return flow.through(name) / time

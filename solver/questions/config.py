@@ -31,6 +31,7 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_ttft_s: upper limit of the expected time to the first output token.
         min_tokens_per_s: plan the fewest nodes that are expected to give this.
         partial: whether a request may enter a node's range late.
+        survive: nodes, 0 or 1, that the plan has to be able to lose, whichever they are.
         pins: node -> the range that it has to hold where it is used.
         before: the cluster as it is, if ``cluster`` is a change of it: the plan is then compared with a plan for it.
         start: a placement that the search begins with, such as the one that is served now.
@@ -51,6 +52,7 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_ttft_s: float | None = None
     min_tokens_per_s: float | None = None
     partial: bool = True
+    survive: int = 0
     pins: dict[str, LayerRange] = {}
     before: ClusterProfile | None = None
     start: Placement | None = None
@@ -70,6 +72,8 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError(f"--threads {self.threads}: need at least 1")
         if self.concurrency is not None and self.concurrency < 1:
             raise InputError(f"--concurrency {self.concurrency}: need at least 1 request in flight")
+        if self.survive not in (0, 1):
+            raise InputError(f"--survive {self.survive}: need 0 or 1, the number of nodes that may be lost")
         self._require_one_target()
         self._require_pins()
 
@@ -118,5 +122,10 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
     def capacities(self) -> Capacities:
         """Capacities of the cluster's nodes for the workload."""
         return Capacities(
-            self.cluster, self.workload, concurrency=self.concurrency, pins=self.pins, partial=self.partial
+            self.cluster,
+            self.workload,
+            concurrency=self.concurrency,
+            pins=self.pins,
+            partial=self.partial,
+            survive=self.survive,
         )

@@ -95,10 +95,15 @@ def _require_room_at_tables(capacities: Capacities) -> None:
 
 def _why_nothing(search: Search, method: str, status: SearchStatus) -> str:
     num_layers = search.capacities.model.num_layers
+    after = " that goes on after the loss of any one node" if search.capacities.survive else ""
     if method in METHODS:
-        return f"the {method} rule finds no placement of all {num_layers} layers on this cluster; try --method auto"
+        return (
+            f"the {method} rule finds no placement of all {num_layers} layers{after} on this cluster; try --method auto"
+        )
     if status in ("time limit", "interrupted"):
-        return f"no placement was found before the search ended ({status}); none is proven not to exist"
+        return f"no placement{after} was found before the search ended ({status}); none is proven not to exist"
+    if after:
+        return f"no placement of all {num_layers} layers goes on after the loss of any one node"
     return (
         f"no placement of all {num_layers} layers carries any flow: the ranges that fit the nodes do not join up "
         "over the links that there are"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from helixbench.profiler.cluster import ClusterProfile
-from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.plan import Objective, Plan, Survival
 from helixbench.solver.questions.what_if import bytes_to_load
 
 
@@ -13,13 +13,17 @@ def summary_lines(plan: Plan) -> Iterator[str]:
     """Placement, bound, bottleneck and expected throughput, for a terminal."""
     predicted, assumed = plan.predicted, plan.assumptions
     yield f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes, for {assumed.workload.source}"
+    survival = predicted.survival
     width = max(len(name) for name in plan.placement)
     for name, held in sorted(plan.placement.items(), key=lambda item: (item[1], item[0])):
         node = plan.nodes[name]
         use = node.flow_tokens_per_s / node.capacity_tokens_per_s
+        after = (
+            "" if survival is None else f"; {survival.after_loss[name].expected_tokens_per_s:.1f} expected without it"
+        )
         yield (
             f"  {name:<{width}}  {held!s:>9}  {node.flow_tokens_per_s:10.1f} of {node.capacity_tokens_per_s:10.1f} "
-            f"tokens/s  {use:4.0%}"
+            f"tokens/s  {use:4.0%}{after}"
         )
     yield (
         f"max-flow {predicted.max_flow_tokens_per_s:.1f} tokens/s, upper bound of any plan "
@@ -32,8 +36,21 @@ def summary_lines(plan: Plan) -> Iterator[str]:
         latency = "" if step.tpot_s is None else f", {step.tpot_s * 1000:.1f} ms per output token"
         yield f"expected at {step.concurrency:5d} in flight: {step.total_tokens_per_s:10.1f} tokens/s{latency}"
     yield from _bounds_of_targets(plan)
+    if survival is not None:
+        yield _survival_line(survival, what=plan.assumptions.objective)
     for note in assumed.notes:
         yield f"note: {note}"
+
+
+def _survival_line(survival: Survival, *, what: Objective) -> str:
+    flows = [after.max_flow_tokens_per_s for after in survival.after_loss.values()]
+    line = f"after the loss of any one node: max-flow {min(flows):.1f} tokens/s or more"
+    if survival.price_tokens_per_s is None:
+        return line
+    return (
+        f"{line}; this costs {survival.price_tokens_per_s:.1f} tokens/s of {what}, "
+        f"in any plan at least {survival.least_price_tokens_per_s or 0.0:.1f}"
+    )
 
 
 def _bounds_of_targets(plan: Plan) -> Iterator[str]:

@@ -34,7 +34,7 @@ def without_nodes(profile: ClusterProfile, names: Sequence[str]) -> ClusterProfi
 def with_nodes(profile: ClusterProfile, wanted: Sequence[str]) -> ClusterProfile:
     """The cluster with more nodes like some that it has: ``2xL4``. They get the links of the node they are like.
 
-    With that node and with each other they are linked as it is with another node of its device and region or, where it
+    With that node and with each other they are linked as it is with the nearest of its device and region or, where it
     has no link to such a one and there is no ``default_link``, by its fastest link to and from a node of its region.
     Where it has none of these they are not linked.
 
@@ -80,13 +80,11 @@ def _links_among(profile: ClusterProfile, example: Node, fresh: Sequence[str]) -
 
 
 def _link_beside(profile: ClusterProfile, example: Node, links: Sequence[tuple[str, Link]]) -> Link | None:
-    """The link to a twin, else the fastest in the region if there is no default; ``links`` are (other end, link)."""
+    """The fastest to a twin, else in the region if there is no default; ``links`` are (other end, link)."""
     beside = {node.name: node for node in profile.nodes if node.region == example.region and node is not example}
     with_twin = [link for end, link in links if end in beside and beside[end].device.name == example.device.name]
-    if with_twin or profile.default_link is not None:
-        return next(iter(with_twin), None)
-    inside = [link for end, link in links if end in beside]
-    return max(inside, key=lambda link: (link.bandwidth_bytes_per_s, -link.latency_s), default=None)
+    inside = [] if profile.default_link is not None else [link for end, link in links if end in beside]
+    return max(with_twin or inside, key=lambda link: (link.bandwidth_bytes_per_s, -link.latency_s), default=None)
 
 
 def parse_pins(texts: Iterable[str]) -> dict[str, LayerRange]:

@@ -56,8 +56,16 @@ def largest_flow(capacities: Capacities, placement: Placement) -> float:
     return float(-result.fun)
 
 
+def _goes_on(capacities: Capacities, placement: Placement) -> bool:
+    """Whether something is carried after the loss of any one node."""
+    return all(
+        largest_flow(capacities, {name: held for name, held in placement.items() if name != lost}) > 1e-9
+        for lost in placement
+    )
+
+
 def best_flow(capacities: Capacities) -> float:
-    """The largest max-flow of any placement; 0 where none carries any.
+    """The largest max-flow of any placement, of those that survive what they have to; 0 where none carries any.
 
     Placements are taken in the order of what the nodes at their scarcest layer can do in all, which no flow exceeds.
     """
@@ -93,5 +101,7 @@ def best_flow(capacities: Capacities) -> float:
             for name, mine, pick in zip(capacities.nodes, options, picks, strict=True)
             if (held := mine[int(pick)]) is not None
         }
-        best = max(best, largest_flow(capacities, placement))
+        flow = largest_flow(capacities, placement)
+        if flow > best and (not capacities.survive or _goes_on(capacities, placement)):
+            best = flow
     return best

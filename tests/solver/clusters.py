@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from helixbench.profiler.cluster import (
 from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.cost.model import StageCost
 from helixbench.records import load_record
+from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.workload import Workload, fixed_workload
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
@@ -145,6 +147,25 @@ def in_regions(profile: ClusterProfile, seed: int) -> ClusterProfile:
             if region[src] != region[dst] and rng.random() < 0.8:
                 links[src, dst] = Link(src=src, dst=dst, bandwidth_bytes_per_s=between * rng.uniform(0.5, 1.5))
     return msgspec.structs.replace(profile, nodes=nodes, links=tuple(links.values()))
+
+
+def without_labels(profile: ClusterProfile, seed: int) -> ClusterProfile:
+    """The same cluster without labels: every link varies by 30 %, each way by itself, and one pair of nodes is odd."""
+    rng = random.Random(seed)
+    table = LinkTable(profile)
+    names = [node.name for node in profile.nodes]
+    odd = set(rng.sample(names, 2)) if len(names) > 1 else set()
+    factor = rng.choice([100.0, 0.01])  # of the odd pair: as fast as links inside regions, or as slow as those between
+    links = []
+    for src, dst in itertools.permutations([COORDINATOR, *names], 2):
+        bandwidth, latency = table.bandwidth(src, dst), table.latency_s(src, dst)
+        if bandwidth is not None and latency is not None:
+            by = factor if {src, dst} == odd else 1.0
+            bandwidth, latency = bandwidth * by * rng.uniform(0.7, 1.3), latency / by * rng.uniform(0.7, 1.3)
+            links.append(Link(src=src, dst=dst, bandwidth_bytes_per_s=bandwidth, latency_s=latency))
+    nodes = tuple(msgspec.structs.replace(node, region="") for node in profile.nodes)
+    coordinator = msgspec.structs.replace(profile.coordinator, region="")
+    return msgspec.structs.replace(profile, nodes=nodes, links=tuple(links), default_link=None, coordinator=coordinator)
 
 
 def _bandwidth(rng: random.Random, src: str, dst: str) -> float:

@@ -31,7 +31,7 @@ def check_region_bound(seed: int) -> float:
 
 def test_no_bound_is_below_what_brute_force_finds_and_some_are_below_that_of_work() -> None:
     shares = [check_region_bound(seed) for seed in range(5000, 5024)]
-    assert sum(share < 0.9 for share in shares) > 5
+    assert sum(share < 0.9 for share in shares) >= 5
 
 
 def test_regions_without_links_between_them_carry_what_each_does_alone() -> None:

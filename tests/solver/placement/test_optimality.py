@@ -7,14 +7,18 @@ import pytest
 from helixbench.solver import Infeasible, SolveConfig, problems_of, solve_placement
 from helixbench.solver.problem.capacity import Capacities
 from tests.solver.brute_force import best_flow
-from tests.solver.clusters import WORKLOAD, in_regions, random_cluster
+from tests.solver.clusters import WORKLOAD, in_regions, random_cluster, without_labels
 
 
 def check_against_brute_force(seed: int) -> None:
-    """One random cluster, one of three in several regions: the plan equals brute force, and its bound is not below."""
+    """One random cluster: the plan equals brute force, and its bound is not below.
+
+    One of three is in several regions, every second of these without labels.
+    """
     profile = random_cluster(seed)
     if seed % 3 == 1:
         profile = in_regions(profile, seed)
+        profile = without_labels(profile, seed) if seed % 2 else profile
     partial, concurrency = seed % 2 == 0, 4 if seed % 3 == 0 else None
     best = best_flow(Capacities(profile, WORKLOAD, concurrency=concurrency, partial=partial))
     answer = solve_placement(

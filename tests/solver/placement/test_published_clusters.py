@@ -62,6 +62,16 @@ def test_separate_finds_nothing_where_no_type_holds_the_model_alone(published24:
     assert "80 layers" in answer.reason
 
 
+def test_three_regions_without_labels_are_planned_to_their_best_known_flow() -> None:
+    profile = published("published24-three-regions-llama70b")
+    assert not any(node.region for node in profile.nodes)
+    plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD, objective="max-flow", time_limit_s=5))
+    assert isinstance(plan, Plan)
+    assert not list(problems_of(profile, plan))
+    assert plan.predicted.max_flow_tokens_per_s >= 1754.38
+    assert {node.region for node in plan.nodes.values()} == {"group-1", "group-2", "group-3"}
+
+
 def test_published8_is_solved_to_its_optimum() -> None:
     """Single layers prove it: what two nodes hold together needs more of them than one node that holds ten layers."""
     profile = published("published8-l4-llama30b")
