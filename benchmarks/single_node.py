@@ -25,7 +25,8 @@ from pathlib import Path
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.model.synthetic import make_model
-from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.loading import load_plan
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file, make_key_file
 from helixbench.solver.problem.plan import Assumptions, LayerRange, LinkFlow, NodeFlow, Plan, Predicted, SolverFacts

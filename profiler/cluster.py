@@ -241,6 +241,20 @@ class ClusterProfile(
             latency_s=self.default_link.latency_s,
         )
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether every node has a measured cost."""
+        return all(node.cost is not None for node in self.nodes)
+
+    def without_samples(self) -> ClusterProfile:
+        """The same without what the costs were fitted to: all that predictions need."""
+        replace = msgspec.structs.replace
+        nodes = tuple(
+            node if node.cost is None else replace(node, cost=replace(node.cost, samples=(), quality=None))
+            for node in self.nodes
+        )
+        return replace(self, nodes=nodes, links=tuple(replace(link, message_times=()) for link in self.links))
+
     def bytes_per_token(self, src: str, dst: str) -> float:
         """Bytes that one token puts on the link: its id to and from the coordinator, its activations elsewhere."""
         is_edge = COORDINATOR in (src, dst)

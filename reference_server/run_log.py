@@ -141,6 +141,66 @@ class OutputCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         )
 
 
+class Transition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A node, or with ``peer`` the link to another one, went from one state to another, for a cause."""
+
+    at_s: float
+    node: str
+    before: str
+    after: str
+    cause: str
+    detail: str = ""
+    peer: str = ""
+
+    @property
+    def line(self) -> str:
+        """In words."""
+        what = f"link {self.node} -> {self.peer}" if self.peer else f"node {self.node}"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{what}: {self.before} -> {self.after}, {self.cause}{detail}"
+
+
+class Reweighted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """New requests are routed by other weights: (index in ``RunLog.pipelines``, share), of that max-flow in all."""
+
+    at_s: float
+    max_flow_tokens_per_s: float
+    shares: tuple[tuple[int, float], ...]
+
+
+class Recovered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Requests in flight lost their pipeline, all at one moment.
+
+    ``replayed`` went on from states that a node had kept, ``prefilled`` from their tokens, ``moved`` without computing
+    anything again, and the others ``waited`` for room. ``layer_tokens_again`` tokens times layers ran again, of
+    ``layer_tokens_held`` that the caches of these requests held.
+    """
+
+    at_s: float
+    replayed: int
+    prefilled: int
+    moved: int
+    waited: int
+    layer_tokens_again: int
+    layer_tokens_held: int
+
+
+class AdaptationLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What happened to nodes and links in a run, and what was done about it."""
+
+    transitions: tuple[Transition, ...] = ()
+    reweighted: tuple[Reweighted, ...] = ()
+    recovered: tuple[Recovered, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing went wrong, and nothing changed."""
+        return not (self.reweighted or self.recovered or any(t.after in _BAD for t in self.transitions))
+
+
+_BAD = ("slow", "stalled", "lost", "draining", "drained", "down")
+
+
 class RunLog(
     msgspec.Struct,
     frozen=True,
@@ -160,6 +220,7 @@ class RunLog(
     ``stale`` where the profile was made on something else than was served on.
     ``output_check`` is ``None`` where the model has no reference to compare with.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
+    ``adaptation`` is what changed in the cluster meanwhile, ``failed_requests`` ended with an error.
     ``emulated`` are the nodes that kept the times of an emulated device. All times are the devices': ``time_scale``
     times as long passed by the wall clock.
     """
@@ -191,6 +252,8 @@ class RunLog(
     cut_short: str = ""
     stale: tuple[str, ...] = ()
     output_check: OutputCheck | None = None
+    adaptation: AdaptationLog = AdaptationLog()
+    failed_requests: int = 0
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:

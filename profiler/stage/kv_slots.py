@@ -58,6 +58,16 @@ class KvSlots(ABC):
         """Free the request's slots; ``KeyError`` where it has none."""
         self.used_tokens -= self._extents.pop(request).length
 
+    def rename(self, request: int, new: int) -> None:
+        """The request's slots, and what they hold, belong to another one from now on; ``KeyError`` where it has none.
+
+        Raises:
+            ValueError: the other one has slots already.
+        """
+        if new in self._extents:
+            raise ValueError(f"request {new} has KV slots already")
+        self._extents[new] = self._extents.pop(request)
+
     def extent(self, request: int) -> Extent:
         """The request's slots; ``KeyError`` where it has none."""
         return self._extents[request]

@@ -12,8 +12,10 @@ import msgspec
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.model.hash_reference import Output
+from helixbench.reference_server.coordinator.adaptation import recorded
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.run_log import (
+    AdaptationLog,
     LinkUse,
     NodePoint,
     NodeUse,
@@ -61,6 +63,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     timeline: tuple[TokenCount, ...]
     node_timeline: dict[str, tuple[NodePoint, ...]]
     cut_short: str
+    adaptation: AdaptationLog = AdaptationLog()
+    failed_requests: int = 0
 
 
 class _Running(msgspec.Struct):
@@ -86,6 +90,7 @@ class _Load:
         self._tokens = random.Random(f"tokens {config.seed}")
         self._running: dict[int, _Running] = {}  # request -> its times
         self._next_number = 0
+        self.num_failed = 0  # requests that ended with an error
         self.finished: list[RequestRecord] = []
         self.outputs: list[Output] = []  # of the finished ones, where they are kept
         self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each event
@@ -103,16 +108,14 @@ class _Load:
         return requests
 
     def record(self, events: list[TokenEvent]) -> list[Request]:
-        """Note what happened, now; every request that ended is followed by a new one.
-
-        Raises:
-            MeasurementError: a request ended without a token, so this is not the load that was asked for.
-        """
+        """Note what happened, now; every request that finished is followed by a new one."""
         now = self._clock()
         num_finished = len(self.finished)
         for event in events:
             if event.token is None:
-                raise MeasurementError(f"request {event.request} ended with {event.reason!r} instead of its tokens")
+                del self._running[event.request]
+                self.num_failed += 1
+                continue
             running = self._running[event.request]
             prompt_tokens = 0
             if running.first_token_s is None:
@@ -169,22 +172,28 @@ def run_bench(
     def step() -> None:
         engine.step(50, on_events=load.record)
 
+    def is_over() -> str:
+        """Why the run ends before its time; empty while it does not."""
+        if load.num_failed:
+            return f"{load.num_failed} requests failed"
+        return "interrupted" if is_interrupted() else ""
+
     engine.submit(load.new_requests(config.concurrency, clock()))
-    while not is_interrupted() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
+    while not is_over() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
         step()
         on_progress("warming up", min(len(load.finished), config.concurrency), config.concurrency)
-    if is_interrupted():
-        raise MeasurementError("interrupted during the warm-up: nothing was measured")
+    if cut_short := is_over():
+        raise MeasurementError(f"{cut_short} during the warm-up: nothing was measured")
     begin = _snapshot(engine, step, clock)
     warm_requests = len(load.finished)
-    while not is_interrupted() and not _is_over(config, clock() - begin[0], len(load.finished) - warm_requests):
+    while not is_over() and not _is_over(config, clock() - begin[0], len(load.finished) - warm_requests):
         step()
         if config.duration_s is not None:
             on_progress("measuring", min(clock() - begin[0], config.duration_s), config.duration_s)
         elif config.num_requests is not None:
             on_progress("measuring", min(len(load.finished) - warm_requests, config.num_requests), config.num_requests)
     end = _snapshot(engine, step, clock)
-    return _result(load, begin, end, cut_short="interrupted" if is_interrupted() else "")
+    return _result(load, begin, end, engine=engine, started_s=started, cut_short=is_over())
 
 
 def _is_over(config: BenchConfig, elapsed_s: float, num_finished: int) -> bool:
@@ -206,7 +215,10 @@ def _snapshot(engine: Engine, step: Callable[[], None], clock: Callable[[], floa
     return asked_s, counters, sent
 
 
-def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, cut_short: str) -> BenchResult:
+def _result(
+    load: _Load, begin: _Snapshot, end: _Snapshot, *, engine: Engine, started_s: float, cut_short: str
+) -> BenchResult:
+    log = [] if engine.adaptation is None else engine.adaptation.log
     window = Window(begin[0], end[0])
     inside = [(p, o) for at, p, o in load.counts if window.start_s <= at < window.end_s]
     return BenchResult(
@@ -215,15 +227,21 @@ def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, cut_short: str) ->
         output_tokens=sum(o for _, o in inside),
         requests=tuple(load.finished),
         outputs=tuple(load.outputs),
-        nodes={node: _node_use(begin[1][node], counters) for node, counters in end[1].items()},
+        nodes={node: _node_use(begin[1].get(node), counters) for node, counters in end[1].items()},
         links=tuple(_link_uses(begin, end)),
         timeline=token_counts(load.counts, window.end_s),
         node_timeline={node: tuple(node_points(c.history, read_s=window.end_s)) for node, c in end[1].items()},
         cut_short=cut_short,
+        adaptation=recorded(log, since_s=started_s, time_scale=engine.timing.time_scale),
+        failed_requests=load.num_failed,
     )
 
 
-def _node_use(begin: Counters, end: Counters) -> NodeUse:
+def _node_use(begin: Counters | None, end: Counters) -> NodeUse:
+    if begin is None or end.iterations < begin.iterations:  # it was loaded again meanwhile: its counts began again
+        begin = msgspec.structs.replace(
+            end, busy_s=0.0, iterations=0, prefill_tokens=0, decode_tokens=0, late_iterations=0, release_error_s=0.0
+        )
     return NodeUse(
         busy_s=end.busy_s - begin.busy_s,
         iterations=end.iterations - begin.iterations,
@@ -239,12 +257,14 @@ def _node_use(begin: Counters, end: Counters) -> NodeUse:
 def _link_uses(begin: _Snapshot, end: _Snapshot) -> list[LinkUse]:
     uses = [_link_use("coordinator", node, begin[2].get(node), sent) for node, sent in end[2].items()]
     for node, counters in end[1].items():
-        uses += [_link_use(node, peer, begin[1][node].sent.get(peer), sent) for peer, sent in counters.sent.items()]
+        before = begin[1][node].sent if node in begin[1] else {}
+        uses += [_link_use(node, peer, before.get(peer), sent) for peer, sent in counters.sent.items()]
     return uses
 
 
 def _link_use(src: str, dst: str, begin: LinkCounters | None, end: LinkCounters) -> LinkUse:
-    begin = begin or LinkCounters()
+    if begin is None or end.messages < begin.messages:  # the sender was loaded again meanwhile
+        begin = LinkCounters()
     return LinkUse(
         src=src,
         dst=dst,

@@ -19,7 +19,8 @@ from helixbench.profiler.staleness import identity_of, stale_parts
 from helixbench.progress import Reporter
 from helixbench.records import digest, load_record, provenance_now, save_record
 from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
-from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.loading import load_plan
 from helixbench.reference_server.coordinator.outputs import check_outputs
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
 from helixbench.reference_server.profiling.cluster import profile_cluster
@@ -106,14 +107,19 @@ def plan_on_agents(job: BenchJob | ServeJob, reporter: Reporter) -> Iterator[Rea
             reporter.say(f"stale profile: {line}")
         require_time_scale(described, job.timing)
         if isinstance(job, BenchJob):
-            engine = load_plan(agents, plan, files, routing=job.routing, seed=job.seed, timing=job.timing)
+            engine = load_plan(
+                agents, plan, files, routing=job.routing, seed=job.seed, timing=job.timing, options=job.adapt
+            )
         else:
-            engine = load_plan(agents, plan, files, timing=job.timing)
+            engine = load_plan(agents, plan, files, timing=job.timing, options=job.adapt)
         emulated = tuple(node for node in used if described[node].device.kind == "emulated")
         engine.is_emulated = bool(emulated)
         names = {node: answer.device.label for node, answer in described.items()}
         names |= {node: plan.nodes[node].device for node in emulated}  # which says where times are from for this model
-        yield Ready(plan, files, engine, names, emulated, stale)
+        try:
+            yield Ready(plan, files, engine, names, emulated, stale)
+        finally:
+            engine.release()
 
 
 def run_profile(job: ProfileJob, reporter: Reporter) -> None:
@@ -150,6 +156,11 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
     save_record(job.output, _run_log(job, ready, result, checked))
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
+    if result.failed_requests:
+        raise MeasurementError(
+            f"{result.failed_requests} requests ended with an error, because the nodes that are left do not cover the "
+            f"model; {job.output} holds what was measured until then"
+        )
     if checked is not None:
         if checked.differing:
             raise MeasurementError(f"{checked.statement}: a fault of the server; {job.output} holds the run")
@@ -179,6 +190,8 @@ def _run_log(job: BenchJob, ready: Ready, result: BenchResult, checked: OutputCh
         testbed=job.testbed,
         stale=ready.stale,
         cut_short=result.cut_short,
+        adaptation=result.adaptation,
+        failed_requests=result.failed_requests,
         output_check=checked,
         provenance=provenance_now(inputs={"plan": digest(ready.plan)}, command=job.command),
     )

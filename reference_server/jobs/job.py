@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from helixbench.reference_server.coordinator.options import AdaptOptions
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.profiling.config import ProfileConfig
 from helixbench.reference_server.testbed.emulation import Timing
@@ -33,6 +34,7 @@ class _PlanJob(msgspec.Struct, frozen=True, kw_only=True):
     testbed: str
     timing: Timing = Timing()
     allow_stale: bool = False
+    adapt: AdaptOptions = AdaptOptions()
 
 
 class BenchJob(_PlanJob, frozen=True, kw_only=True, tag="bench"):

@@ -23,6 +23,8 @@ from helixbench.profiler.device import describe_device, with_current_facts
 from helixbench.profiler.machine import library_versions, machine_facts
 from helixbench.profiler.model.model import Model, open_model
 from helixbench.reference_server.node.load import load_runner, prepare_for
+from helixbench.reference_server.node.peers import Peers
+from helixbench.reference_server.node.progress import Progress
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
 from helixbench.reference_server.testbed.cpu import available_cpus
 from helixbench.reference_server.testbed.emulation import EmulatedNode, make_device
@@ -38,19 +40,28 @@ from helixbench.reference_server.wire.messages import (
     Echo,
     Echoed,
     Failed,
+    Forget,
     LinkCounters,
     Load,
     Loaded,
+    PeerPing,
+    PeerPong,
     Profile,
     ReadCounters,
+    Release,
+    Renew,
+    RequestsFailed,
     Sampled,
+    SetSpeed,
     Shutdown,
+    Status,
     Work,
     decode_command,
 )
-from helixbench.reference_server.wire.transport import Transport, reply, send
+from helixbench.reference_server.wire.transport import Transport, reply
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.history import HistoryKeeper
+from helixbench.solver.scheduling.watch import Report
 
 _log = logging.getLogger(__name__)
 _IDLE_POLL_MS = 1_000
@@ -58,6 +69,28 @@ MAX_ECHO_BYTES = 1 << 24
 
 
 Handler: TypeAlias = Callable[["Agent", Any], Answer]
+
+LEASE_S = 5.0
+"""An owner that is not heard of for so long has gone: its stage is unloaded."""
+
+_REPORT_POLL_MS = 100
+NOTHING_DONE = Report(
+    due_in_s=0.0,
+    iterations=0,
+    measured_s=0.0,
+    predicted_s=0.0,
+    has_work=False,
+    progress_age_s=0.0,
+    kv_used_tokens=0,
+)
+
+
+class Lease(msgspec.Struct):
+    """The run that an agent is loaded for, whose it is in words, and until when that holds unless it is renewed."""
+
+    run: str
+    owner: str
+    until_s: float
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,32 +135,49 @@ class Agent:
         except InputError:
             self.transport.close()
             raise
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
         self._runtime: NodeRuntime | None = None
-        self._peers: dict[str, zmq.Socket[bytes]] = {}  # node -> socket that work for it goes out on
+        self._progress: Progress | None = None  # of the stage that is loaded
+        self._lease: Lease | None = None  # of the run that it is loaded for
+        self._peers = self._make_peers({})
         self._latency_s: dict[str, float] = {}  # peer -> seconds that messages there are held
-        self._held: HeldMessages[tuple[bytes, Work, list[bytes]]] = HeldMessages()
-        self._controller: bytes | None = None  # who loaded the stage, and gets its tokens
+        self._held: HeldMessages[tuple[Work, list[bytes]]] = HeldMessages()
+        self._controller: bytes | None = None  # who loaded the stage, and gets its tokens and reports
+        self._asking = b""  # whose command is being obeyed
         self._sent: dict[str, LinkCounters] = {}  # peer -> what went there
         self._busy_s = 0.0
         self._iterations = 0
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
         self._stopped = False
-        self._handlers: dict[type[Command], Callable[..., Answer]] = {
+        self._handlers: dict[type[Command], Callable[..., Answer | None]] = {
             Describe: self._describe,
-            Load: self.load,
+            Load: self._load_for,
+            Forget: self._forget,
+            SetSpeed: self._set_speed,
+            Release: self._release,
             ReadCounters: self._counters,
             Shutdown: self._shutdown,
             **{kind: functools.partial(handler, self) for kind, handler in (handlers or {}).items()},
         }
 
     def serve(self) -> None:
-        """Run until told to stop."""
+        """Run until told to stop. What goes wrong ends no more than the requests that it concerns."""
         while not self._stopped:
             try:
                 self.turn(_IDLE_POLL_MS)
             except HelixbenchError as error:
-                self._fail(self._controller, error)
+                self._batch_failed(error)
+            except Exception as error:
+                _log.exception("an iteration failed")
+                self._batch_failed(MeasurementError(f"an iteration failed: {error!r}; the agent's log says more"))
+
+    def _batch_failed(self, error: HelixbenchError) -> None:
+        _log.error("%s", error)
+        attempts = tuple(item.request for _, item in self._runtime.shape) if self._runtime else ()
+        if attempts and self._controller is not None:
+            self.tell_controller(RequestsFailed(attempts, str(error)))
 
     def stop(self) -> None:
         """Leave the loop after this turn."""
@@ -147,16 +197,20 @@ class Agent:
         """
         has_work = self._runtime is not None and self._runtime.has_work
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
-        is_anything = self._router.poll(self._held.poll_ms(wait_ms))
+        if self._lease is not None:
+            wait_ms = min(wait_ms, _REPORT_POLL_MS)
+        is_anything = bool(self._poller.poll(self._held.poll_ms(wait_ms)))
         begin = time.perf_counter()
         due = self._held.take()
         if not is_anything and not has_work and not due:
+            self._keep_in_touch()
             return False
-        for identity, work, rest in due:
-            self._accept(identity, work, rest)
+        for work, rest in due:
+            self._accept(work, rest)
         with contextlib.suppress(zmq.Again):
             while True:
                 self._receive(self._router.recv_multipart(zmq.NOBLOCK))
+        self._keep_in_touch()  # after all that waited was read: a long iteration here is no silence of the owner's
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False
         decoded = self._tokens[True]
@@ -172,14 +226,36 @@ class Agent:
         self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
         self._busy_s += end - begin
         self._iterations += 1
+        if self._progress is not None:
+            self._progress.ran(begin_s=scale * begin, end_s=scale * end)
         return True
+
+    def _keep_in_touch(self) -> None:
+        """Ask peers, report to the owner when that is due, and let the stage go where the owner has gone."""
+        if self._lease is None:
+            return
+        now_s = time.perf_counter()
+        self._peers.tick(now_s)
+        if now_s > self._lease.until_s:
+            _log.warning("%s has not been heard of for %g s; its stage is unloaded", self._lease.owner, LEASE_S)
+            self.unload()
+        elif self._progress is not None and now_s >= self._progress.next_s:
+            self._report(now_s)
+
+    def _report(self, now_s: float) -> None:
+        assert self._lease is not None
+        assert self._progress is not None
+        report = self._progress.report(now_s=now_s, peers=self._peers.seen(now_s))
+        self.tell_controller(Status(self._lease.run, self._lease.owner, report))
 
     def load(self, command: Load) -> Loaded:
         """Hold another layer range; what was held and queued before is dropped.
 
         Raises:
-            InputError: the model differs from the one meant, or the range does not fit the memory.
+            InputError: the model differs from the one meant, the range does not fit the memory, or another run has a
+                stage loaded here and is still there.
         """
+        self._require_free(command.run, take_over=command.take_over)
         self.unload()
         model = self.open_model(command.model, command.model_digest)
         self._require_room(model, command)
@@ -191,16 +267,62 @@ class Agent:
             dtype=command.dtype,
             device=self.device_name,
         )
-        self._peers = {node: self.transport.connect(address) for node, address in command.peers.items()}
+        self._peers = self._make_peers(command.peers)
         self._runtime = NodeRuntime(
             command.node,
             runner,
             max_batch_tokens=command.max_batch_tokens,
             max_decode_batch=command.max_decode_batch,
+            replay_memory_bytes=command.replay_memory_bytes,
         )
         self._latency_s = command.latency_s
-        self.hold.load(model.facts(dtype=command.dtype), LayerRange(command.start, command.end), seed=command.node)
+        held = LayerRange(command.start, command.end)
+        self.hold.load(model.facts(dtype=command.dtype), held, seed=command.node)
+        if command.run:
+            now_s = time.perf_counter()
+            self._lease = Lease(command.run, command.owner, now_s + LEASE_S)
+            scale = self.hold.time_scale
+            self._progress = Progress(
+                self._runtime, command.cost, held, is_last=runner.is_last, time_scale=scale, now_s=now_s
+            )
         return Loaded(weight_bytes=runner.weight_bytes, kv_capacity_tokens=runner.kv.capacity_tokens)
+
+    def _load_for(self, command: Load) -> Loaded:
+        """As ``load``, for whoever sends the command: that is where tokens and reports go from now on."""
+        self._require_free(command.run, take_over=command.take_over)
+        self._controller = self._asking
+        return self.load(command)
+
+    def _require_free(self, run: str, *, take_over: bool) -> None:
+        lease = self._lease
+        if lease is not None and lease.run != run and not take_over and time.perf_counter() < lease.until_s:
+            raise InputError(
+                f"it serves run {lease.run} of {lease.owner}; end that one first, or take over with --take-over"
+            )
+
+    def _forget(self, _: Forget) -> None:
+        """Drop every request and go on with the stage."""
+        if self._runtime is not None:
+            self._runtime.close_all()
+
+    def _release(self, command: Release) -> None:
+        if self._lease is not None and self._lease.run == command.run:
+            self.unload()
+
+    def _set_speed(self, command: SetSpeed) -> None:
+        self.hold.set_speed(command.factor)
+
+    def _renew(self, identity: bytes, run: str) -> None:
+        """Renew the lease of the run; whoever asks for another one hears whose stage is loaded here, if any."""
+        now_s = time.perf_counter()
+        if self._lease is not None and self._lease.run == run:
+            self._lease.until_s = now_s + LEASE_S
+            return
+        owner = self._lease or Lease("", "", 0.0)
+        self.tell(identity, Status(owner.run, owner.owner, NOTHING_DONE))
+
+    def _make_peers(self, addresses: Mapping[str, str]) -> Peers:
+        return Peers(self.transport, self._poller, addresses, now_s=time.perf_counter())
 
     def _require_room(self, model: Model, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
@@ -221,9 +343,9 @@ class Agent:
 
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
-        for socket in self._peers.values():
-            socket.close()
-        self._peers, self._runtime, self._sent = {}, None, {}
+        self._peers.close()
+        self._peers, self._runtime, self._sent = self._make_peers({}), None, {}
+        self._lease = self._progress = None
         self._latency_s, self._held = {}, HeldMessages()
         self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
         self._history = HistoryKeeper()
@@ -267,9 +389,7 @@ class Agent:
         Raises:
             MeasurementError: a node that was not among the peers when the stage was loaded.
         """
-        if peer not in self._peers:
-            raise MeasurementError(f"a pipeline goes on to node {peer}, whose address was not given")
-        return send(self._peers[peer], work, payload)
+        return self._peers.send(peer, work, payload, now_s=time.perf_counter())
 
     def discard_message(self, timeout_ms: int) -> None:
         """Take the next message off the socket and drop it."""
@@ -284,27 +404,44 @@ class Agent:
             command = decode_command(header)
             if isinstance(command, Work):
                 if command.due_s:
-                    self._held.add((identity, command, rest), due_s=command.due_s)
+                    self._held.add((command, rest), due_s=command.due_s)
                 else:
-                    self._accept(identity, command, rest)
+                    self._accept(command, rest)
             elif isinstance(command, Echo):
                 self._echo(identity, command, rest)
+            elif isinstance(command, PeerPing):
+                self.tell(identity, PeerPong())
+            elif isinstance(command, Renew):
+                self._renew(identity, command.run)
             else:
-                if isinstance(command, Load | Profile):
-                    self._controller = identity
-                if type(command) not in self._handlers:
-                    raise MeasurementError(f"this agent does not take the command {type(command).__name__}")
-                self.tell(identity, self._handlers[type(command)](command))
+                self._obey(identity, command)
         except HelixbenchError as error:
             self._fail(identity, error)
+        except Exception as error:
+            _log.exception("a command failed")
+            self._fail(identity, MeasurementError(f"a command failed: {error!r}; the agent's log says more"))
 
-    def _accept(self, identity: bytes, work: Work, rest: list[bytes]) -> None:
-        try:
-            if self._runtime is None:
-                raise MeasurementError("work came before a layer range was loaded")
-            self._runtime.accept(work, rest[0] if rest else None)
-        except HelixbenchError as error:
-            self._fail(identity, error)
+    def _obey(self, identity: bytes, command: Command) -> None:
+        if type(command) not in self._handlers:
+            raise MeasurementError(f"this agent does not take the command {type(command).__name__}")
+        if isinstance(command, Profile):
+            self._require_free("", take_over=False)
+            self._controller = identity
+        self._asking = identity
+        answer = self._handlers[type(command)](command)
+        if answer is not None:
+            self.tell(identity, answer)
+
+    def _accept(self, work: Work, rest: list[bytes]) -> None:
+        """Hand work to the runtime, unless it is of a run that is not the one loaded: late then, and no error."""
+        if self._runtime is None or work.run != (self._lease.run if self._lease else ""):
+            if work.run:
+                if self._progress is not None:
+                    self._progress.num_dropped += 1
+                return
+            raise MeasurementError("work came before a layer range was loaded")
+        for outbound in self._runtime.accept(work, rest[0] if rest else None):
+            self._send(outbound)
 
     def _echo(self, identity: bytes, command: Echo, rest: list[bytes]) -> None:
         if not 0 <= command.reply_bytes <= MAX_ECHO_BYTES:
@@ -312,22 +449,23 @@ class Agent:
         payload = bytes(command.reply_bytes) if command.reply_bytes else None
         self.tell(identity, Echoed(command.number, len(rest[0]) if rest else 0), payload)
 
-    def _fail(self, identity: bytes | None, error: HelixbenchError) -> None:
+    def _fail(self, identity: bytes, error: HelixbenchError) -> None:
         _log.error("%s", error)
-        answer = Failed(str(error), error.exit_code)
-        for listener in {identity, self._controller} - {None}:
-            assert listener is not None
-            self.tell(listener, answer)
+        self.tell(identity, Failed(str(error), error.exit_code))
 
     def _send(self, outbound: Outbound) -> None:
         name, message = outbound.peer or COORDINATOR, outbound.message
-        if latency_s := self._latency_s.get(name, 0.0):
-            message = msgspec.structs.replace(message, due_s=due_s(latency_s))
-        if isinstance(message, Sampled):
-            size = self.tell_controller(message)
-        else:
+        latency_s = self._latency_s.get(name, 0.0)
+        if isinstance(message, Work):
             assert outbound.peer is not None
+            run = self._lease.run if self._lease else ""
+            if latency_s or run:
+                message = msgspec.structs.replace(message, due_s=due_s(latency_s), run=run)
             size = self.send_to_peer(outbound.peer, message, outbound.payload)
+        else:
+            if isinstance(message, Sampled) and latency_s:
+                message = msgspec.structs.replace(message, due_s=due_s(latency_s))
+            size = self.tell_controller(message)
         before = self._sent.get(name, LinkCounters())
         self._sent[name] = LinkCounters(
             before.payload_bytes + size, before.messages + 1, before.tokens + outbound.tokens

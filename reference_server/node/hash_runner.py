@@ -44,12 +44,14 @@ class HashRunner:
 
     def open(self, opened: OpenRequest) -> None:
         """Reserve slots; a hash model has no logits, so what needs them is refused."""
-        if opened.sampling.temperature > 0 or opened.sampling.num_logprobs is not None or opened.stop_token_ids:
-            raise ValueError(
-                f"request {opened.request}: a hash model decodes greedily, without log probabilities or a minimum "
-                "output; send it with temperature 0 and neither of these"
-            )
+        _require_greedy(opened)
         self.kv.reserve(opened.request, opened.kv_tokens)
+
+    def adopt(self, opened: OpenRequest) -> None:
+        """Take over slots."""
+        _require_greedy(opened)
+        assert opened.adopts is not None, "nothing to adopt"
+        self.kv.rename(opened.adopts, opened.request)
 
     def close(self, request: int) -> None:
         """Free the slots."""
@@ -72,3 +74,12 @@ class HashRunner:
         states = np.zeros((len(words), self._state_words), dtype=np.uint64)
         states[:, 0] = words
         return states.data.cast("B")
+
+
+def _require_greedy(opened: OpenRequest) -> None:
+    sampling = opened.sampling
+    if sampling.temperature > 0 or sampling.num_logprobs is not None or opened.stop_token_ids:
+        raise ValueError(
+            f"request {opened.request}: a hash model decodes greedily, without log probabilities or a minimum "
+            "output; send it with temperature 0 and neither of these"
+        )

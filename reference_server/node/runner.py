@@ -75,6 +75,13 @@ class StageRunner(Protocol[OutputT]):
             MeasurementError: the device has no memory to make room.
         """
 
+    def adopt(self, opened: OpenRequest) -> None:
+        """Take over the KV entries of the attempt that ``opened.adopts`` names, which is closed by it.
+
+        Raises:
+            ValueError: its sampling parameters are not supported.
+        """
+
     def close(self, request: int) -> None:
         """Free what ``open`` reserved."""
 

@@ -62,6 +62,17 @@ class TorchRunner:
         """Reserve slots, by packing the cache where need be, and remember how to sample."""
         with out_of_memory_is(MeasurementError, f"packing the KV cache for request {opened.request}"):
             self.kv.reserve(opened.request, opened.kv_tokens)
+        self._sample_as(opened)
+
+    def adopt(self, opened: OpenRequest) -> None:
+        """Take over slots, and sample as the new attempt says."""
+        assert opened.adopts is not None, "nothing to adopt"
+        self.kv.rename(opened.adopts, opened.request)
+        self._opened.pop(opened.adopts, None)
+        self._prompt_scores.pop(opened.adopts, None)
+        self._sample_as(opened)
+
+    def _sample_as(self, opened: OpenRequest) -> None:
         if self.is_last:
             self._opened[opened.request] = opened
             if opened.scored:

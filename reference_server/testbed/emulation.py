@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -55,6 +56,14 @@ class RealDevice:
     def load(self, model: ModelFacts, held: LayerRange, *, seed: str) -> None:
         """A stage of that model is loaded."""
 
+    def set_speed(self, factor: float) -> None:  # noqa: ARG002 - of emulated devices
+        """Iterations take this many times what the device takes, from now on.
+
+        Raises:
+            InputError: not an emulated device.
+        """
+        raise InputError("speed: this node is a real device, which takes what it takes")
+
     def finish(self, begin_s: float, shape: Shape) -> None:
         """An iteration has been computed. Returns when it is over.
 
@@ -86,6 +95,7 @@ class EmulatedNode(RealDevice):
         self.time_scale = time_scale
         self._clock, self._sleep = clock, sleep
         self._seconds: Callable[[Shape], float] | None = None  # what an iteration takes on the device
+        self._factor = 1.0  # times which it takes at present
 
     def describe(self, memory_bytes: float | None) -> Device:
         """The device as the node has it, with that much memory or its own."""
@@ -101,24 +111,25 @@ class EmulatedNode(RealDevice):
         Raises:
             InputError: the device has no times for the model.
         """
-        from helixbench.solver.simulation.stage_time import StageTimer, count_item
+        from helixbench.solver.simulation.stage_time import StageTimer, counts_by_entry
 
         cost = self._device.stage_times(model).cost.stage
         timer = StageTimer(cost, held, num_layers=model.num_layers, seed=seed)
 
-        def seconds(shape: Shape) -> float:
-            counts: dict[int, list[float]] = {}  # entry layer -> what enters there, in the order of the layers
-            for entry, item in sorted(shape, key=lambda entering: entering[0]):
-                count_item(counts.setdefault(entry, [0.0] * 6), item)
-            return timer.seconds(counts)
-
-        self._seconds = seconds
+        self._seconds = lambda shape: timer.seconds(counts_by_entry(shape))
+        self._factor = 1.0
         self.late_iterations, self.release_error_s = 0, 0.0
+
+    def set_speed(self, factor: float) -> None:
+        """Iterations take this many times what the device takes, from now on."""
+        if not 0 < factor < math.inf:
+            raise InputError(f"speed: need a finite factor > 0, got {factor:g}")
+        self._factor = factor
 
     def finish(self, begin_s: float, shape: Shape) -> None:
         """Wait until the device would have ended; count the iteration as late where that is past."""
         assert self._seconds is not None, "nothing is loaded"
-        due_s = begin_s + self.time_scale * self._seconds(shape)
+        due_s = begin_s + self.time_scale * self._factor * self._seconds(shape)
         if self._clock() > due_s:
             self.late_iterations += 1
             return

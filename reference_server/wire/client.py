@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -20,11 +21,13 @@ from helixbench.reference_server.wire.messages import (
     Failed,
     Progress,
     Sampled,
+    Status,
     decode_answer,
 )
 from helixbench.reference_server.wire.transport import Transport, send
 
 _CONNECT_S = 15.0  # an agent may load NVML to describe itself, on a fraction of a core
+_LINGER_S = 0.5
 AnswerT = TypeVar("AnswerT")
 
 
@@ -34,6 +37,16 @@ class AgentFailedError(HelixbenchError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Disconnected(msgspec.Struct, frozen=True):
+    """The connection to an agent was closed from the other side, or could not be made; it is tried again and again."""
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """An agent sent what is no answer; ``message`` says why."""
+
+    message: str
 
 
 class Agents:
@@ -46,18 +59,14 @@ class Agents:
 
     def __init__(self, addresses: Mapping[str, str], key: ClusterKey) -> None:
         self._transport = Transport(key)
-        self.addresses = dict(addresses)
-        self._sockets = {node: self._transport.connect(address) for node, address in addresses.items()}
+        self.addresses: dict[str, str] = {}
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._poller = zmq.Poller()
         self._node_of: dict[zmq.Socket[bytes], str] = {}  # data socket -> node
         self._monitored: dict[zmq.Socket[bytes], str] = {}  # monitor socket -> node
         self._held: HeldMessages[tuple[str, Answer]] = HeldMessages()
-        for node, socket in self._sockets.items():
-            monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            self._node_of[socket] = node
-            self._monitored[monitor] = node
-            self._poller.register(socket, zmq.POLLIN)
-            self._poller.register(monitor, zmq.POLLIN)
+        for node, address in addresses.items():
+            self.connect(node, address)
 
     def __enter__(self) -> Agents:
         return self
@@ -65,11 +74,26 @@ class Agents:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def connect(self, node: str, address: str) -> None:
+        """Connect to one more agent.
+
+        Raises:
+            InputError: not an address.
+        """
+        socket = self._transport.connect(address)
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.addresses[node] = address
+        self._sockets[node] = socket
+        self._node_of[socket] = node
+        self._monitored[monitor] = node
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; what was sent last has a moment to leave."""
         for socket in self._sockets.values():
             socket.disable_monitor()
-        self._transport.close()
+        self._transport.close(linger_s=_LINGER_S)
 
     def send(self, node: str, message: Command, payload: bytes | memoryview | None = None) -> int:
         """Send to a node's agent; returns the bytes sent."""
@@ -79,34 +103,28 @@ class Agents:
         """Make ``receive`` return early when this socket or file descriptor becomes readable."""
         self._poller.register(socket, zmq.POLLIN)
 
-    def receive(self, timeout_ms: int) -> Iterator[tuple[str, Answer]]:
-        """Answers of agents as (node, answer), waiting at most ``timeout_ms`` for the first.
-
-        Raises:
-            MeasurementError: a connection to an agent broke, or an answer is not understood.
-            AgentFailedError: an agent reports a failure.
-        """
+    def receive(self, timeout_ms: int) -> Iterator[tuple[str, Answer | Disconnected | Unreadable]]:
+        """What agents answered, and what became of their connections, waiting at most ``timeout_ms`` for the first."""
         for ready, _ in self._poller.poll(self._held.poll_ms(timeout_ms)):
             if ready in self._monitored:
                 recv_monitor_message(ready)
-                node = self._monitored[ready]
-                raise MeasurementError(
-                    f"node {node}: the agent at {self.addresses[node]} closed the connection; see its log"
-                )
-            if ready in self._node_of:
+                yield self._monitored[ready], Disconnected()
+            elif ready in self._node_of:
                 yield from self._drain(ready)
         yield from self._held.take()
 
-    def _drain(self, socket: zmq.Socket[bytes]) -> Iterator[tuple[str, Answer]]:
+    def _drain(self, socket: zmq.Socket[bytes]) -> Iterator[tuple[str, Answer | Unreadable]]:
         node = self._node_of[socket]
         while True:
             try:
                 header, *_ = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            answer = decode_answer(header)
-            if isinstance(answer, Failed):
-                raise AgentFailedError(f"node {node}: {answer.message}", answer.exit_code)
+            try:
+                answer = decode_answer(header)
+            except MeasurementError as error:
+                yield node, Unreadable(str(error))
+                continue
             if isinstance(answer, Sampled) and answer.due_s:
                 self._held.add((node, answer), due_s=answer.due_s)
             else:
@@ -123,7 +141,7 @@ class Agents:
         """Ask several nodes at once and wait for all: node -> answer. Each report of progress extends the deadline.
 
         Raises:
-            MeasurementError: a node answers with another type, or not in time.
+            MeasurementError: a node answers with another type, or not in time, or its connection broke.
             AgentFailedError: a node could not do it.
         """
         for node, command in commands.items():
@@ -141,6 +159,15 @@ class Agents:
                     on_progress(node, answer)
                 elif isinstance(answer, expected):
                     answers[node] = answer
+                elif isinstance(answer, Disconnected):
+                    where = self.addresses[node]
+                    raise MeasurementError(f"node {node}: the agent at {where} closed the connection; see its log")
+                elif isinstance(answer, Unreadable):
+                    raise MeasurementError(f"node {node}: {answer.message}")
+                elif isinstance(answer, Failed):
+                    raise AgentFailedError(f"node {node}: {answer.message}", answer.exit_code)
+                elif isinstance(answer, Status):
+                    continue  # of a stage that loaded sooner than others
                 else:
                     raise MeasurementError(f"node {node}: answered {type(answer).__name__}, not {expected.__name__}")
         return answers

@@ -13,7 +13,10 @@ import msgspec
 from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import Device, MessageTime
 from helixbench.profiler.cost.measured import CostSample, MeasuredCost, Quality
+from helixbench.profiler.cost.model import StageCost
 from helixbench.solver.scheduling.history import History
+from helixbench.solver.scheduling.recover import REPLAY_MEMORY_BYTES
+from helixbench.solver.scheduling.watch import Report
 from helixbench.solver.scheduling.work import OpenRequest, Scores, WorkItem
 
 MAX_FRAME_BYTES = 1 << 30
@@ -24,7 +27,7 @@ class Work(msgspec.Struct, frozen=True, tag="work", omit_defaults=True):
     """Requests to open and close, and tokens to run; the tensor frame holds the items' inputs, concatenated.
 
     Inputs from the coordinator are token ids (int32), those between nodes hidden states in ``dtype``. The receiver
-    holds the message until ``due_s`` (see ``held``).
+    holds the message until ``due_s`` (see ``held``), and drops it where it is of another run than the one loaded.
     """
 
     items: tuple[WorkItem, ...] = ()
@@ -32,6 +35,7 @@ class Work(msgspec.Struct, frozen=True, tag="work", omit_defaults=True):
     closes: tuple[int, ...] = ()
     dtype: str = "int32"
     due_s: float = 0.0
+    run: str = ""
 
 
 class Sampled(msgspec.Struct, frozen=True, tag="sampled", omit_defaults=True):
@@ -43,6 +47,57 @@ class Sampled(msgspec.Struct, frozen=True, tag="sampled", omit_defaults=True):
     tokens: tuple[tuple[int, int], ...]
     scores: tuple[Scores, ...] = ()
     due_s: float = 0.0
+
+
+class CannotReplay(msgspec.Struct, frozen=True, tag="cannot-replay"):
+    """A node no longer keeps all states that the attempt wants to be sent again."""
+
+    attempt: int
+
+
+class RequestsFailed(msgspec.Struct, frozen=True, tag="requests-failed"):
+    """A node cannot run these attempts, for that reason; it goes on with all others."""
+
+    attempts: tuple[int, ...]
+    message: str
+
+
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Close every request: the coordinator gave this node up, and takes it back with nothing of its past."""
+
+
+class Renew(msgspec.Struct, frozen=True, tag="renew"):
+    """The owner of this run is still there; answered by a ``Status``."""
+
+    run: str
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """The run is over: its stage is unloaded, and the agent is free for another one."""
+
+    run: str
+
+
+class Status(msgspec.Struct, frozen=True, tag="status"):
+    """Progress of the run that has its stage loaded here; ``run`` is empty, as is ``owner``, where none has."""
+
+    run: str
+    owner: str
+    report: Report
+
+
+class PeerPing(msgspec.Struct, frozen=True, tag="peer-ping"):
+    """Ask the next node's loop whether it turns; answered by a ``PeerPong``."""
+
+
+class PeerPong(msgspec.Struct, frozen=True, tag="peer-pong"):
+    """It does."""
+
+
+class SetSpeed(msgspec.Struct, frozen=True, tag="set-speed"):
+    """From now on an emulated device takes ``factor`` times what it took when it was loaded."""
+
+    factor: float
 
 
 class Describe(msgspec.Struct, frozen=True, tag="describe"):
@@ -64,7 +119,9 @@ class Description(msgspec.Struct, frozen=True, tag="description"):
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Load layers ``[start, end)`` of a model; ``peers`` maps the next nodes of its pipelines to their addresses.
 
-    ``latency_s`` maps them and the coordinator to the time for which messages there are held.
+    ``latency_s`` maps them and the coordinator to the time for which messages there are held. With a ``run`` the agent
+    belongs to ``owner``, in words, for as long as that renews it, and reports its progress; another run is refused
+    unless it takes over. Iterations are compared with ``cost`` where that is given.
     """
 
     model: str
@@ -78,6 +135,11 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_decode_batch: int | None
     peers: dict[str, str]
     latency_s: dict[str, float] = {}
+    run: str = ""
+    owner: str = ""
+    take_over: bool = False
+    cost: StageCost | None = None
+    replay_memory_bytes: int = REPLAY_MEMORY_BYTES
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -257,6 +319,11 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 Command: TypeAlias = (
     Describe
     | Load
+    | Forget
+    | Renew
+    | Release
+    | PeerPing
+    | SetSpeed
     | Profile
     | ReadCounters
     | IperfServe
@@ -278,7 +345,11 @@ Answer: TypeAlias = (
     | Echoed
     | Done
     | Failed
-    | Sampled  # from an agent
+    | Sampled
+    | CannotReplay
+    | RequestsFailed
+    | Status
+    | PeerPong  # from an agent
 )
 
 # What msgspec raises on bytes that are no message: text that is not UTF-8 and deep nesting have errors of their own.

@@ -51,6 +51,18 @@ def require_listen(text: str) -> None:
         raise InputError(f"--listen {text}: {error}") from error
 
 
+def require_peer(address: str) -> None:
+    """Check the address of another agent.
+
+    Raises:
+        InputError: not an address.
+    """
+    try:
+        require_address(address)
+    except ValueError as error:
+        raise InputError(f"{address}: not an address of the form HOST:PORT ({error})") from error
+
+
 def host_of(address: str) -> str:
     """Host of a HOST:PORT address, an IPv6 one without its brackets."""
     return address.rpartition(":")[0].strip("[]")
@@ -100,21 +112,22 @@ class Transport:
         Raises:
             InputError: not an address.
         """
+        require_peer(address)
         dealer = self._socket(zmq.DEALER, address)
         dealer.curve_serverkey = self._key.public.encode()
         dealer.curve_publickey, dealer.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
         try:
-            dealer.connect(f"tcp://{require_address(address)}")
-        except (zmq.ZMQError, ValueError) as error:
+            dealer.connect(f"tcp://{address}")
+        except zmq.ZMQError as error:
             dealer.close()
             raise InputError(f"{address}: not an address of the form HOST:PORT ({error})") from error
         return dealer
 
-    def close(self) -> None:
-        """Close all sockets; what is still queued is dropped."""
+    def close(self, *, linger_s: float = 0.0) -> None:
+        """Close all sockets; what has not left after that time is dropped."""
         if self._gate is not None:
             self._gate.stop()
-        self.context.destroy(linger=0)
+        self.context.destroy(linger=round(1000 * linger_s))
 
     def _socket(self, kind: int, address: str) -> zmq.Socket[bytes]:
         socket = self.context.socket(kind)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
-from helixbench.profiler.cluster import COORDINATOR
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.records import Provenance, require_unique
 from helixbench.solver.problem.workload import Workload
 
@@ -218,7 +218,8 @@ class Plan(
 
     ``max_decode_batch`` limits the decoding sequences in an iteration, so that requests stay spread over the stages.
     ``cluster_digest`` and ``model_digest`` tell the cluster profile and the model that it was made for, ``dtype`` how
-    the model was run.
+    the model was run. ``cluster`` is that profile without its samples, where all of it was measured: what is served is
+    adapted by it.
     """
 
     remade_by: ClassVar[str] = "helixbench solve"
@@ -235,6 +236,7 @@ class Plan(
     model_digest: str = ""
     dtype: str = ""
     max_decode_batch: int | None = None
+    cluster: ClusterProfile | None = None
     provenance: Provenance = Provenance()
 
     def __post_init__(self) -> None:

@@ -152,6 +152,7 @@ def assemble(
         model_digest=capacities.model.digest,
         dtype=capacities.model.dtype,
         max_decode_batch=batching.max_decode_batch,
+        cluster=capacities.profile.without_samples() if capacities.profile.is_measured else None,
         provenance=provenance_now(inputs={"cluster": digest(capacities.profile)}),
     )
 

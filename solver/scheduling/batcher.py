@@ -7,6 +7,7 @@ decodes first and prompts cut into chunks that fill the batch.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import msgspec
@@ -88,6 +89,11 @@ class Batcher(Generic[DecodesT]):
     def add_prompt(self, item: WorkItem, inputs: Any) -> None:
         """Queue a prompt, or a chunk of one; ``inputs`` comes back with each of the chunks that it is cut into."""
         self._prompts.append(_Prompt(item, inputs))
+
+    def retain(self, is_kept_decode: Callable[[DecodesT], bool], is_kept_prompt: Callable[[WorkItem], bool]) -> None:
+        """Drop what is queued of requests that are over."""
+        self._decodes = deque(decodes for decodes in self._decodes if is_kept_decode(decodes))
+        self._prompts = deque(prompt for prompt in self._prompts if is_kept_prompt(prompt.item))
 
     def next_batch(self) -> tuple[list[DecodesT], list[Chunk]]:
         """Remove what runs in the next iteration: decoding sequences, and chunks of prompts."""

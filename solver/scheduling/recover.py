@@ -17,6 +17,9 @@ import msgspec
 
 from helixbench.solver.problem.plan import Hop, LayerRange, Pipeline
 
+REPLAY_MEMORY_BYTES = 1 << 30
+"""Default of the host memory in which a node keeps the states that it sent on."""
+
 Seconds: TypeAlias = Callable[[Hop, int], float]
 """``(hop, tokens)``: predicted time for a node to run that many tokens of one request through the hop's layers."""
 
@@ -145,7 +148,8 @@ def _node(pipeline: Pipeline, index: int) -> str | None:
     return pipeline[index].node if index >= 0 else None
 
 
-def _by_layers(hop: Hop, tokens: int) -> float:
+def by_layers(hop: Hop, tokens: int) -> float:
+    """As many as layers times tokens, where nothing better is known."""
     return float((hop.end - hop.start) * tokens)
 
 
@@ -163,7 +167,7 @@ class Paths:
     placement: Mapping[str, LayerRange]
     num_layers: int
     is_connected: Callable[[str | None, str | None], bool] = lambda _src, _dst: True
-    seconds: Seconds = _by_layers
+    seconds: Seconds = by_layers
 
     def is_covered_by(self, nodes: Collection[str], links_down: Collection[tuple[str, str]] = ()) -> bool:
         """Whether some pipeline leads through these nodes alone."""

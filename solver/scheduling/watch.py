@@ -61,6 +61,7 @@ class Cause(enum.StrEnum):
     OVERDUE = "its report is overdue"
     DISCONNECTED = "its connection is closed"
     EXITED = "its process ended"
+    FAILED = "it cannot serve"
     RATIO = "measured over predicted iteration time"
     PEER_SILENT = "it answers nothing on this link"
     PEER_DISCONNECTED = "the connection between them is closed"

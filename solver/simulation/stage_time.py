@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +112,14 @@ def count_item(counts: list[float], item: WorkItem) -> None:
         counts[1] += 1
         counts[2] += tokens * (item.past + (tokens + 1) / 2)
         counts[5] += item.sample
+
+
+def counts_by_entry(shape: Iterable[tuple[int, WorkItem]]) -> dict[int, list[float]]:
+    """Entry layer -> ``Counts`` of what enters there, in the order of the layers, of items with their entry layers."""
+    counts: dict[int, list[float]] = {}
+    for entry, item in sorted(shape, key=lambda entering: entering[0]):
+        count_item(counts.setdefault(entry, [0.0] * 6), item)
+    return counts
 
 
 class StageTimer:

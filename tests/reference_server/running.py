@@ -15,7 +15,8 @@ import msgspec
 
 from helixbench.profiler.model.files import FAMILIES
 from helixbench.profiler.model.model import open_model
-from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.loading import AdaptOptions, load_plan
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file
 from helixbench.solver.problem.plan import Plan
@@ -47,22 +48,26 @@ def _forks() -> ForkServerContext:
     return context
 
 
-def _run_agent(key_file: Path, out: Path, log: Path, memory_bytes: int) -> None:
+def _run_agent(key_file: Path, out: Path, log: Path, memory_bytes: int, listen: str) -> None:
     from helixbench.reference_server.launch.agent import run_agent
     from helixbench.reference_server.node.agent import AgentConfig
 
     for path, descriptor in ((out, 1), (log, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
-    run_agent(AgentConfig(listen="127.0.0.1:0", key=key_file, memory_bytes=memory_bytes, threads=1))
+    run_agent(AgentConfig(listen=listen, key=key_file, memory_bytes=memory_bytes, threads=1))
 
 
 class AgentProcess:
     """An agent on a free port of this machine; what it logs goes to a file."""
 
-    def __init__(self, key_file: Path, log: Path, *, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, key_file: Path, log: Path, *, memory_bytes: int = MEMORY_BYTES, listen: str = "127.0.0.1:0"
+    ) -> None:
         self.log = log
         self._out = log.with_suffix(".out")
-        self.process = _forks().Process(target=_run_agent, args=(key_file, self._out, log, memory_bytes), daemon=True)
+        self.process = _forks().Process(
+            target=_run_agent, args=(key_file, self._out, log, memory_bytes, listen), daemon=True
+        )
         self.process.start()
 
     def address(self) -> str:
@@ -105,14 +110,24 @@ class RunningAgents:
 
     @contextmanager
     def engine(
-        self, plan: Plan, model: Path, *, routing: Routing = "iwrr", max_concurrency: int | None = None
+        self,
+        plan: Plan,
+        model: Path,
+        *,
+        routing: Routing = "iwrr",
+        max_concurrency: int | None = None,
+        options: AdaptOptions = AdaptOptions(),  # noqa: B008 - frozen
     ) -> Iterator[Engine]:
         """An engine that serves the plan on the agents of its nodes."""
         used = {node: self.addresses[node] for node in plan.placement}
         with Agents(used, self.key) as agents:
             agents.describe()
             files = open_model(str(model))
-            yield load_plan(agents, plan, files, routing=routing, max_concurrency=max_concurrency)
+            engine = load_plan(agents, plan, files, routing=routing, max_concurrency=max_concurrency, options=options)
+            try:
+                yield engine
+            finally:
+                engine.release()
 
 
 class Outcome:

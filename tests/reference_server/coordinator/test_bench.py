@@ -19,6 +19,7 @@ from helixbench.errors import MeasurementError
 from helixbench.records import digest, load_record, save_record
 from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
 from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.options import AdaptOptions
 from helixbench.reference_server.jobs import driver
 from helixbench.reference_server.jobs.job import BenchJob, encode_job
 from helixbench.reference_server.run_log import OutputCheck, RunLog
@@ -392,7 +393,7 @@ def test_what_does_not_fit_together_is_one_message_and_no_file(
     assert not list(job.output.parent.glob(".run.json*"))
 
 
-def test_an_agent_that_dies_in_a_run_is_named_and_nothing_is_written(
+def test_a_model_that_is_no_longer_covered_ends_the_run_and_keeps_what_was_measured(
     job: Job,
     running: RunningAgents,
     drive: Callable[[str], int],
@@ -409,13 +410,16 @@ def test_an_agent_that_dies_in_a_run_is_named_and_nothing_is_written(
                 doomed.process.kill()
 
         monkeypatch.setattr(driver.Reporter, "update", update)
-        code = drive(job.write(addresses=addresses, num_requests=10**6))
+        code = drive(job.write(addresses=addresses, num_requests=10**6, adapt=AdaptOptions(outage_s=0.5)))
     finally:
         doomed.end()
 
     assert code == 3
-    assert f"node n1: the agent at {addresses['n1']} closed the connection" in capsys.readouterr().err
-    assert not job.output.exists()
+    assert re.search(r"\d requests ended with an error, because the nodes that are left", capsys.readouterr().err)
+    run = load_record(job.output, RunLog)
+    assert run.failed_requests > 0
+    assert [t.after for t in run.adaptation.transitions if t.node == "n1"][-1] == "lost"
+    assert run.cut_short == f"{run.failed_requests} requests failed"
 
 
 def test_ctrl_c_in_the_window_writes_what_was_measured(job: Job) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
 
-from helixbench.errors import InputError, MeasurementError
+from helixbench.errors import InputError
 from helixbench.profiler.model.files import ModelFiles
-from helixbench.reference_server.coordinator import engine as engine_module
-from helixbench.reference_server.coordinator.engine import Engine, load_plan
+from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.loading import load_plan
 from helixbench.reference_server.wire.client import AgentFailedError, Agents
 from helixbench.reference_server.wire.messages import Counters
 from helixbench.solver.problem.plan import Plan
@@ -26,7 +25,7 @@ from tests.reference_server.plans import (
     TWO_PIPELINES,
     make_plan,
 )
-from tests.reference_server.running import STEP_MS, AgentProcess, Outcome, RunningAgents, run_to_end
+from tests.reference_server.running import STEP_MS, Outcome, RunningAgents, run_to_end
 
 PRESET = "test-llama"
 
@@ -171,38 +170,6 @@ def test_aborted_requests_end_and_free_their_slots_while_others_go_on(
         if request.number not in aborted:
             assert tuple(outcome.tokens[request.number]) == reference.output
     assert {counted.kv_peak_tokens for counted in left.values()} == {0}
-
-
-# Agents that fail
-
-
-def signal_in_the_middle(engine: Engine, requests: list[Request], agent: AgentProcess, number: signal.Signals) -> None:
-    """Step until the first token is there, signal the agent, and step on."""
-    outcome = Outcome()
-    outcome.note(engine.submit(requests))
-    while len(outcome.reasons) < len(requests):
-        engine.step(STEP_MS, on_events=outcome.note)
-        if outcome.tokens:
-            agent.send_signal(number)
-    raise AssertionError("the engine did not notice")
-
-
-def test_an_agent_that_hangs_is_an_error_and_no_hang(
-    running: RunningAgents,
-    model: Path,
-    references: tuple[Greedy, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hanging = AgentProcess(running.key_file, tmp_path / "hanging.log")
-    silent = pytest.raises(MeasurementError, match=r"no token within 1 s with \d+ in flight")
-    try:
-        agents = RunningAgents(running.addresses | {"n1": hanging.address()}, running.key_file)
-        with agents.engine(make_plan(model, *THREE_IN_A_ROW), model) as engine, silent:
-            monkeypatch.setattr(engine_module, "_SILENCE_S", 1.0)
-            signal_in_the_middle(engine, requests_of(references), hanging, signal.SIGSTOP)
-    finally:
-        hanging.end()
 
 
 # Plans that cannot be served

@@ -35,6 +35,7 @@ from helixbench.reference_server.wire.messages import (
     Load,
     Loaded,
     ReadCounters,
+    RequestsFailed,
     Sampled,
     Shutdown,
     Work,
@@ -216,7 +217,9 @@ def test_memory_that_runs_out_in_an_iteration_is_told_to_the_coordinator_and_the
     try:
         talk = Talk(transport, small_agent.address)
         assert isinstance(talk.ask(load_of(model_dir("test-llama"))), Loaded)
-        answer = failed(talk.ask(work, np.int32([1, 2, 3]).tobytes()))
+        answer = talk.ask(work, np.int32([1, 2, 3]).tobytes())
+        assert isinstance(answer, RequestsFailed)
+        assert answer.attempts == (1,)
         assert "an iteration of 3 tokens: no memory is left on the device" in answer.message
         assert isinstance(talk.ask(Describe()), Description)
         assert isinstance(talk.ask(Shutdown()), Done)
@@ -262,7 +265,6 @@ def test_work_before_a_load_is_refused(talk: Talk, model_dir: ModelDir) -> None:
 def test_bad_work_is_refused_between_good_work(talk: Talk, model_dir: ModelDir, greedy_of: GreedyOf) -> None:
     reference = next(r for r in greedy_of("test-llama") if len(r.prompt) > 20 and len(r.output) > 10)
     bad = [
-        (Work(closes=(7,)), None),
         (Work(items=(WorkItem(1, 0, 3, sample=True, is_decode=False),)), bytes(8)),
         (Work(items=(WorkItem(1, 0, 1, sample=True, is_decode=False),)), np.int32(320).tobytes()),
         (Work(items=(WorkItem(1, 0, 0, sample=True, is_decode=False),)), b""),
@@ -284,7 +286,9 @@ def test_bad_work_is_refused_between_good_work(talk: Talk, model_dir: ModelDir, 
         if len(tokens) == len(reference.output):
             break
         if bad:
-            assert failed(talk.ask(*bad.pop())).exit_code == 3
+            refused = talk.ask(*bad.pop())
+            assert isinstance(refused, RequestsFailed)
+            assert refused.attempts == (1,)
         past = len(reference.prompt) + len(tokens) - 1
         item = WorkItem(1, past, 1, sample=True, is_decode=True)
         answer = talk.ask(Work(items=(item,)), np.int32(token).tobytes())
@@ -302,8 +306,9 @@ def test_a_hop_to_a_node_that_is_no_peer_is_refused(talk: Talk, model_dir: Model
     opened = OpenRequest(1, (Hop("n0", 0, 3), Hop("elsewhere", 3, 6)), 4, SamplingParams())
     item = WorkItem(1, 0, 1, sample=True, is_decode=False)
 
-    answer = failed(talk.ask(Work(items=(item,), opens=(opened,)), np.int32(40).tobytes()))
+    answer = talk.ask(Work(items=(item,), opens=(opened,)), np.int32(40).tobytes())
 
+    assert isinstance(answer, RequestsFailed)
     assert "a pipeline goes on to node elsewhere, whose address was not given" in answer.message
     assert isinstance(talk.ask(Describe()), Description)
 

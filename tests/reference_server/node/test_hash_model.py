@@ -16,7 +16,7 @@ from helixbench.profiler.stage.hash_stage import HashCache
 from helixbench.reference_server.node.load import load_runner
 from helixbench.reference_server.node.runtime import NodeRuntime
 from helixbench.reference_server.wire.client import Agents
-from helixbench.reference_server.wire.messages import Load, Loaded, Work
+from helixbench.reference_server.wire.messages import Load, Loaded, RequestsFailed, Work
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.requests import Request
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
@@ -161,8 +161,9 @@ def node(model: HashModel) -> NodeRuntime:
 def test_what_needs_logits_is_refused(model: HashModel, options: dict[str, object]) -> None:
     runtime = node(model)
     opened = OpenRequest(1, (Hop("here", 0, 6),), 10, **options)  # type: ignore[arg-type]
-    with pytest.raises(MeasurementError, match="a hash model decodes greedily, without log probabilities or"):
-        runtime.accept(Work(opens=(opened,)), None)
+    (out,) = runtime.accept(Work(opens=(opened,)), None)
+    assert isinstance(out.message, RequestsFailed)
+    assert "a hash model decodes greedily, without log probabilities or" in out.message.message
     assert runtime.runner.kv.used_tokens == 0
 
 

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from helixbench.errors import MeasurementError
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
 from helixbench.reference_server.node.torch_runner import TorchRunner, tensor_bytes
-from helixbench.reference_server.wire.messages import Sampled, Work
+from helixbench.reference_server.wire.messages import CannotReplay, RequestsFailed, Sampled, Work
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.gather import WAIT_SHARE
-from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
+from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem, attempt_of
 from tests.conftest import GreedyOf, ModelDir
 from tests.greedy import load_whole
 
@@ -135,7 +136,7 @@ BAD_WORK = [
     (work(opens=(opened(2, Hop("here", 0, 5)),)), None, r"holds \[0,6\) and cannot run \[0,5\)"),
     (work(opens=(opened(2, Hop("here", 6, 6)),)), None, r"cannot run \[6,6\)"),
     (work(opens=(opened(2, Hop("here", -1, 6)),)), None, r"cannot run \[-1,6\)"),
-    (work(closes=(2,)), None, "asked to close request 2, which is not open"),
+    (work(opens=(msgspec.structs.replace(opened(2), adopts=7),)), None, "attempt 2 adopts 7, which is not open here"),
 ]
 
 
@@ -152,9 +153,12 @@ def test_bad_work_is_refused_and_others_are_served(
     node = one_for_all
     node.accept(Work(opens=(opened(1),)), None)
 
-    with pytest.raises(MeasurementError, match=message):
-        node.accept(bad, payload)
+    (out,) = node.accept(bad, payload)
 
+    assert out.peer is None
+    assert isinstance(out.message, RequestsFailed)
+    assert set(out.message.attempts) == {item.request for item in bad.items} | {o.request for o in bad.opens}
+    assert re.search(message, out.message.message)
     assert not node.has_work
     assert node.runner.kv.used_tokens == 20, "those of request 1"
     reference = next(one for one in greedy_of("test-llama") if len(one.prompt) < 12 and len(one.output) > 3)
@@ -165,27 +169,70 @@ def test_bad_work_is_refused_and_others_are_served(
 def test_token_ids_do_not_enter_at_a_later_layer(middle: NodeRuntime) -> None:
     middle.accept(Work(opens=(opened(1, Hop("here", 3, 4), Hop("next", 4, 6)),)), None)
 
-    with pytest.raises(MeasurementError, match="request 1 enters at layer 3, but sends token ids"):
-        middle.accept(work(prompt_item(1, 2)), ids(40, 41))
+    (out,) = middle.accept(work(prompt_item(1, 2)), ids(40, 41))
+
+    assert out.message == RequestsFailed((1,), "request 1 enters at layer 3, but sends token ids")
     assert not middle.has_work
 
 
-def test_work_of_a_closed_request_is_refused_and_the_rest_goes_on(whole: NodeRuntime) -> None:
+def test_what_is_late_is_dropped_and_counted(whole: NodeRuntime) -> None:
+    """Work of a request that was closed while it waited here, or while it was on its way; a second close."""
     whole.accept(work(prompt_item(1, 12), opens=(opened(1),)), ids(*range(40, 52)))
     whole.accept(Work(closes=(1,)), None)
-
-    with pytest.raises(MeasurementError, match="request 1 was closed while its tokens waited"):
-        whole.run_batch({True: 0, False: 0})
-    with pytest.raises(MeasurementError, match="request 1 was closed while its tokens waited"):
-        whole.run_batch({True: 0, False: 0})
     assert not whole.has_work
+
+    assert whole.accept(work(prompt_item(1, 2)), ids(40, 41)) == []
+    assert whole.accept(Work(closes=(1,)), None) == []
+
+    assert not whole.has_work
+    assert whole.num_dropped == 2
 
 
 def test_a_pipeline_that_ends_too_early_is_refused(middle: NodeRuntime) -> None:
-    middle.accept(work(prompt_item(1, 2), opens=(opened(1, Hop("here", 2, 4)),), dtype="float32"), states(2))
+    (out,) = middle.accept(Work(opens=(opened(1, Hop("here", 2, 4)),)), None)
 
-    with pytest.raises(MeasurementError, match="a pipeline ends before the model's last layer"):
-        middle.run_batch({True: 0, False: 0})
+    assert out.message == RequestsFailed((1,), "request 1: its pipeline ends at layer 4, before the model does")
+    assert middle.runner.kv.used_tokens == 0
+
+
+def test_work_that_nobody_opens_is_kept_within_a_bound(middle: NodeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helixbench.reference_server.node.runtime.MAX_EARLY_BYTES", 3 * 2 * HIDDEN * 4)
+
+    going = [middle.accept(work(prompt_item(n, 2, sample=False), dtype="float32"), states(2)) for n in range(4)]
+
+    assert going[:3] == [[], [], []]
+    assert going[3][0].message == RequestsFailed((0,), "its work came, and nobody opened it")
+    middle.accept(Work(opens=tuple(opened(n, Hop("here", 2, 4), Hop("next", 4, 6)) for n in (1, 2, 3))), None)
+    assert {item.request for out in run_all(middle) for item in sent(out)} == {1, 2, 3}
+
+
+def sent(out: Outbound) -> tuple[WorkItem, ...]:
+    assert isinstance(out.message, Work)
+    return out.message.items
+
+
+def test_a_new_attempt_takes_over_cache_and_kept_states(middle: NodeRuntime) -> None:
+    """What it replays is what it sent; positions that the next nodes have are not sent again."""
+    hidden = torch.randn((5, HIDDEN))
+    hops = (Hop("here", 2, 4), Hop("next", 4, 6))
+    middle.accept(work(prompt_item(1, 4), opens=(opened(1, *hops),), dtype="float32"), tensor_bytes(hidden[:4]))
+    before = [bytes(out.payload or b"") for out in run_all(middle)]
+    again, on = attempt_of(1, 1), attempt_of(1, 2)
+
+    (replay,) = middle.accept(Work(opens=(msgspec.structs.replace(opened(again, *hops), adopts=1, replays=4),)), None)
+    assert (replay.peer, sent(replay)) == ("next", (WorkItem(again, 0, 4, sample=False, is_decode=False),))
+    assert bytes(replay.payload or b"") == b"".join(before)
+    assert middle.runner.kv.used_tokens == 20
+
+    (missing,) = middle.accept(Work(opens=(msgspec.structs.replace(opened(on, *hops), adopts=again, replays=5),)), None)
+    assert missing.message == CannotReplay(on)
+
+    third = attempt_of(1, 3)
+    middle.accept(Work(opens=(msgspec.structs.replace(opened(third, *hops), adopts=on, deliver_from=4),)), None)
+    middle.accept(work(prompt_item(third, 5), dtype="float32"), tensor_bytes(hidden))
+    (out,) = run_all(middle)
+    assert sent(out) == (WorkItem(third, 4, 1, sample=True, is_decode=False),)
+    assert len(out.payload or b"") == HIDDEN * 4
 
 
 def test_work_that_comes_before_its_request_is_opened_waits(middle: NodeRuntime) -> None:

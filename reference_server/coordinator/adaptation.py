@@ -1,0 +1,269 @@
+"""Adaptation: what a running plan does about nodes and links that change. Decides; the engine sends.
+
+The watch says what state each node and link is in, reflow gives the weights that fit, and the coordinator is told which
+nodes are lost and which take no further requests. What was decided is kept, to be logged, shown and recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import msgspec
+
+from helixbench.reference_server.run_log import AdaptationLog, Recovered, Reweighted, Transition
+from helixbench.reference_server.wire.messages import Command, Forget, Load, Status
+from helixbench.solver.problem.capacity import Capacities
+from helixbench.solver.problem.plan import LayerRange, Pipeline
+from helixbench.solver.scheduling.reflow import Observed, Weights, is_worth_changing, reflow
+from helixbench.solver.scheduling.requests import Moved
+from helixbench.solver.scheduling.router import Router
+from helixbench.solver.scheduling.watch import (
+    TAKES_REQUESTS,
+    Cause,
+    Change,
+    LinkChanged,
+    NodeChanged,
+    NodeState,
+    Report,
+    Watch,
+)
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+RENEW_S = 1.0
+REFLOW_S = 1.0
+LOAD_S = 300.0
+Entry: TypeAlias = Transition | Reweighted | Recovered
+_RATIO_STEP = 0.05  # ratios are rounded to steps of this size: smaller changes are no reason to reflow
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a plan is adapted with.
+
+    Attributes:
+        run: id of the run.
+        loads: node -> the command that loads its stage.
+        placement: node -> layer range.
+        num_layers: of the model.
+        capacities: of the profile that the plan was made from; ``None`` where it does not hold one: then weights stay.
+        outage_s: how long requests wait for nodes that cover the model again, before they end with an error.
+        reflows: whether weights follow what is measured.
+    """
+
+    run: str
+    loads: Mapping[str, Load]
+    placement: Mapping[str, LayerRange]
+    num_layers: int
+    capacities: Capacities | None
+    outage_s: float
+    reflows: bool
+
+
+EntryT = TypeVar("EntryT", Transition, Reweighted, Recovered)
+
+
+class Adaptation:
+    """The states of a run's nodes, and what follows from them.
+
+    Args:
+        adapted: the plan, and how it may be adapted.
+        router: whose weights are set, where it has any.
+        now_s: the time, of any clock that never goes back; so are all others.
+        say: is told each change in one line.
+    """
+
+    def __init__(
+        self,
+        adapted: Adapted,
+        router: object,
+        *,
+        now_s: float,
+        say: Callable[[str], None] = _log.warning,
+    ) -> None:
+        self.run = adapted.run
+        self.longest_outage_s = adapted.outage_s
+        self._adapted = adapted
+        self._router = router if isinstance(router, Router) else None
+        self._say = say
+        self.watch = Watch(adapted.loads, now_s=now_s, load_s=LOAD_S)
+        for node in adapted.loads:  # the engine begins when all of them have loaded
+            self.watch.reported(node, _JUST_LOADED, now_s=now_s)
+        self._renewed_s = self._reflowed_s = self._ticked_s = now_s
+        self._covered_s = now_s  # when the nodes that take requests last covered the model
+        self._observed = Observed()
+        self._is_changed = False
+        self._foreign: set[str] = set()  # nodes that serve somebody else's run
+        self.log: list[Entry] = []
+
+    @property
+    def lost(self) -> frozenset[str]:
+        """Nodes whose caches are gone: lost, or not yet back."""
+        gone = (NodeState.LOST, NodeState.LOADING)
+        return frozenset(node for node, state in self.watch.states.items() if state in gone)
+
+    @property
+    def passed_over(self) -> frozenset[str]:
+        """Nodes that take no further requests."""
+        return frozenset(node for node, state in self.watch.states.items() if state not in TAKES_REQUESTS)
+
+    def take_changed(self) -> bool:
+        """Whether states of nodes or links changed since this was last asked."""
+        changed, self._is_changed = self._is_changed, False
+        return changed
+
+    def heard(self, node: str, status: Status, *, now_s: float) -> Command | None:
+        """A node reports, or says whose run it serves; the answer that it gets, if any.
+
+        A node that was given up, and is there again, is told to forget all requests, or to load its stage again.
+        """
+        if self.watch.states.get(node) is not NodeState.LOST:
+            if status.run == self.run:
+                self._note(self.watch.reported(node, status.report, now_s=now_s))
+            elif self.watch.states.get(node) is not NodeState.LOADING:
+                detail = f"it serves {status.owner}" if status.run else "its stage is gone"
+                self.gone(node, Cause.EXITED, now_s=now_s, detail=detail)
+            return None
+        if status.run == self.run:
+            self._note(self.watch.added(node, now_s=now_s))
+            return Forget()
+        if status.run:
+            if node not in self._foreign:
+                self._say(f"node {node}: it serves run {status.run} of {status.owner} now")
+                self._foreign.add(node)
+            return None
+        self._foreign.discard(node)
+        self._note(self.watch.added(node, now_s=now_s))
+        return self._adapted.loads[node]
+
+    def gone(self, node: str, cause: Cause, *, now_s: float, detail: str = "") -> None:
+        """The node's connection closed, or it cannot serve any more."""
+        self._note(self.watch.lost(node, cause, now_s=now_s, detail=detail))
+
+    def draining(self, node: str, *, now_s: float) -> None:
+        """The node takes no new requests from now on."""
+        self._note(self.watch.draining(node, now_s=now_s))
+
+    def drained(self, node: str, *, now_s: float) -> None:
+        """Nothing is in flight on the draining node any more."""
+        self._note(self.watch.drained(node, now_s=now_s))
+
+    def moved(self, moved: Sequence[Moved], *, now_s: float) -> None:
+        """Requests lost their pipeline; how each goes on is recorded, and said in one line."""
+        counts = {"replayed": 0, "prefilled": 0, "moved": 0, "waited": 0}
+        again = held = 0
+        for one in moved:
+            held += one.state.context_tokens * self._adapted.num_layers
+            if one.recovery is None:
+                counts["waited"] += 1
+                continue
+            again += one.state.context_tokens * one.recovery.layers
+            if not one.recovery.num_rebuilt:
+                counts["moved"] += 1
+            else:
+                counts["prefilled" if one.recovery.source is None else "replayed"] += 1
+        self.log.append(Recovered(at_s=now_s, layer_tokens_again=again, layer_tokens_held=held, **counts))
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        self._say(f"{len(moved)} requests go on another way: {said}")
+
+    def tick(self, now_s: float) -> bool:
+        """Time passed; returns whether leases are to be renewed."""
+        if now_s - self._ticked_s >= TICK_S:
+            self._ticked_s = now_s
+            self._note(self.watch.tick(now_s))
+        is_due = now_s - self._renewed_s >= RENEW_S
+        if is_due:
+            self._renewed_s = now_s
+        return is_due
+
+    def reflow(self, now_s: float) -> None:
+        """Set the weights that fit what is known of nodes and links, where they differ enough from those in use."""
+        if self._adapted.capacities is None or self._router is None or not self._adapted.reflows:
+            return
+        if now_s - self._reflowed_s < REFLOW_S and not self._is_changed:
+            return
+        self._reflowed_s = now_s
+        observed = Observed(
+            ratios={node: _rounded(ratio) for node, ratio in self.watch.ratios.items() if _rounded(ratio) != 1},
+            unusable=self.passed_over,
+            links_down=self.watch.links_down,
+        )
+        if observed == self._observed:
+            return
+        self._observed = observed
+        weights = reflow(self._adapted.capacities, self._adapted.placement, observed)
+        if not weights.pipelines or not is_worth_changing(self._router.shares, weights.shares()):
+            return
+        self._router.set_weights(weights.pipelines)
+        self._say(f"weights follow what is measured: max-flow {weights.tokens_per_s:.0f} tokens/s, {_shares(weights)}")
+        shares = tuple((self._router.index_of(pipeline), share) for pipeline, share in weights.shares().items())
+        self.log.append(Reweighted(at_s=now_s, max_flow_tokens_per_s=weights.tokens_per_s, shares=shares))
+
+    def outage_s(self, now_s: float, *, is_covered: bool) -> float:
+        """For how long the nodes that take requests have not covered the model."""
+        if is_covered:
+            self._covered_s = now_s
+        return now_s - self._covered_s
+
+    def _note(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._is_changed = True
+            transition = _transition(change)
+            self.log.append(transition)
+            self._say(transition.line)
+
+
+_JUST_LOADED = Report(
+    due_in_s=5.0,
+    iterations=0,
+    measured_s=0.0,
+    predicted_s=0.0,
+    has_work=False,
+    progress_age_s=0.0,
+    kv_used_tokens=0,
+)
+
+
+def recorded(log: Sequence[Entry], *, since_s: float, time_scale: float) -> AdaptationLog:
+    """The log with times of the devices since ``since_s``, as a run's record has them."""
+
+    def of(kind: type[EntryT]) -> tuple[EntryT, ...]:
+        found = (entry for entry in log if isinstance(entry, kind))
+        return tuple(msgspec.structs.replace(entry, at_s=(entry.at_s - since_s) / time_scale) for entry in found)
+
+    return AdaptationLog(transitions=of(Transition), reweighted=of(Reweighted), recovered=of(Recovered))
+
+
+def _transition(change: Change) -> Transition:
+    if isinstance(change, NodeChanged):
+        return Transition(
+            at_s=change.at_s,
+            node=change.node,
+            before=change.before.value,
+            after=change.after.value,
+            cause=change.cause.value,
+            detail=change.detail,
+        )
+    assert isinstance(change, LinkChanged)
+    up, down = ("down", "up") if change.is_up else ("up", "down")
+    return Transition(
+        at_s=change.at_s, node=change.src, peer=change.dst, before=up, after=down, cause=change.cause.value
+    )
+
+
+def _rounded(ratio: float) -> float:
+    return round(ratio / _RATIO_STEP) * _RATIO_STEP
+
+
+def _shares(weights: Weights) -> str:
+    shares = sorted(weights.shares().items(), key=lambda pair: -pair[1])
+    shown = ", ".join(f"{100 * share:.0f} % {_path(pipeline)}" for pipeline, share in shares[:4])
+    return shown + (f" and {len(shares) - 4} more" if len(shares) > 4 else "")
+
+
+def _path(pipeline: Pipeline) -> str:
+    return "-".join(hop.node for hop in pipeline)
