@@ -99,6 +99,7 @@ class Adaptation:
         self._is_changed = False
         self._foreign: set[str] = set()  # nodes that serve somebody else's run
         self.log: list[Entry] = []
+        self.num_recovered: dict[str, int] = {"replayed": 0, "prefilled": 0, "moved": 0, "waited": 0}
 
     @property
     def lost(self) -> frozenset[str]:
@@ -154,7 +155,7 @@ class Adaptation:
 
     def moved(self, moved: Sequence[Moved], *, now_s: float) -> None:
         """Requests lost their pipeline; how each goes on is recorded, and said in one line."""
-        counts = {"replayed": 0, "prefilled": 0, "moved": 0, "waited": 0}
+        counts = dict.fromkeys(self.num_recovered, 0)
         again = held = 0
         for one in moved:
             held += one.state.context_tokens * self._adapted.num_layers
@@ -167,6 +168,7 @@ class Adaptation:
             else:
                 counts["prefilled" if one.recovery.source is None else "replayed"] += 1
         self.log.append(Recovered(at_s=now_s, layer_tokens_again=again, layer_tokens_held=held, **counts))
+        self.num_recovered = {what: before + counts[what] for what, before in self.num_recovered.items()}
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         self._say(f"{len(moved)} requests go on another way: {said}")
 

@@ -103,7 +103,7 @@ class _Front:
         self._text = text
         self._model = model
         self._options = options
-        self._metrics = Metrics(engine.load, model.names[0])
+        self._metrics = Metrics(engine.load, engine.health, model.names[0])
         self._bodies = BodyBudget(options.max_body_bytes)
         self._numbers = itertools.count()
         self._seeds = random.SystemRandom()  # of requests that name none
@@ -113,7 +113,8 @@ class _Front:
     async def health(self, _request: Request) -> Response:
         """200 where requests are served, 503 and why where not."""
         health = self._engine.health()
-        body = {"status": "ready" if health.is_ready else "down", "detail": health.detail, "nodes": health.nodes}
+        body = {"status": "ready" if health.is_ready else "down", **msgspec.structs.asdict(health)}
+        del body["is_ready"]
         return _json(body, 200 if health.is_ready else 503)
 
     async def live(self, _request: Request) -> Response:

@@ -26,12 +26,31 @@ class TokenOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"reason: need one for the last token and none before, got {self.reason!r}")
 
 
+class NodeHealth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A node's state in a word, its measured over predicted iteration time, and seconds since an iteration last ended.
+
+    The age is ``None`` where the node has not reported yet.
+    """
+
+    state: str
+    ratio: float = 1.0
+    progress_age_s: float | None = None
+
+
 class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``is_ready``: requests are served. ``detail`` says in words why not. ``nodes``: node -> its state in a word."""
+    """How the cluster stands.
+
+    Attributes:
+        is_ready: requests are served.
+        detail: why not, in words.
+        nodes: node -> how it stands.
+        recovered: requests that lost their pipeline, by how they went on.
+    """
 
     is_ready: bool
     detail: str = ""
-    nodes: dict[str, str] = {}
+    nodes: dict[str, NodeHealth] = {}
+    recovered: dict[str, int] = {}
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

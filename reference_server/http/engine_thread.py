@@ -13,7 +13,14 @@ from typing import TypeAlias
 
 from helixbench.errors import HelixbenchError, MeasurementError
 from helixbench.reference_server.coordinator.engine import Engine
-from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, Load, RequestRefused, TokenOut
+from helixbench.reference_server.http.engine_protocol import (
+    EngineUnavailable,
+    Health,
+    Load,
+    NodeHealth,
+    RequestRefused,
+    TokenOut,
+)
 from helixbench.reference_server.http.fair_queue import FairQueue
 from helixbench.solver.scheduling.requests import Request, TokenEvent
 
@@ -58,6 +65,7 @@ class EngineThread:
         self._streams: dict[int, _Stream] = {}  # request that has not ended -> who waits for its tokens
         self._failure: HelixbenchError | None = None
         self._is_stopping = False
+        self._health = health_of(engine)  # as the engine's thread saw it last
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         engine.agents.watch(self._wake_read)
         self._thread = threading.Thread(target=self._run, name="engine")
@@ -82,8 +90,9 @@ class EngineThread:
 
     def health(self) -> Health:
         """Whether requests are served."""
-        nodes = dict.fromkeys(self._engine.agents.addresses, "serving" if self._failure is None else "unknown")
-        return Health(is_ready=self._failure is None, detail=str(self._failure or ""), nodes=nodes)
+        if self._failure is not None:
+            return Health(is_ready=False, detail=str(self._failure))
+        return self._health
 
     def load(self) -> Load:
         """Requests and KV slots; numbers of the engine's thread, each read at once."""
@@ -151,6 +160,7 @@ class EngineThread:
                     asked_s = time.monotonic()
                     self._engine.ask_counters()
                 self._engine.step(_POLL_MS, on_events=self._tell_and_go_on)
+                self._health = health_of(self._engine)
                 self._drain_wakes()
             except HelixbenchError as error:
                 self._fail(error)
@@ -188,7 +198,9 @@ class EngineThread:
             if stream is None or event.reason == "abort":
                 continue
             if event.reason == "error":
-                news.append((stream, EngineUnavailable("the nodes that are left cannot finish this request")))
+                news.append(
+                    (stream, EngineUnavailable("a node failed, and those that are left cannot finish this request"))
+                )
             elif event.token is not None:
                 news.append((stream, TokenOut(event.token, bool(event.reason), event.reason, event.scores)))
         self._deliver(news)
@@ -200,6 +212,23 @@ class EngineThread:
             by_loop.setdefault(stream.loop, []).append((stream, item))
         for loop, items in by_loop.items():
             loop.call_soon_threadsafe(_put_all, items)
+
+
+def health_of(engine: Engine) -> Health:
+    """How an engine's nodes stand; for the thread that runs it."""
+    adaptation = engine.adaptation
+    if adaptation is None:
+        return Health(is_ready=True)
+    watch = adaptation.watch
+    ratios = watch.ratios
+    nodes = {}
+    for node, state in watch.states.items():
+        report = watch.last_report(node)
+        age_s = None if report is None else report.progress_age_s
+        nodes[node] = NodeHealth(state=state.value, ratio=ratios[node], progress_age_s=age_s)
+    missing = ", ".join(sorted(adaptation.lost | adaptation.passed_over))
+    detail = "" if engine.is_covered else f"the nodes that take requests do not cover the model; without {missing}"
+    return Health(is_ready=engine.is_covered, detail=detail, nodes=nodes, recovered=adaptation.num_recovered)
 
 
 def _put_all(news: _News) -> None:

@@ -5,11 +5,13 @@ The second set is vLLM's, so that its dashboards show this server. Each app has 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-from helixbench.reference_server.http.engine_protocol import Load
+from helixbench.reference_server.http.engine_protocol import Health, Load
 
 TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0)
 TPOT_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
@@ -22,11 +24,13 @@ class Metrics:
 
     Args:
         load: how busy the engine is, asked when metrics are read.
+        health: how its nodes stand, likewise.
         model_name: label of the names that dashboards look for.
     """
 
-    def __init__(self, load: Callable[[], Load], model_name: str) -> None:
+    def __init__(self, load: Callable[[], Load], health: Callable[[], Health], model_name: str) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(_Nodes(health))
         self._model_name = model_name
         self.requests = self._counter(
             "helixbench_requests", "Ended requests by how: stop, length, aborted, refused, failed.", "outcome"
@@ -96,6 +100,32 @@ class Metrics:
     def _gauge(self, name: str, help_: str, value: Callable[[], float]) -> None:
         gauge = Gauge(name, help_, [MODEL_LABEL], registry=self._registry)
         gauge.labels(self._model_name).set_function(value)
+
+
+class _Nodes(Collector):
+    """How nodes stand, as gauges with the node as a label."""
+
+    def __init__(self, health: Callable[[], Health]) -> None:
+        self._health = health
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges, and how many requests went on another way."""
+        health = self._health()
+        state = GaugeMetricFamily(
+            "helixbench_node_state", "1 for the state that the node is in.", labels=["node", "state"]
+        )
+        ratio = GaugeMetricFamily(
+            "helixbench_node_time_ratio", "Measured over predicted time of the node's iterations.", labels=["node"]
+        )
+        for name, node in health.nodes.items():
+            state.add_metric([name, node.state], 1)
+            ratio.add_metric([name], node.ratio)
+        recovered = CounterMetricFamily(
+            "helixbench_requests_recovered", "Requests that lost their pipeline, by how they went on.", labels=["how"]
+        )
+        for how, count in health.recovered.items():
+            recovered.add_metric([how], count)
+        return [state, ratio, recovered]
 
 
 class RequestWatch:

@@ -16,7 +16,14 @@ import msgspec
 
 from helixbench.reference_server.http.app import ServedModel, make_app
 from helixbench.reference_server.http.connection import make_server
-from helixbench.reference_server.http.engine_protocol import EngineUnavailable, Health, Load, RequestRefused, TokenOut
+from helixbench.reference_server.http.engine_protocol import (
+    EngineUnavailable,
+    Health,
+    Load,
+    NodeHealth,
+    RequestRefused,
+    TokenOut,
+)
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.http.text import Text, TokenizerLike
 from helixbench.solver.scheduling.requests import Request
@@ -87,8 +94,8 @@ class FakeEngine:
 
     def health(self) -> Health:
         if self.is_ready:
-            return Health(is_ready=True, nodes={"small": "serving"})
-        return Health(is_ready=False, detail="node small does not answer", nodes={"small": "gone"})
+            return Health(is_ready=True, nodes={"small": NodeHealth(state="idle")})
+        return Health(is_ready=False, detail="node small does not answer", nodes={"small": NodeHealth(state="lost")})
 
     def load(self) -> Load:
         return self.load_now

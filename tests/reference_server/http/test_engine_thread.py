@@ -31,7 +31,7 @@ class OneAtATime:
         self.coordinator = Coordinator(Router([(pipeline("a"), 1.0)]), kv_capacity_tokens={"a": 10}, max_concurrency=1)
         self.admitted: list[int] = []
         self.is_paused = True
-        self.is_emulated, self.late_iterations = False, 0
+        self.is_emulated, self.late_iterations, self.adaptation = False, 0, None
 
     def submit(self, requests: list[Request]) -> list[TokenEvent]:
         return self._do(self.coordinator.submit(requests))

@@ -31,7 +31,9 @@ def test_health_and_readiness_follow_the_cluster_and_liveness_does_not(url: str,
     for path in ("/health", "/ready", "/ping"):
         answer = ask(url, "GET", path)
         assert answer.status == 503
-        assert answer.json == {"status": "down", "detail": "node small does not answer", "nodes": {"small": "gone"}}
+        assert (answer.json["status"], answer.json["detail"]) == ("down", "node small does not answer")
+        assert answer.json["nodes"] == {"small": {"state": "lost", "ratio": 1.0, "progress_age_s": None}}
+    assert 'helixbench_node_state{node="small",state="lost"} 1.0' in ask(url, "GET", "/metrics").text
     assert ask(url, "GET", "/live").status == 200
 
 
