@@ -11,6 +11,7 @@ from helixbench.errors import InputError
 from helixbench.profiler.cli import profile_commands
 from helixbench.reference_server.commands.agent import agent
 from helixbench.reference_server.commands.bench import bench
+from helixbench.reference_server.commands.check import check
 from helixbench.reference_server.commands.doctor import doctor
 from helixbench.reference_server.commands.profile import profile
 from helixbench.reference_server.commands.serve import serve
@@ -24,7 +25,7 @@ def mount(app: typer.Typer) -> None:
     profiling = profile_commands()
     profiling.callback(invoke_without_command=True, no_args_is_help=True)(profile)
     app.add_typer(profiling, name="profile")
-    for command in (bench, serve, agent, doctor):
+    for command in (bench, check, serve, agent, doctor):
         app.command()(command)
 
 

@@ -185,17 +185,50 @@ class Recovered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     layer_tokens_held: int
 
 
+class Happened(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """An event that was made to happen, and what came of it.
+
+    Attributes:
+        at_s: when.
+        kind: as in the file of events.
+        node: whose event it is; of a link, its sender.
+        peer: of a link, its receiver.
+        factor: of speeds and rates.
+        detected_s: from then until a state changed for it; ``None`` where none did.
+        before_tokens_per_s: served in a settled time before, where there was one.
+        after_tokens_per_s: likewise after.
+        predicted_tokens_per_s: expected after, of the placement as it then was.
+    """
+
+    at_s: float
+    kind: str
+    node: str
+    peer: str = ""
+    factor: float | None = None
+    detected_s: float | None = None
+    before_tokens_per_s: float | None = None
+    after_tokens_per_s: float | None = None
+    predicted_tokens_per_s: float | None = None
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        name = f"{self.node} -> {self.peer}" if self.peer else self.node
+        return f"{self.kind} {name}" + (f" x {self.factor:g}" if self.factor is not None else "")
+
+
 class AdaptationLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What happened to nodes and links in a run, and what was done about it."""
 
     transitions: tuple[Transition, ...] = ()
     reweighted: tuple[Reweighted, ...] = ()
     recovered: tuple[Recovered, ...] = ()
+    events: tuple[Happened, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing went wrong, and nothing changed."""
-        return not (self.reweighted or self.recovered or any(t.after in _BAD for t in self.transitions))
+        return not (self.events or self.reweighted or self.recovered or any(t.after in _BAD for t in self.transitions))
 
 
 _BAD = ("slow", "stalled", "lost", "draining", "drained", "down")

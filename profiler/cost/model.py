@@ -264,6 +264,12 @@ class StageCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Scope -> seconds of its terms as a function of the counts of a batch."""
         return {scope: _ScopeTime(self, scope) for scope in SCOPES}
 
+    def scaled(self, factor: float) -> StageCost:
+        """The cost of a node that takes ``factor`` times as long for everything."""
+        fields = {term.coefficient: tuple(factor * value for value in self.values_of(term)) for term in TERMS}
+        scalars = {name: values for name, values in fields.items() if isinstance(getattr(self, name), tuple)}
+        return msgspec.structs.replace(self, **{name: values[0] for name, values in fields.items()} | scalars)
+
     def time_s(self, *, num_layers: float, batch: BatchShape, first: bool, last: bool) -> float:
         """Seconds of one iteration of ``num_layers`` layers, with the embedding and the head where asked for.
 

@@ -10,12 +10,21 @@ import typer
 from helixbench.errors import InputError
 from helixbench.options import AsJson, ModelDirectory, OutputTokens, PromptTokens, Trace, TraceScale
 from helixbench.reference_server.commands.nodes import (
+    OUTAGE_S,
+    REPLAY_MEMORY,
     AgentsKey,
     AllowStale,
+    EventsFile,
+    NoReflow,
+    OutageS,
+    ReplayMemory,
     RunningAgents,
+    TakeOver,
     TestbedFile,
+    adapt_options,
     logs_beside,
     nodes_of_options,
+    rig_of,
     run_job,
     show_written,
 )
@@ -45,15 +54,25 @@ def bench(
         Literal["iwrr", "fixed", "random", "shortest-queue"], typer.Option(help="how pipelines are chosen")
     ] = "iwrr",
     seed: Annotated[int, typer.Option(help="of prompts and of the order of lengths")] = 0,
+    events: EventsFile = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", help="write what each client saw, as JSON lines, for `helixbench check`")
+    ] = None,
+    no_reflow: NoReflow = False,
+    outage_s: OutageS = OUTAGE_S,
+    replay_memory: ReplayMemory = REPLAY_MEMORY,
+    take_over: TakeOver = False,
     allow_stale: AllowStale = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan under closed-loop load and write what was measured."""
     from helixbench.profiler.model.files import resolve_model
     from helixbench.records import command_line, load_record, require_writable
+    from helixbench.reference_server.coordinator.live_events import require_possible
     from helixbench.reference_server.jobs.job import BenchJob
     from helixbench.solver.problem.plan import Plan
     from helixbench.solver.problem.workload import workload_of_options
+    from helixbench.solver.simulation.events import load_events
 
     made = load_record(plan, Plan)
     spec = nodes_of_options(testbed, agent, key)
@@ -69,9 +88,13 @@ def bench(
     if in_flight is None:
         raise InputError(f"--concurrency is missing, and {plan} was not solved for one; give the requests in flight")
 
+    to_happen = () if events is None else load_events(events)
+    adapt = adapt_options(take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow)
     directory = str(resolve_model(model))  # here, where a hub can be reached: a testbed's namespaces reach nothing
 
     def job(bed: Testbed) -> Job:
+        rig = rig_of(bed)
+        require_possible(to_happen, rig, made.placement, where=str(events))
         return BenchJob(
             command=command_line(),
             plan=plan.resolve(),
@@ -87,9 +110,14 @@ def bench(
             seed=seed,
             num_requests=requests,
             duration_s=None if requests is not None else duration_s or 30.0,
+            events=to_happen,
+            rig=rig,
+            history=None if history is None else history.resolve(),
+            adapt=adapt,
             allow_stale=allow_stale,
         )
 
-    require_writable(output)
+    for written in filter(None, (output, history)):
+        require_writable(written)
     run_job(spec, job, log_dir=logs_beside(output))
     show_written(output, as_json=as_json)

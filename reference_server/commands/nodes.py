@@ -14,6 +14,8 @@ from helixbench.errors import InputError
 from helixbench.options import note
 
 if TYPE_CHECKING:
+    from helixbench.reference_server.coordinator.live_events import Rig
+    from helixbench.reference_server.coordinator.options import AdaptOptions
     from helixbench.reference_server.jobs.job import Job
     from helixbench.reference_server.testbed.spec import TestbedSpec
     from helixbench.reference_server.testbed.testbed import Testbed
@@ -25,7 +27,55 @@ RunningAgents = Annotated[
 AllowStale = Annotated[
     bool, typer.Option("--allow-stale", help="also where the profile was made on another device, version or model")
 ]
+OUTAGE_S, REPLAY_MEMORY = 60.0, "1GiB"
+TakeOver = Annotated[bool, typer.Option("--take-over", help="take agents from a run that they serve")]
+OutageS = Annotated[
+    float,
+    typer.Option("--outage-s", min=0.0, help="how long requests wait for nodes that cover the model again"),
+]
+ReplayMemory = Annotated[
+    str,
+    typer.Option("--replay-memory", help="host memory of each node for states that it sent, like 1GB; 0 for none"),
+]
+NoReflow = Annotated[
+    bool, typer.Option("--no-reflow", help="keep the planned weights, whatever the nodes' measured times are")
+]
+EventsFile = Annotated[Path | None, typer.Option("--events", help="TOML or JSON file of what is to happen")]
 AgentsKey = Annotated[Path | None, typer.Option("--key", help="the key that those agents were started with")]
+
+
+def adapt_options(*, take_over: bool, outage_s: float, replay_memory: str, no_reflow: bool) -> AdaptOptions:
+    """How the plan is adapted.
+
+    Raises:
+        InputError: no amount of memory.
+    """
+    from helixbench.reference_server.coordinator.options import AdaptOptions
+    from helixbench.units import parse_bytes
+
+    try:
+        replay_bytes = 0.0 if replay_memory == "0" else parse_bytes(replay_memory)
+    except ValueError as error:
+        raise InputError(f"--replay-memory {replay_memory}: {error}") from error
+    return AdaptOptions(
+        reflows=not no_reflow, outage_s=outage_s, replay_memory_bytes=int(replay_bytes), take_over=take_over
+    )
+
+
+def rig_of(bed: Testbed) -> Rig:
+    """What events act on, of a testbed that is running."""
+    from helixbench.reference_server.coordinator.live_events import LocalProcess, Rig
+
+    agents = {
+        name: LocalProcess(
+            pid=agent.process.pid,
+            place=agent.place,
+            argv=agent.argv_at(bed.addresses[name]),
+            log=agent.log.resolve(),
+        )
+        for name, agent in bed.agents.items()
+    }
+    return Rig(agents=agents, stations=dict(bed.stations), emulated=bed.emulated)
 
 
 def nodes_of_options(testbed: Path | None, agents: list[str] | None, key: Path | None) -> TestbedSpec:

@@ -11,10 +11,17 @@ import typer
 from helixbench.errors import InputError
 from helixbench.options import ModelDirectory
 from helixbench.reference_server.commands.nodes import (
+    OUTAGE_S,
+    REPLAY_MEMORY,
     AgentsKey,
     AllowStale,
+    NoReflow,
+    OutageS,
+    ReplayMemory,
     RunningAgents,
+    TakeOver,
     TestbedFile,
+    adapt_options,
     nodes_of_options,
     run_job,
 )
@@ -64,6 +71,10 @@ def serve(
         Path | None,
         typer.Option("--ready-file", metavar="FILE", help="write URL and model as JSON once the plan is served"),
     ] = None,
+    no_reflow: NoReflow = False,
+    outage_s: OutageS = OUTAGE_S,
+    replay_memory: ReplayMemory = REPLAY_MEMORY,
+    take_over: TakeOver = False,
     allow_stale: AllowStale = False,
 ) -> None:
     """Serve a plan over an OpenAI-compatible HTTP API."""
@@ -92,6 +103,7 @@ def serve(
         )
     except ValueError as error:
         raise InputError(f"serve: {error}") from error
+    adapt = adapt_options(take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow)
     # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
     listener = open_listener(host, port)
     with listener, tempfile.TemporaryDirectory(prefix="helixbench-") as logs:
@@ -107,6 +119,7 @@ def serve(
                 socket_fd=listener.fileno(),
                 url=url_of(listener, host),
                 http=options,
+                adapt=adapt,
                 allow_stale=allow_stale,
                 ready_file=None if ready_file is None else ready_file.resolve(),
             )

@@ -112,6 +112,11 @@ class Adaptation:
         """Nodes that take no further requests."""
         return frozenset(node for node, state in self.watch.states.items() if state not in TAKES_REQUESTS)
 
+    @property
+    def draining_nodes(self) -> frozenset[str]:
+        """Nodes that are being drained."""
+        return frozenset(node for node, state in self.watch.states.items() if state is NodeState.DRAINING)
+
     def take_changed(self) -> bool:
         """Whether states of nodes or links changed since this was last asked."""
         changed, self._is_changed = self._is_changed, False

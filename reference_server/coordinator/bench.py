@@ -13,7 +13,10 @@ import msgspec
 from helixbench.errors import MeasurementError
 from helixbench.profiler.model.hash_reference import Output
 from helixbench.reference_server.coordinator.adaptation import recorded
+from helixbench.reference_server.coordinator.effects import with_effects
 from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.history import HistoryWriter
+from helixbench.reference_server.coordinator.live_events import LiveEvents
 from helixbench.reference_server.run_log import (
     AdaptationLog,
     LinkUse,
@@ -82,7 +85,7 @@ _Snapshot: TypeAlias = tuple[float, dict[str, Counters], dict[str, LinkCounters]
 class _Load:
     """The requests of a closed loop, and what became of them."""
 
-    def __init__(self, config: BenchConfig, clock: Callable[[], float]) -> None:
+    def __init__(self, config: BenchConfig, clock: Callable[[], float], history: HistoryWriter | None = None) -> None:
         self._config = config
         self._clock = clock
         # drawn as the simulator does: one seed, the same requests
@@ -90,6 +93,7 @@ class _Load:
         self._tokens = random.Random(f"tokens {config.seed}")
         self._running: dict[int, _Running] = {}  # request -> its times
         self._next_number = 0
+        self._history = history
         self.num_failed = 0  # requests that ended with an error
         self.finished: list[RequestRecord] = []
         self.outputs: list[Output] = []  # of the finished ones, where they are kept
@@ -105,6 +109,8 @@ class _Load:
             kept = prompt if self._config.keep_outputs else ()
             self._running[self._next_number] = _Running(prompt_tokens, now, prompt=kept)
             self._next_number += 1
+            if self._history is not None:
+                self._history.sent(requests[-1], now)
         return requests
 
     def record(self, events: list[TokenEvent]) -> list[Request]:
@@ -112,6 +118,8 @@ class _Load:
         now = self._clock()
         num_finished = len(self.finished)
         for event in events:
+            if self._history is not None:
+                self._history.heard(event, now)
             if event.token is None:
                 del self._running[event.request]
                 self.num_failed += 1
@@ -150,6 +158,8 @@ def run_bench(
     *,
     on_progress: Callable[[str, float, float], None] = lambda _phase, _done, _total: None,
     is_interrupted: Callable[[], bool] = lambda: False,
+    events: LiveEvents | None = None,
+    history: HistoryWriter | None = None,
 ) -> BenchResult:
     """Run the load and measure. All times are the devices': the clock is divided by the testbed's time scale.
 
@@ -158,6 +168,8 @@ def run_bench(
         config: the load.
         on_progress: told (phase, done, total) of the warm-up and the window, in seconds or requests.
         is_interrupted: asked now and then; when true the window ends at once and what was measured is kept.
+        events: made to happen at their times since the load began.
+        history: told what each client sends and hears.
 
     Raises:
         MeasurementError: an agent failed, or the run was interrupted before the window began.
@@ -167,9 +179,11 @@ def run_bench(
     def clock() -> float:
         return (time.perf_counter() - started) / engine.timing.time_scale
 
-    load = _Load(config, clock)
+    load = _Load(config, clock, history)
 
     def step() -> None:
+        if events is not None:
+            events.tick(clock())
         engine.step(50, on_events=load.record)
 
     def is_over() -> str:
@@ -193,7 +207,17 @@ def run_bench(
         elif config.num_requests is not None:
             on_progress("measuring", min(len(load.finished) - warm_requests, config.num_requests), config.num_requests)
     end = _snapshot(engine, step, clock)
-    return _result(load, begin, end, engine=engine, started_s=started, cut_short=is_over())
+    happened = () if events is None else tuple(events.happened)
+    log = [] if engine.adaptation is None else engine.adaptation.log
+    return _result(
+        load,
+        begin,
+        end,
+        adaptation=msgspec.structs.replace(
+            recorded(log, since_s=started, time_scale=engine.timing.time_scale), events=happened
+        ),
+        cut_short=is_over(),
+    )
 
 
 def _is_over(config: BenchConfig, elapsed_s: float, num_finished: int) -> bool:
@@ -215,10 +239,7 @@ def _snapshot(engine: Engine, step: Callable[[], None], clock: Callable[[], floa
     return asked_s, counters, sent
 
 
-def _result(
-    load: _Load, begin: _Snapshot, end: _Snapshot, *, engine: Engine, started_s: float, cut_short: str
-) -> BenchResult:
-    log = [] if engine.adaptation is None else engine.adaptation.log
+def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, adaptation: AdaptationLog, cut_short: str) -> BenchResult:
     window = Window(begin[0], end[0])
     inside = [(p, o) for at, p, o in load.counts if window.start_s <= at < window.end_s]
     return BenchResult(
@@ -232,7 +253,7 @@ def _result(
         timeline=token_counts(load.counts, window.end_s),
         node_timeline={node: tuple(node_points(c.history, read_s=window.end_s)) for node, c in end[1].items()},
         cut_short=cut_short,
-        adaptation=recorded(log, since_s=started_s, time_scale=engine.timing.time_scale),
+        adaptation=with_effects(adaptation, load.counts, load.finished, window.end_s),
         failed_requests=load.num_failed,
     )
 

@@ -27,6 +27,7 @@ from helixbench.reference_server.wire.messages import (
     Renew,
     RequestsFailed,
     Sampled,
+    SetSpeed,
     Status,
     Work,
 )
@@ -82,6 +83,15 @@ class Engine:
         if self.adaptation is not None:
             for node in self.agents.addresses:
                 self.agents.send(node, Release(self.adaptation.run))
+
+    def set_speed(self, node: str, factor: float) -> None:
+        """The node's emulated device takes this many times as long from now on."""
+        self.agents.send(node, SetSpeed(factor))
+
+    def drain(self, node: str) -> None:
+        """The node takes no new requests from now on; once it has none left it is drained."""
+        assert self.adaptation is not None, "a plan that is not adapted cannot do without a node"
+        self.adaptation.draining(node, now_s=time.perf_counter())
 
     def submit(self, requests: Iterable[Request]) -> list[TokenEvent]:
         """New requests; see ``Coordinator.submit``."""
@@ -157,6 +167,9 @@ class Engine:
             )
             self.is_covered = self.coordinator.is_covered
             self._tell(actions, on_events)
+        for node in adaptation.draining_nodes:
+            if not self.coordinator.kv_held_tokens.get(node):
+                adaptation.drained(node, now_s=now_s)
         if adaptation.outage_s(now_s, is_covered=self.is_covered) > adaptation.longest_outage_s:
             self._tell(self.coordinator.give_up(), on_events)
 

@@ -6,8 +6,6 @@ import msgspec
 
 from helixbench.solver.scheduling.recover import REPLAY_MEMORY_BYTES
 
-OUTAGE_S = 60.0
-
 
 class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a served plan is adapted to what happens.
@@ -20,6 +18,6 @@ class AdaptOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     reflows: bool = True
-    outage_s: float = OUTAGE_S
+    outage_s: float = 60.0
     replay_memory_bytes: int = REPLAY_MEMORY_BYTES
     take_over: bool = False

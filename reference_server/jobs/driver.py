@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
 from helixbench.interrupted import EXIT_CODE, Interrupted
 from helixbench.profiler.model.hash_model import HashModel
@@ -19,7 +21,10 @@ from helixbench.profiler.staleness import identity_of, stale_parts
 from helixbench.progress import Reporter
 from helixbench.records import digest, load_record, provenance_now, save_record
 from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
+from helixbench.reference_server.coordinator.effects import with_predictions
 from helixbench.reference_server.coordinator.engine import Engine
+from helixbench.reference_server.coordinator.history import history_to
+from helixbench.reference_server.coordinator.live_events import LiveEvents
 from helixbench.reference_server.coordinator.loading import load_plan
 from helixbench.reference_server.coordinator.outputs import check_outputs
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
@@ -151,7 +156,23 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             num_requests=job.num_requests,
             duration_s=job.duration_s,
         )
-        result = run_bench(ready.engine, config, on_progress=reporter.update, is_interrupted=interrupted)
+        events = LiveEvents(job.events, job.rig, set_speed=ready.engine.set_speed, drain=ready.engine.drain)
+        try:
+            with history_to(job.history) as history:
+                result = run_bench(
+                    ready.engine,
+                    config,
+                    on_progress=reporter.update,
+                    is_interrupted=interrupted,
+                    events=events,
+                    history=history,
+                )
+        finally:
+            events.end()
+    if result.adaptation.events and ready.plan.cluster is not None:
+        reporter.say("computing what is expected after each event")
+        adaptation = with_predictions(result.adaptation, ready.plan, job.concurrency)
+        result = msgspec.structs.replace(result, adaptation=adaptation)
     checked = check_outputs(ready.files, result) if isinstance(ready.files, HashModel) else None
     save_record(job.output, _run_log(job, ready, result, checked))
     if result.cut_short:

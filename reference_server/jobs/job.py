@@ -10,12 +10,14 @@ from typing import TypeAlias
 
 import msgspec
 
+from helixbench.reference_server.coordinator.live_events import Rig
 from helixbench.reference_server.coordinator.options import AdaptOptions
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.profiling.config import ProfileConfig
 from helixbench.reference_server.testbed.emulation import Timing
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.work import Routing
+from helixbench.solver.simulation.events import Event
 
 
 class ProfileJob(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
@@ -41,7 +43,8 @@ class BenchJob(_PlanJob, frozen=True, kw_only=True, tag="bench"):
     """Run a plan under closed-loop load and write the run log.
 
     ``concurrency`` is in requests, ``duration_s`` in the devices' time. The window ends after ``num_requests`` or
-    ``duration_s``. ``command`` is the user's.
+    ``duration_s``. ``command`` is the user's. ``events`` happen to ``rig``. ``history`` is where to write what
+    clients saw.
     """
 
     command: str
@@ -52,6 +55,9 @@ class BenchJob(_PlanJob, frozen=True, kw_only=True, tag="bench"):
     seed: int
     num_requests: int | None = None
     duration_s: float | None = None
+    events: tuple[Event, ...] = ()
+    rig: Rig = Rig()
+    history: Path | None = None
 
 
 class ServeJob(_PlanJob, frozen=True, kw_only=True, tag="serve"):

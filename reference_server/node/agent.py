@@ -135,8 +135,6 @@ class Agent:
         except InputError:
             self.transport.close()
             raise
-        self._poller = zmq.Poller()
-        self._poller.register(self._router, zmq.POLLIN)
         self._runtime: NodeRuntime | None = None
         self._progress: Progress | None = None  # of the stage that is loaded
         self._lease: Lease | None = None  # of the run that it is loaded for
@@ -199,7 +197,7 @@ class Agent:
         wait_ms = math.ceil(self.runtime.wait_s() * 1000) if has_work else timeout_ms
         if self._lease is not None:
             wait_ms = min(wait_ms, _REPORT_POLL_MS)
-        is_anything = bool(self._poller.poll(self._held.poll_ms(wait_ms)))
+        is_anything = self._router.poll(self._held.poll_ms(wait_ms))
         begin = time.perf_counter()
         due = self._held.take()
         if not is_anything and not has_work and not due:
@@ -322,7 +320,7 @@ class Agent:
         self.tell(identity, Status(owner.run, owner.owner, NOTHING_DONE))
 
     def _make_peers(self, addresses: Mapping[str, str]) -> Peers:
-        return Peers(self.transport, self._poller, addresses, now_s=time.perf_counter())
+        return Peers(self.transport, addresses, now_s=time.perf_counter())
 
     def _require_room(self, model: Model, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""

@@ -26,7 +26,6 @@ class Peers:
 
     Args:
         transport: of the agent.
-        poller: is told of every connection, so that what comes over it ends a wait.
         addresses: peer -> host:port.
         now_s: the time.
 
@@ -34,8 +33,8 @@ class Peers:
         InputError: an address has another form.
     """
 
-    def __init__(self, transport: Transport, poller: zmq.Poller, addresses: Mapping[str, str], *, now_s: float) -> None:
-        self._transport, self._poller = transport, poller
+    def __init__(self, transport: Transport, addresses: Mapping[str, str], *, now_s: float) -> None:
+        self._transport = transport
         for address in addresses.values():
             require_peer(address)
         self._addresses = dict(addresses)
@@ -54,8 +53,6 @@ class Peers:
             socket = self._transport.connect(self._addresses[peer])
             monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
             self._peers[peer] = _Peer(socket, monitor, answered_s=now_s)
-            self._poller.register(socket, zmq.POLLIN)
-            self._poller.register(monitor, zmq.POLLIN)
         return send(self._peers[peer].socket, work, payload)
 
     def tick(self, now_s: float) -> None:
@@ -79,8 +76,6 @@ class Peers:
     def close(self) -> None:
         """Close all connections."""
         for peer in self._peers.values():
-            self._poller.unregister(peer.socket)
-            self._poller.unregister(peer.monitor)
             peer.socket.disable_monitor()
             peer.socket.close()
         self._peers = {}

@@ -57,7 +57,7 @@ def simulate(
         Optional[float],  # noqa: UP045
         typer.Option("--kv-share", help="Share of each KV cache that admission fills (1; capacity tables 0.8)."),
     ] = None,
-    events: Annotated[Optional[Path], typer.Option(help="TOML or JSON file of faults: slow, link, die, join.")] = None,  # noqa: UP045
+    events: Annotated[Path | None, typer.Option(help="TOML or JSON file of what is to happen.")] = None,
     seed: Annotated[int, typer.Option(help="Of lengths, arrival times, iteration times and random routings.")] = 0,
     json_: AsJson = False,
 ) -> None:

@@ -10,8 +10,9 @@ from helixbench.records import digest
 from helixbench.reference_server.simulation.config import SimulationConfig
 from helixbench.solver.problem.capacity import kv_capacity_tokens
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.simulation.events import Event, LinkChanges, NodeDies, NodeSlows
+from helixbench.solver.simulation.events import Event, LinkChanges, LinkEvent, NodeDies, NodeJoins, NodeSlows, what_of
 
+SIMULATED = (NodeSlows, NodeDies, NodeJoins, LinkChanges)
 OTHER_CLUSTER_NOTE = "the plan was made for a different cluster profile"
 
 
@@ -87,7 +88,9 @@ def _require_held(plan: Plan, profile: ClusterProfile, plan_file: str, cluster_f
 
 def _require_event(event: Event, plan: Plan, profile: ClusterProfile, where: str) -> None:
     known = {node.name for node in profile.nodes}
-    if isinstance(event, LinkChanges):
+    if not isinstance(event, SIMULATED):
+        raise InputError(f"{where}: {what_of(event)} is not simulated; `bench --events` makes it happen on a testbed")
+    if isinstance(event, LinkEvent):
         for name in (event.src, event.dst):
             if name not in known | {COORDINATOR}:
                 raise InputError(f"{where} names {name!r}, which the cluster does not have")

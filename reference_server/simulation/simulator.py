@@ -24,7 +24,7 @@ from helixbench.solver.scheduling.requests import InFlight, Request
 from helixbench.solver.scheduling.routings import SwarmRouter, make_router
 from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK
-from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows, name_of
+from helixbench.solver.simulation.events import Event, LinkChanges, NodeDies, NodeJoins, NodeSlows, name_of
 from helixbench.solver.simulation.node import SimulatedNode
 from helixbench.solver.simulation.stage_time import TABLE_NOTE, timing_of
 
@@ -245,7 +245,7 @@ class _Simulation:
             self._remarks.append(f"{at}: {event.src} -> {event.dst} carries {event.factor:g} of its bandwidth")
         elif isinstance(event, NodeJoins):
             self._remarks.append(f"{at}: {event.node} joins; the coordinator keeps to its plan and does not use it")
-        else:
+        elif isinstance(event, NodeDies):
             self._died = f"node {event.node} died at {at}; the coordinator does not go on without it"
             self._loop.stop()
 

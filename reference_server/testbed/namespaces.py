@@ -104,6 +104,28 @@ def make_network(*, hub: str, stations: Sequence[Station]) -> None:
     _run_batch("tc", hub, inward)
 
 
+def cut(station: Station, address: str) -> None:
+    """From now on nothing that the station sends to that address arrives; connections stay open and silent."""
+    _run_batch("ip", station.namespace, [f"route replace blackhole {address}/32"])
+
+
+def heal(station: Station, address: str) -> None:
+    """The station reaches that address again, as it did before it was cut."""
+    lines = [f"route del blackhole {address}/32"]
+    rate = station.peer_bytes_per_s.get(address)
+    if rate is not None:
+        lines.append(_peer_route(address, rate, station))
+    _run_batch("ip", station.namespace, lines)
+
+
+def set_rate(station: Station, address: str, factor: float) -> None:
+    """The station's link to that address carries ``factor`` times its bandwidth in the testbed file."""
+    rates = station.peer_bytes_per_s | {address: factor * station.peer_bytes_per_s[address]}
+    lines = egress_commands("eth0", card_bytes_per_s=station.card_bytes_per_s, peer_bytes_per_s=rates)
+    changed = [line.replace("class add", "class change", 1) for line in lines if line.startswith("class add")]
+    _run_batch("tc", station.namespace, changed)
+
+
 def delete_namespace(namespace: str) -> None:
     """Delete a namespace and with it the interfaces in it, whether or not it was ever made.
 
@@ -133,10 +155,12 @@ def _station_commands(station: Station) -> list[str]:
     if slowest < float("inf"):
         lines.append(f"link set dev eth0 gso_max_segs {frames_at_once(slowest)}")
     lines.append("link set dev eth0 up")
-    return lines + [
-        f"route add {address}/32 dev eth0 mtu {mtu_bytes(min(rate, card))}"
-        for address, rate in station.peer_bytes_per_s.items()
-    ]
+    return lines + [_peer_route(address, rate, station) for address, rate in station.peer_bytes_per_s.items()]
+
+
+def _peer_route(address: str, rate: float, station: Station) -> str:
+    slowest = min(rate, station.card_bytes_per_s or rate)
+    return f"route add {address}/32 dev eth0 mtu {mtu_bytes(slowest)}"
 
 
 def _run_batch(program: str, namespace: str, lines: Sequence[str]) -> None:

@@ -74,7 +74,8 @@ class LocalAgent:
 
     def __init__(self, *, name: str, log: Path, place: Place, argv: Sequence[str]) -> None:
         self.name = name
-        self._log = log
+        self.log = log
+        self.place, self.argv = place, tuple(argv)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 place.enter_argv(argv),
@@ -96,16 +97,21 @@ class LocalAgent:
         while True:
             # Looked at before the log is read: what it printed before it ended is not missed.
             has_ended = self.process.poll() is not None
-            if (address := _listening(self._log.read_bytes())) is not None:
+            if (address := _listening(self.log.read_bytes())) is not None:
                 return address
             if has_ended:
                 raise self._ended()
             if time.monotonic() > deadline:
                 raise MeasurementError(
-                    f"node {self.name}: its agent was not ready within {timeout_s:g} s; the end of {self._log}:\n"
+                    f"node {self.name}: its agent was not ready within {timeout_s:g} s; the end of {self.log}:\n"
                     f"{self._tail()}"
                 )
             time.sleep(_POLL_S)
+
+    def argv_at(self, address: str) -> tuple[str, ...]:
+        """Command line of another agent in its place, at the address that it listened at."""
+        listen = self.argv.index("--listen") + 1
+        return (*self.argv[:listen], address, *self.argv[listen + 1 :])
 
     def check(self) -> None:
         """Raise where it has ended.
@@ -120,11 +126,11 @@ class LocalAgent:
     def _ended(self) -> InputError | MeasurementError:
         code = self.process.returncode
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        message = f"node {self.name}: its agent {how}; the end of {self._log}:\n{self._tail()}"
+        message = f"node {self.name}: its agent {how}; the end of {self.log}:\n{self._tail()}"
         return InputError(message) if code == InputError.exit_code else MeasurementError(message)
 
     def _tail(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return "\n".join(f"  {line}" for line in lines) or "  (empty)"
 
 

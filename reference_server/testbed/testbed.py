@@ -16,7 +16,7 @@ from helixbench.profiler.cluster import COORDINATOR
 from helixbench.reference_server.testbed.emulation import Timing
 from helixbench.reference_server.testbed.interrupts import Interrupts
 from helixbench.reference_server.testbed.isolation import Isolation, describe, find_isolation
-from helixbench.reference_server.testbed.namespaces import make_network
+from helixbench.reference_server.testbed.namespaces import Station, make_network
 from helixbench.reference_server.testbed.process import (
     READY_TIMEOUT_S,
     AgentArgv,
@@ -51,6 +51,9 @@ class Testbed:
         description: one line that says what is kept apart by the kernel and what is not; belongs in every output.
         isolated: whether each local node has a network namespace of its own.
         timing: how time passes.
+        agents: node -> its agent, of those that were started here.
+        stations: member -> its place on the network; empty where there are no namespaces.
+        emulated: nodes that keep the times of an emulated device.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Testbed:
         coordinator: Place,
         addresses: Mapping[str, str],
         agents: Sequence[LocalAgent],
+        stations: Mapping[str, Station],
+        emulated: tuple[str, ...],
         interrupts: Interrupts,
         processes: list[subprocess.Popen[bytes]],
     ) -> None:
@@ -72,7 +77,9 @@ class Testbed:
         self.key_file = key_file
         self.addresses = addresses
         self._coordinator = coordinator
-        self._agents = agents
+        self.agents = {agent.name: agent for agent in agents}
+        self.stations = stations
+        self.emulated = emulated
         self._interrupts = interrupts
         self._processes = processes  # all that the run has started, for whoever ends it
 
@@ -82,7 +89,7 @@ class Testbed:
         Raises:
             MeasurementError: naming the node, with the end of its log.
         """
-        for agent in self._agents:
+        for agent in self.agents.values():
             agent.check()
 
     def run_driver(self, argv: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
@@ -208,6 +215,10 @@ class _Run:
             coordinator=places[COORDINATOR],
             addresses={name: addresses[name] for name in self._spec.node_names},
             agents=agents,
+            stations=dict(zip(self._namespaces, stations(self._spec, self._namespaces), strict=True))
+            if isolation.has_namespaces
+            else {},
+            emulated=tuple(node.name for node in self._spec.local_nodes if node.device_file is not None),
             interrupts=interrupts,
             processes=self._processes,
         )

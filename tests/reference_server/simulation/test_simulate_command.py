@@ -139,7 +139,7 @@ def test_a_replay_comes_at_the_times_and_with_the_lengths_of_the_trace(files: Pa
 
 
 def test_a_node_that_dies_ends_the_run_and_what_was_until_then_is_kept(files: Path) -> None:
-    (files / "events.toml").write_text('[[event]]\nkind = "die"\nat_s = 1.5\nnode = "b"\n')
+    (files / "events.toml").write_text('[[event]]\nkind = "kill"\nat_s = 1.5\nnode = "b"\n')
     with pytest.raises(
         NodeDiedError, match=r"node b died at 1\.5 s; the coordinator does not go on without it"
     ) as caught:
@@ -179,10 +179,13 @@ def test_mistakes_are_named(files: Path, options: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('[[event]]\nkind = "melt"\nat_s = 1\nnode = "a"\n', "kinds are slow, link, die and join"),
+        (
+            '[[event]]\nkind = "melt"\nat_s = 1\nnode = "a"\n',
+            "kinds are slow, freeze, resume, kill, join, drain",
+        ),
         ('[[event]]\nkind = "slow"\nat_s = 1\nnode = "a"\nfactor = 0\n', "factor: need more than 0"),
-        ('[[event]]\nkind = "die"\nat_s = -1\nnode = "a"\n', "at_s: need seconds >= 0"),
-        ('[[event]]\nkind = "die"\nat_s = 1\nnode = "z"\n', "names 'z', which the cluster does not have"),
+        ('[[event]]\nkind = "kill"\nat_s = -1\nnode = "a"\n', "at_s: need seconds >= 0"),
+        ('[[event]]\nkind = "kill"\nat_s = 1\nnode = "z"\n', "names 'z', which the cluster does not have"),
         ("[[event", "neither TOML nor JSON"),
     ],
 )
