@@ -38,6 +38,10 @@ COMMANDS = {
         "Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem.",
     ),
     "bench": (SERVER, "Run a plan under closed-loop load and write what was measured."),
+    "check": (
+        SERVER,
+        "Judge what clients saw in a run: tokens lost, duplicated or wrong. Exit code 0 where there are none, else 1.",
+    ),
     "serve": (SERVER, "Serve a plan over an OpenAI-compatible HTTP API."),
     "report": (REPORTS, "Show a run beside its plan's prediction, or a plan or a cluster."),
     "compare": (REPORTS, "Compare two runs, two plans or two clusters; changes are judged against the noise."),

@@ -183,6 +183,7 @@ class Agent:
 
     def close(self) -> None:
         """Close all sockets."""
+        self._peers.close()
         self.transport.close()
 
     def turn(self, timeout_ms: int) -> bool:

@@ -77,5 +77,6 @@ class Peers:
         """Close all connections."""
         for peer in self._peers.values():
             peer.socket.disable_monitor()
+            peer.monitor.close()
             peer.socket.close()
         self._peers = {}
