@@ -96,6 +96,10 @@ class Adaptation:
         self._renewed_s = self._reflowed_s = self._ticked_s = now_s
         self._covered_s = now_s  # when the nodes that take requests last covered the model
         self._observed = Observed()
+        if adapted.capacities is not None and adapted.reflows:
+            reflow(
+                adapted.capacities, adapted.placement, self._observed
+            )  # what it needs is loaded now, not in a crisis
         self._is_changed = False
         self._foreign: set[str] = set()  # nodes that serve somebody else's run
         self.log: list[Entry] = []
@@ -218,6 +222,8 @@ class Adaptation:
 
     def _note(self, changes: Sequence[Change]) -> None:
         for change in changes:
+            if isinstance(change, NodeChanged) and _HEALTHY.issuperset((change.before, change.after)):
+                continue
             self._is_changed = True
             transition = _transition(change)
             self.log.append(transition)
@@ -233,6 +239,9 @@ _JUST_LOADED = Report(
     progress_age_s=0.0,
     kv_used_tokens=0,
 )
+
+
+_HEALTHY = frozenset({NodeState.IDLE, NodeState.PROGRESSING})  # a change between these is no news
 
 
 def recorded(log: Sequence[Entry], *, since_s: float, time_scale: float) -> AdaptationLog:

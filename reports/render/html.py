@@ -20,6 +20,7 @@ from helixbench.reference_server.run_log import RunLog
 from helixbench.reports import formatting
 from helixbench.reports.compare.change import Comparison
 from helixbench.reports.loading import Record
+from helixbench.reports.render.adaptation import EVENT_COLUMNS, event_row
 from helixbench.reports.render.flow_picture import USE_STEPS, FlowPicture, flow_picture
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.integrity import intervals_in_window, timeline_intervals, tokens_of
@@ -69,6 +70,8 @@ def _page(record: Record) -> tuple[str, dict[str, Any]]:
             "timeline": _timeline_rows(record),
             "node_timeline": _node_rows(record),
             "throughput": _throughput_in_words(record),
+            "events": [(event, event_row(event)) for event in record.adaptation.events],
+            "event_columns": EVENT_COLUMNS,
         }
     if isinstance(record, Plan):
         return "plan.html.j2", {

@@ -23,6 +23,7 @@ from helixbench.reports.formatting import (
     size,
 )
 from helixbench.reports.loading import Record
+from helixbench.reports.render.adaptation import adaptation_sections
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.validate import validate
@@ -70,6 +71,7 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
             _placement(plan, run.device_names),
             *_flows(plan),
             _result(verdict),
+            *adaptation_sections(run.adaptation),
             section(
                 "Latency",
                 "requests that finished in the window",

@@ -86,6 +86,11 @@
   });
 
   function throughput() {
+    const uprights = (record.adaptation?.events ?? []).map((event) => ({
+      value: event.at_s,
+      name: `${event.kind} ${event.node}${event.peer ? ` \u2192 ${event.peer}` : ""}`,
+      stroke: "bad",
+    }));
     const starts = [0, ...record.timeline.map((count) => count[0])];
     const ends = record.timeline.map((count) => count[0]);
     const rate = (of) => record.timeline.map((count, i) => of(count) / (ends[i] - starts[i]));
@@ -101,7 +106,7 @@
         axes: [axis("seconds since the run began", 34), axis("tokens/s")],
         series: [{ label: "until, s" }, line("total tokens/s", "line0"), line("output tokens/s", "line1", { width: 1.5 })],
         padding: [null, 62, null, null], // room for the names of the lines beside the plot
-        plugins: [marks({ lines, shade: [record.window.start_s, record.window.end_s] })],
+        plugins: [marks({ lines, uprights, shade: [record.window.start_s, record.window.end_s] })],
       },
       data: [ends, total, rate((count) => count[2])],
     };
