@@ -23,7 +23,7 @@ SOLVER = "helixbench.solver.cli"
 COMMANDS = {
     "model": (SERVER, "Make models to try things with."),
     "profile": (SERVER, "Profile nodes and links into a cluster profile."),
-    "cluster": (SOLVER, "Synthetic clusters, and devices to emulate."),
+    "cluster": (SERVER, "Synthetic clusters, devices to emulate, and the nodes of a running server."),
     "solve": (
         SOLVER,
         "Plan a model onto a cluster: the best placement found, a proven bound, and the expected throughput.",

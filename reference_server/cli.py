@@ -12,9 +12,11 @@ from helixbench.profiler.cli import profile_commands
 from helixbench.reference_server.commands.agent import agent
 from helixbench.reference_server.commands.bench import bench
 from helixbench.reference_server.commands.check import check
+from helixbench.reference_server.commands.cluster import drain, status
 from helixbench.reference_server.commands.doctor import doctor
 from helixbench.reference_server.commands.profile import profile
 from helixbench.reference_server.commands.serve import serve
+from helixbench.solver.cli import cluster_commands
 
 
 def mount(app: typer.Typer) -> None:
@@ -22,6 +24,10 @@ def mount(app: typer.Typer) -> None:
     model = typer.Typer(help="Make models to try things with.", no_args_is_help=True)
     model.command("make")(model_make)
     app.add_typer(model, name="model")
+    cluster = cluster_commands()
+    cluster.command("status")(status)
+    cluster.command("drain")(drain)
+    app.add_typer(cluster, name="cluster")
     profiling = profile_commands()
     profiling.callback(invoke_without_command=True, no_args_is_help=True)(profile)
     app.add_typer(profiling, name="profile")

@@ -1,4 +1,4 @@
-"""The solver's commands: ``solve``, ``cluster make`` and ``cluster device``. Parses, calls one function, prints."""
+"""The solver's commands: ``solve``, and of ``cluster`` ``make`` and ``device``. Parses, calls one function, prints."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ DEFAULT_OUTPUT_TOKENS = 128
 
 
 def mount(app: typer.Typer) -> None:
-    """Register the solver's commands."""
+    """Register the solver's command."""
     app.command()(solve)
-    cluster = typer.Typer(help="Synthetic clusters, and devices to emulate.", no_args_is_help=True)
+    app.callback()(lambda: None)
+
+
+def cluster_commands() -> typer.Typer:
+    """The commands of ``cluster``, of which others may add more."""
+    cluster = typer.Typer(
+        help="Synthetic clusters, devices to emulate, and the nodes of a running server.", no_args_is_help=True
+    )
     cluster.command("make")(make)
     cluster.command("device")(device)
-    app.add_typer(cluster, name="cluster")
+    return cluster
 
 
 def solve(

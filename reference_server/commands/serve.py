@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +66,10 @@ def serve(
     stall_timeout_s: Annotated[
         float, typer.Option("--stall-timeout-s", min=0.1, help="time that a client may read nothing of its answer")
     ] = _HTTP.stall_timeout_s,
+    drain_s: Annotated[
+        float, typer.Option("--drain-s", min=0.1, help="on SIGTERM or Ctrl-C: time for requests in flight to end")
+    ] = _HTTP.drain_s,
+    log_dir: Annotated[Path, typer.Option("--log-dir", help="folder of the agents' logs")] = Path("logs"),
     ready_file: Annotated[
         Path | None,
         typer.Option("--ready-file", metavar="FILE", help="write URL and model as JSON once the plan is served"),
@@ -100,13 +103,14 @@ def serve(
             max_body_bytes=max_body_bytes,
             request_timeout_s=request_timeout_s,
             stall_timeout_s=stall_timeout_s,
+            drain_s=drain_s,
         )
     except ValueError as error:
         raise InputError(f"serve: {error}") from error
     adapt = adapt_options(take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow)
     # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
     listener = open_listener(host, port)
-    with listener, tempfile.TemporaryDirectory(prefix="helixbench-") as logs:
+    with listener:
 
         def job(bed: Testbed) -> Job:
             return ServeJob(
@@ -124,4 +128,4 @@ def serve(
                 ready_file=None if ready_file is None else ready_file.resolve(),
             )
 
-        run_job(spec, job, log_dir=Path(logs), pass_fds=(listener.fileno(),))
+        run_job(spec, job, log_dir=log_dir, pass_fds=(listener.fileno(),))

@@ -48,7 +48,7 @@ ParsedT = TypeVar("ParsedT")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it
-PROTECTED = ("/v1/", "/tokenize", "/detokenize")  # by API keys; the rest tells nothing that a client sent
+PROTECTED = ("/v1/", "/tokenize", "/detokenize", "/cluster/")  # by API keys; the rest tells nothing that a client sent
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +84,7 @@ def make_app(engine: EngineLike, *, text: Text, model: ServedModel, options: Htt
         _route("/ping", front.health, "GET", "POST"),
         _route("/live", front.live, "GET"),
         _route("/version", front.version, "GET"),
+        _route("/cluster/drain/{node}", front.drain, "POST"),
         _route("/metrics", front.prometheus, "GET"),
     ]
     middleware = [Middleware(KeyCheck, keys=options.api_keys)] if options.api_keys else []
@@ -120,6 +121,19 @@ class _Front:
     async def live(self, _request: Request) -> Response:
         """The process answers, whatever the cluster does."""
         return _json({"status": "live"})
+
+    async def drain(self, request: Request) -> Response:
+        """A node takes no new requests from now on; where no key is required, only clients of this machine may ask."""
+        host = request.client.host if request.client is not None else ""
+        if not self._options.api_keys and host not in ("127.0.0.1", "::1"):
+            message = "nodes are drained by clients on this machine, or with an API key (serve --api-key)"
+            raise ProtocolError(403, message, code="forbidden")
+        node = request.path_params["node"]
+        known = self._engine.health().nodes
+        if node not in known:
+            raise ProtocolError(404, f"there is no node {node}; there are {', '.join(known)}", code="unknown_node")
+        self._engine.drain(node)
+        return _json({"node": node, "state": "draining"}, 202)
 
     async def version(self, _request: Request) -> Response:
         """Version of this server."""

@@ -7,9 +7,11 @@ closed its sending side for one that has gone.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, cast
 
 import h11
@@ -23,14 +25,38 @@ from helixbench.errors import InputError
 from helixbench.reference_server.http.openai.errors import ProtocolError
 from helixbench.reference_server.http.options import HttpOptions
 
-SHUTDOWN_GRACE_S = 5
+CLOSING_S = 2.0
+"""After requests were cut off: for what they are told to arrive."""
+
 _WATCH_S = 0.5  # between two looks at all connections
 _PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 # A client has to understand this at any time. It makes the network say whether the client has gone altogether.
 _PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def make_server(app: ASGIApp, options: HttpOptions) -> uvicorn.Server:
+class DrainingServer(uvicorn.Server):
+    """A server that lets requests in flight end when it is told to stop, and cuts off those that take too long.
+
+    Attributes:
+        cut_off: called in its event loop when the time is over, with what clients are to be told.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
+        self.cut_off: Callable[[str], None] = lambda _: None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking connections, and wait for those that are open."""
+        message = f"the server is shutting down, and this request did not end within {self._drain_s:g} s"
+        timer = asyncio.get_running_loop().call_later(self._drain_s, lambda: self.cut_off(message))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+def make_server(app: ASGIApp, options: HttpOptions) -> DrainingServer:
     """A server whose connections are guarded; it logs errors alone, for bad requests are the clients' affair."""
     guard = ConnectionGuard(options)
     config = uvicorn.Config(
@@ -40,10 +66,10 @@ def make_server(app: ASGIApp, options: HttpOptions) -> uvicorn.Server:
         lifespan="off",
         log_level="error",
         access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+        timeout_graceful_shutdown=math.ceil(options.drain_s + CLOSING_S),
         server_header=False,
     )
-    return uvicorn.Server(config)
+    return DrainingServer(config, options.drain_s)
 
 
 def open_listener(host: str, port: int) -> socket.socket:

@@ -98,3 +98,7 @@ class EngineLike(Protocol):
     def load(self) -> Load:
         """How much there is to do now. Returns at once."""
         ...
+
+    def drain(self, node: str) -> None:
+        """The node takes no new requests from now on. Returns at once."""
+        ...

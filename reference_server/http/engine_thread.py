@@ -94,6 +94,23 @@ class EngineThread:
             return Health(is_ready=False, detail=str(self._failure))
         return self._health
 
+    def drain(self, node: str) -> None:
+        """See ``EngineLike.drain``."""
+        self._do(lambda: self._engine.drain(node))
+
+    def end_streams(self, message: str) -> None:
+        """Those that wait for tokens get this error instead."""
+
+        def end() -> None:
+            while self._queue.take() is not None:
+                continue
+            streams = [(number, self._streams.pop(number, None)) for number in list(self._streams)]
+            for number, _ in streams:
+                self._abort(number)
+            self._deliver([(stream, EngineUnavailable(message)) for _, stream in streams if stream is not None])
+
+        self._do(end)
+
     def load(self) -> Load:
         """Requests and KV slots; numbers of the engine's thread, each read at once."""
         coordinator = self._engine.coordinator

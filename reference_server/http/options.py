@@ -23,6 +23,7 @@ class HttpOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             gives way; where all are being answered, a new one gets 503.
         max_body_bytes: size of a request's body.
         request_timeout_s: time to send a whole request.
+        drain_s: time for requests in flight to end once the server is told to stop.
         stall_timeout_s: time that a client may take nothing of an answer that is ready.
     """
 
@@ -37,6 +38,7 @@ class HttpOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_body_bytes: int = 8 * 2**20
     request_timeout_s: float = 30.0
     stall_timeout_s: float = 30.0
+    drain_s: float = 30.0
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:

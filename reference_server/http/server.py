@@ -59,6 +59,7 @@ def serve_http(
         server.should_exit = True
 
     running.on_failure = stop_server
+    server.cut_off = running.end_streams
     running.start()
     try:
         # What has been loaded stays: without this a collection walks all of it now and then, and nobody is answered.

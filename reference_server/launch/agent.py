@@ -32,7 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 def run_agent(config: AgentConfig) -> None:
-    """Serve until SIGTERM, Ctrl-C or a ``Shutdown``; once listening, print the address as one JSON line on stdout.
+    """Serve until SIGTERM (which lets requests end first), Ctrl-C or a ``Shutdown``.
+
+    Once listening, print the address as one JSON line on stdout.
 
     Raises:
         InputError: a device, core, key or address that is not there.
@@ -41,7 +43,7 @@ def run_agent(config: AgentConfig) -> None:
     use_cpus(config.cpus)
     servers = IperfServers()
     agent = Agent(config, profiling_handlers(servers))
-    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    signal.signal(signal.SIGTERM, lambda *_: agent.leave())
     print(json.dumps({"listening": agent.address}), flush=True)
     try:
         agent.serve()

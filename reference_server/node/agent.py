@@ -73,6 +73,9 @@ Handler: TypeAlias = Callable[["Agent", Any], Answer]
 LEASE_S = 5.0
 """An owner that is not heard of for so long has gone: its stage is unloaded."""
 
+LEAVE_S = 30.0
+"""An agent that is told to end waits so long for its requests to end."""
+
 _REPORT_POLL_MS = 100
 NOTHING_DONE = Report(
     due_in_s=0.0,
@@ -149,6 +152,7 @@ class Agent:
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
         self._stopped = False
+        self._leaves_by_s: float | None = None  # when a leaving agent stops at the latest
         self._handlers: dict[type[Command], Callable[..., Answer | None]] = {
             Describe: self._describe,
             Load: self._load_for,
@@ -180,6 +184,15 @@ class Agent:
     def stop(self) -> None:
         """Leave the loop after this turn."""
         self._stopped = True
+
+    def leave(self) -> None:
+        """Take no new requests and stop once there are none left, or after ``LEAVE_S``; asked again, stop at once."""
+        if self._progress is None or self._leaves_by_s is not None:
+            self.stop()
+            return
+        self._leaves_by_s = time.perf_counter() + LEAVE_S
+        self._progress.is_leaving = True
+        self._progress.next_s = 0.0  # it is said at once
 
     def close(self) -> None:
         """Close all sockets."""
@@ -235,11 +248,18 @@ class Agent:
             return
         now_s = time.perf_counter()
         self._peers.tick(now_s)
+        if self._leaves_by_s is not None and (now_s > self._leaves_by_s or self._is_done_before(now_s)):
+            self.stop()
         if now_s > self._lease.until_s:
             _log.warning("%s has not been heard of for %g s; its stage is unloaded", self._lease.owner, LEASE_S)
             self.unload()
         elif self._progress is not None and now_s >= self._progress.next_s:
             self._report(now_s)
+
+    def _is_done_before(self, now_s: float) -> bool:
+        """Whether a leaving agent has no requests, a second after it said that it wants none."""
+        assert self._leaves_by_s is not None
+        return now_s > self._leaves_by_s - LEAVE_S + 1.0 and not self.runtime.attempts
 
     def _report(self, now_s: float) -> None:
         assert self._lease is not None

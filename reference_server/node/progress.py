@@ -41,6 +41,7 @@ class Progress:
         self._ended_s = now_s  # when an iteration last did
         self._last_s = 0.0  # what the last iteration took by the wall clock
         self.num_dropped = 0  # messages of foreign runs, which the runtime does not see
+        self.is_leaving = False
         self.next_s = now_s  # when the next report is due
 
     def may_take_s(self) -> float:
@@ -69,6 +70,7 @@ class Progress:
             has_work=self._runtime.has_work,
             progress_age_s=now_s - self._ended_s,
             kv_used_tokens=self._runtime.runner.kv.used_tokens,
+            is_leaving=self.is_leaving,
             num_dropped=self.num_dropped + self._runtime.num_dropped,
             peers=peers,
         )

@@ -67,6 +67,7 @@ class Cause(enum.StrEnum):
     PEER_DISCONNECTED = "the connection between them is closed"
     PEER_ANSWERS = "it answers again"
     ASKED = "asked to"
+    LEAVING = "its agent was told to end"
 
 
 class PeerSeen(msgspec.Struct, frozen=True, array_like=True):
@@ -82,7 +83,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     ``due_in_s``: the next report comes within this time. ``measured_s`` and ``predicted_s`` are sums over the same
     iterations; both are 0 where the agent has no cost model. ``progress_age_s`` is the time since an iteration last
-    ended. ``num_dropped`` counts messages of old epochs and foreign runs.
+    ended. ``num_dropped`` counts messages of old epochs and foreign runs. ``is_leaving``: it was told to end, and wants
+    to be drained first.
     """
 
     due_in_s: float
@@ -93,6 +95,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     progress_age_s: float
     kv_used_tokens: int
     num_dropped: int = 0
+    is_leaving: bool = False
     peers: tuple[PeerSeen, ...] = ()
 
 
@@ -189,6 +192,8 @@ class Watch:
         changes = self._links(node, report, now_s)
         if watched.state in _STEADY:
             return changes
+        if report.is_leaving:
+            return changes + self._move(node, NodeState.DRAINING, Cause.LEAVING, now_s)
         if watched.ratio >= SLOW_RATIO or (watched.state is NodeState.SLOW and watched.ratio >= RECOVERED_RATIO):
             after, cause, detail = NodeState.SLOW, Cause.RATIO, f"{watched.ratio:.2f}"
         else:

@@ -191,7 +191,9 @@ def test_requests_wait_for_a_model_that_is_not_covered_and_then_end_with_an_erro
 
 def test_an_agent_serves_one_run_at_a_time(cluster: Cluster, plan: Plan, model: HashModel) -> None:
     with serving(cluster, plan, model) as engine:
-        refused = pytest.raises(AgentFailedError, match=r"node a: it serves run [0-9a-f]{16} of .*; end that one first")
+        refused = pytest.raises(
+            AgentFailedError, match=r"node [a-d]: it serves run [0-9a-f]{16} of .*; end that one first"
+        )
         with refused as raised, serving(cluster, plan, model):
             pass
         assert raised.value.exit_code == 2
@@ -223,3 +225,34 @@ def test_agents_of_a_coordinator_that_is_gone_are_free_after_a_while(
         except AgentFailedError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+def test_a_drained_node_is_safe_to_remove(cluster: Cluster, plan: Plan, model: HashModel) -> None:
+    with serving(cluster, plan, model) as engine:
+        run = Run(engine, model)
+        run.submit(40)
+        run.step_until(lambda: bool(run.outcome.tokens))
+        engine.drain("b")
+        run.step_until(lambda: run.state("b") is NodeState.DRAINED, keep_busy=True)
+        recovered = run.num_recovered()
+        cluster.agents["b"].send_signal(signal.SIGKILL)
+        run.step_until(lambda: run.state("b") is NodeState.LOST, keep_busy=True)
+        run.finish()
+
+    assert run.wrong() == {}
+    assert recovered == run.num_recovered() == 0, "nothing was in flight on it"
+
+
+def test_an_agent_that_is_told_to_end_is_drained_first(cluster: Cluster, plan: Plan, model: HashModel) -> None:
+    with serving(cluster, plan, model) as engine:
+        run = Run(engine, model)
+        run.submit(40)
+        run.step_until(lambda: bool(run.outcome.tokens))
+        cluster.agents["c"].send_signal(signal.SIGTERM)
+        run.step_until(lambda: run.state("c") is NodeState.LOST, keep_busy=True)
+        run.finish()
+
+    assert cluster.agents["c"].wait() == 0
+    assert run.wrong() == {}
+    assert run.causes("c", "draining") == ["its agent was told to end"]
+    assert run.num_recovered() == 0

@@ -52,6 +52,7 @@ class FakeEngine:
         self.load_now = Load(num_running=0, num_waiting=0, waiting_tokens=0, kv_usage=0.0)
         self.outputs = [*TEXT.encode(), EOS]
         self.num_numbers: set[int] = set()
+        self.drained: list[str] = []
 
     async def generate(self, request: Request, *, client: object) -> AsyncGenerator[TokenOut, None]:
         self.calls.append(request)
@@ -91,6 +92,9 @@ class FakeEngine:
         finally:
             self.num_running -= 1
             self.num_aborted += not is_done
+
+    def drain(self, node: str) -> None:
+        self.drained.append(node)
 
     def health(self) -> Health:
         if self.is_ready:

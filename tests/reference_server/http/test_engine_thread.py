@@ -168,3 +168,23 @@ def test_clients_take_turns_each_in_its_own_order(sizes: list[int], removed: set
             if own and other != client:
                 before = [client_of[number] for number in taken[: taken.index(own[-1])]]
                 assert before.count(other) <= len(own), "nobody gets more turns than this one by its last"
+
+
+def test_streams_that_are_cut_off_are_told_why() -> None:
+    """Those that run and those that wait; their slots are free afterwards."""
+    engine = OneAtATime()
+    with running(engine) as thread:
+
+        async def ask() -> None:
+            tasks = [asyncio.create_task(last_token(thread, request(n, max_tokens=2), "me")) for n in range(3)]
+            while thread.load().num_running == 0:
+                await asyncio.sleep(0.001)
+            thread.end_streams("shutting down")
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [str(error) for error in ended] == ["shutting down"] * 3
+            assert {type(error) for error in ended} == {EngineUnavailable}
+
+        asyncio.run(ask())
+        engine.is_paused = False
+        until(lambda: thread.load() == Load(num_running=0, num_waiting=0, waiting_tokens=0, kv_usage=0.0))
+    assert engine.coordinator.kv_held_tokens == {"a": 0}

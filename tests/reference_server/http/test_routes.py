@@ -190,3 +190,11 @@ def test_metrics_under_the_names_that_dashboards_look_for(url: str, engine: Fake
 def test_impossible_options_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         HttpOptions(**fields)
+
+
+def test_nodes_are_drained_by_name(url: str, engine: FakeEngine) -> None:
+    assert ask(url, "POST", "/cluster/drain/small").status == 202
+    assert engine.drained == ["small"]
+    unknown = ask(url, "POST", "/cluster/drain/large")
+    assert unknown.status == 404
+    assert unknown.error["message"] == "there is no node large; there are small"

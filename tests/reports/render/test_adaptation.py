@@ -40,7 +40,7 @@ def test_events_stand_beside_what_was_predicted_after_them() -> None:
     sections = {section.title: section for section in run_summary(run_with(LOG)).sections}
 
     kill, slow = sections["Events"].rows
-    assert kill == ("10 s", "kill a", "200 ms", "100.0", "63.00", "60.00", "1.050")
+    assert kill == ("10 s", "kill a", "200 ms", "100.0", "63", "60", "1.050")
     assert slow[1] == "slow b x 2"
     assert sections["Recovered requests"].rows == (("10.2 s", "3", "1", "", "2", "25 %"),)
     assert [change for _, change in sections["Changes of state"].rows] == [
