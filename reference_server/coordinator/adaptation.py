@@ -47,7 +47,7 @@ class Adapted:
 
     Attributes:
         run: id of the run.
-        loads: node -> the command that loads its stage.
+        loads: node -> the command that loads its stage; ``None`` in a simulation, where nothing is loaded.
         placement: node -> layer range.
         num_layers: of the model.
         capacities: of the profile that the plan was made from; ``None`` where it does not hold one: then weights stay.
@@ -56,7 +56,7 @@ class Adapted:
     """
 
     run: str
-    loads: Mapping[str, Load]
+    loads: Mapping[str, Load | None]
     placement: Mapping[str, LayerRange]
     num_layers: int
     capacities: Capacities | None
@@ -133,13 +133,13 @@ class Adaptation:
         """
         if self.watch.states.get(node) is not NodeState.LOST:
             if status.run == self.run:
-                self._note(self.watch.reported(node, status.report, now_s=now_s))
+                self.reported(node, status.report, now_s=now_s)
             elif self.watch.states.get(node) is not NodeState.LOADING:
                 detail = f"it serves {status.owner}" if status.run else "its stage is gone"
                 self.gone(node, Cause.EXITED, now_s=now_s, detail=detail)
             return None
         if status.run == self.run:
-            self._note(self.watch.added(node, now_s=now_s))
+            self.added(node, now_s=now_s)
             return Forget()
         if status.run:
             if node not in self._foreign:
@@ -147,12 +147,24 @@ class Adaptation:
                 self._foreign.add(node)
             return None
         self._foreign.discard(node)
-        self._note(self.watch.added(node, now_s=now_s))
+        self.added(node, now_s=now_s)
         return self._adapted.loads[node]
 
     def gone(self, node: str, cause: Cause, *, now_s: float, detail: str = "") -> None:
         """The node's connection closed, or it cannot serve any more."""
         self._note(self.watch.lost(node, cause, now_s=now_s, detail=detail))
+
+    def reported(self, node: str, report: Report, *, now_s: float) -> None:
+        """A node of this run reports."""
+        self._note(self.watch.reported(node, report, now_s=now_s))
+
+    def added(self, node: str, *, now_s: float) -> None:
+        """A node that was given up is there again."""
+        self._note(self.watch.added(node, now_s=now_s))
+
+    def link(self, link: tuple[str, str], *, is_up: bool, now_s: float) -> None:
+        """A link is known to carry nothing, or to carry again."""
+        self._note(self.watch.link(link, is_up=is_up, now_s=now_s))
 
     def draining(self, node: str, *, now_s: float) -> None:
         """The node takes no new requests from now on."""

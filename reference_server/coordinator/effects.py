@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from helixbench.profiler.cluster import ClusterProfile
 from helixbench.reference_server.run_log import AdaptationLog, Happened, RequestRecord, Transition
 from helixbench.solver.expected.after import expected_after
 from helixbench.solver.problem.plan import Plan
@@ -62,7 +63,7 @@ def _is_about(change: Transition, event: Happened) -> bool:
     return {change.node, change.peer} == {event.node, event.peer}
 
 
-def with_predictions(log: AdaptationLog, plan: Plan, concurrency: int) -> AdaptationLog:
+def with_predictions(log: AdaptationLog, plan: Plan, profile: ClusterProfile, concurrency: int | None) -> AdaptationLog:
     """The log, each of its events with what is expected after it, of nodes as the events so far left them.
 
     Source: the plan's own profile and placement; nothing of the run enters.
@@ -82,7 +83,7 @@ def with_predictions(log: AdaptationLog, plan: Plan, concurrency: int) -> Adapta
         if event.peer:
             events.append(event)  # what is expected where a link fails is not computed
             continue
-        expected = expected_after(plan, lost=lost, ratios=ratios, concurrency=concurrency)
+        expected = expected_after(plan, profile, lost=lost, ratios=ratios, concurrency=concurrency)
         tokens_per_s = 0.0 if expected is None else expected.total_tokens_per_s
         events.append(msgspec.structs.replace(event, predicted_tokens_per_s=tokens_per_s))
     return msgspec.structs.replace(log, events=tuple(events))

@@ -171,7 +171,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             events.end()
     if result.adaptation.events and ready.plan.cluster is not None:
         reporter.say("computing what is expected after each event")
-        adaptation = with_predictions(result.adaptation, ready.plan, job.concurrency)
+        adaptation = with_predictions(result.adaptation, ready.plan, ready.plan.cluster, job.concurrency)
         result = msgspec.structs.replace(result, adaptation=adaptation)
     checked = check_outputs(ready.files, result) if isinstance(ready.files, HashModel) else None
     save_record(job.output, _run_log(job, ready, result, checked))

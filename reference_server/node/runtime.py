@@ -248,7 +248,7 @@ class NodeRuntime:
         """Drop what is queued of the attempt."""
         self._stuck.discard(attempt)
         if self._batcher.has_work:
-            self._batcher.retain(lambda chunk: chunk.item.request != attempt, lambda item: item.request != attempt)
+            self._batcher.retain(lambda chunk: chunk.item.request != attempt, lambda item, _: item.request != attempt)
 
     def _remember_over(self, attempt: int) -> None:
         self._over[attempt] = None

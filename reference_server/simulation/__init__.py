@@ -2,12 +2,11 @@
 
 from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, read_trace
 from helixbench.reference_server.simulation.config import SimulationConfig
-from helixbench.reference_server.simulation.simulator import NodeDiedError, SimulationResult, simulate
+from helixbench.reference_server.simulation.simulator import SimulationResult, simulate
 from helixbench.solver.simulation.events import load_events
 
 __all__ = [
     "Arrivals",
-    "NodeDiedError",
     "SimulationConfig",
     "SimulationResult",
     "TracedRequest",

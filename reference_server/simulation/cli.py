@@ -68,7 +68,6 @@ def simulate(
     from helixbench.reference_server.simulation.arrivals import read_trace
     from helixbench.reference_server.simulation.compatibility import require_fit
     from helixbench.reference_server.simulation.config import SimulationConfig
-    from helixbench.reference_server.simulation.simulator import NodeDiedError
     from helixbench.reference_server.simulation.simulator import simulate as run_simulation
     from helixbench.solver.problem.plan import Plan
     from helixbench.solver.problem.workload import workload_of_options
@@ -107,19 +106,13 @@ def simulate(
     )
     began = time.process_time()
     with Reporter() as reporter:
-        try:
-            result = run_simulation(
-                made,
-                profile,
-                config,
-                on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
-                is_interrupted=Interrupted(),
-            )
-        except NodeDiedError as error:
-            if error.result is not None:
-                save_record(output, error.result.run)
-                reporter.say(f"what was simulated before that is in {output}")
-            raise
+        result = run_simulation(
+            made,
+            profile,
+            config,
+            on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
+            is_interrupted=Interrupted(),
+        )
     save_record(output, result.run)
     if json_:
         sys.stdout.write(output.read_text(encoding="utf-8"))

@@ -60,7 +60,7 @@ class Load:
         self.num_made = 0
         self.finished: list[RequestRecord] = []
         self.in_flight = self.peak_in_flight = 0
-        self._counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each message
+        self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each message
         self.prompt_tokens = self.output_tokens = 0
 
     @property
@@ -119,11 +119,11 @@ class Load:
         self.in_flight -= len(ended)
         self.prompt_tokens += prompts
         self.output_tokens += num_tokens
-        self._counts.append((now_s, prompts, num_tokens))
+        self.counts.append((now_s, prompts, num_tokens))
 
     def timeline(self, until_s: float) -> tuple[TokenCount, ...]:
         """Tokens in equal intervals of the run."""
-        return token_counts(self._counts, until_s)
+        return token_counts(self.counts, until_s)
 
     def _make_all(self, count: int, now_s: float) -> list[Request]:
         """At most that many, arriving now, with lengths drawn from the workload."""

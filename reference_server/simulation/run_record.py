@@ -41,6 +41,11 @@ class KvUse:
             for hop in self._pipelines[state.pipeline]:
                 self._used[hop.node] -= state.request.kv_tokens
 
+    def set(self, held: Mapping[str, int], ending: Iterable[InFlight]) -> None:
+        """Requests went on another way: what nodes hold now, and requests that are closed in a moment."""
+        self._used = {name: held.get(name, 0) for name in self._used}
+        self.open(ending)
+
     def iteration(self, node: SimulatedNode, *, decode_tokens: int, begin_s: float, end_s: float) -> None:
         """An iteration of a node has ended."""
         kv_tokens = self._used[node.name]

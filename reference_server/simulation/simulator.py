@@ -13,18 +13,21 @@ import msgspec
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.records import Provenance, digest
-from helixbench.reference_server.run_log import RunLog, Window
+from helixbench.reference_server.coordinator.effects import with_effects, with_predictions
+from helixbench.reference_server.run_log import AdaptationLog, RunLog, Window
 from helixbench.reference_server.simulation.compatibility import notes_on_fit, require_fit
 from helixbench.reference_server.simulation.config import SimulationConfig
+from helixbench.reference_server.simulation.faults import SimulatedFaults
 from helixbench.reference_server.simulation.load import Load
 from helixbench.reference_server.simulation.run_record import KvUse, Snapshot, link_uses, node_uses, snapshot
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Plan
-from helixbench.solver.scheduling.requests import InFlight, Request
+from helixbench.solver.scheduling.recover import Paths
+from helixbench.solver.scheduling.requests import InFlight, Moved, Request
 from helixbench.solver.scheduling.routings import SwarmRouter, make_router
 from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK
-from helixbench.solver.simulation.events import Event, LinkChanges, NodeDies, NodeJoins, NodeSlows, name_of
+from helixbench.solver.simulation.events import Event, name_of
 from helixbench.solver.simulation.node import SimulatedNode
 from helixbench.solver.simulation.stage_time import TABLE_NOTE, timing_of
 
@@ -39,14 +42,6 @@ class SimulationResult(msgspec.Struct, frozen=True):
     remarks: tuple[str, ...]
     num_waiting: int
     num_in_flight: int
-
-
-class NodeDiedError(MeasurementError):
-    """A node died, and the coordinator does not continue without it. ``result`` is what was simulated until then."""
-
-    def __init__(self, message: str, result: SimulationResult | None) -> None:
-        super().__init__(message)
-        self.result = result
 
 
 def simulate(
@@ -68,7 +63,7 @@ def simulate(
 
     Raises:
         InputError: plan, profile and load do not belong together.
-        MeasurementError: nothing was measured; ``NodeDiedError`` where a node died.
+        MeasurementError: nothing was measured.
     """
     return _Simulation(plan, profile, config).run(on_progress, is_interrupted)
 
@@ -89,12 +84,11 @@ class _Simulation:
         self._to_come = list(config.events)
         self._capacities = Capacities(profile, config.workload)
         links = self._capacities.links
-        self._router = make_router(
-            plan,
-            config.routing,
-            seed=config.seed,
-            is_connected=lambda src, dst: links.bandwidth(src or COORDINATOR, dst or COORDINATOR) is not None,
-        )
+
+        def is_connected(src: str | None, dst: str | None) -> bool:
+            return links.bandwidth(src or COORDINATOR, dst or COORDINATOR) is not None
+
+        self._router = make_router(plan, config.routing, seed=config.seed, is_connected=is_connected)
         kv_tokens = {name: self._kv_tokens(name) for name in sorted(plan.placement)}
         self._kv_use = KvUse(kv_tokens, self._router.pipelines)
         self._cluster = SimulatedCluster(
@@ -107,19 +101,23 @@ class _Simulation:
             seed=config.seed,
             on_iteration=self._iterated,
             on_answer=self._check_window,
+            on_moved=self._moved,
+            paths=Paths(plan.placement, plan.num_layers, is_connected) if config.events else None,
         )
+        self._faults = self._make_faults() if config.events else None
         self._require_servable()
         self._loop = self._cluster.loop
         self._begin: Snapshot | None = None
         self._begin_s = 0.0
         self._finished_before = 0
         self._end_s: float | None = None
-        self._died = ""
 
     def run(self, on_progress: Callable[[float, float], None], is_interrupted: Callable[[], bool]) -> SimulationResult:
         config, loop = self._config, self._loop
         for event in config.events:
-            loop.at(event.at_s, FAULT, self._happen, event)
+            loop.at(event.at_s, FAULT, self._note, event)
+        if self._faults is not None:
+            self._faults.start(config.events)
         if not config.is_closed_loop:
             loop.at(config.warmup_s, MARK, self._begin_window)
         elif config.warmup_s > 0:
@@ -131,7 +129,7 @@ class _Simulation:
         while loop.run(_EVENTS_A_TURN) and not interrupted:
             interrupted = is_interrupted()
             on_progress(*self._progress())
-        return self._finish("interrupted" if interrupted else self._died)
+        return self._finish("interrupted" if interrupted else self._why_down())
 
     def _finish(self, cut_short: str) -> SimulationResult:
         if self._end_s is None:
@@ -140,11 +138,13 @@ class _Simulation:
             self._end_window(None)
         nothing = self._why_nothing()
         result = None if nothing else self._result(cut_short)
-        if self._died:
-            raise NodeDiedError(self._died, result)
         if result is None:
             raise MeasurementError(f"nothing was measured: {cut_short or nothing}")
         return result
+
+    def _why_down(self) -> str:
+        is_down = self._faults is not None and self._faults.is_down
+        return "the nodes that are left do not cover the model" if is_down else ""
 
     def _why_nothing(self) -> str:
         """Why there is nothing to report; empty where there is something."""
@@ -220,6 +220,21 @@ class _Simulation:
         if isinstance(self._router, SwarmRouter) and seconds > 0:  # no time says nothing of the speed
             self._router.observed(node.name, (prefill_tokens + decode_tokens) / seconds)
 
+    def _make_faults(self) -> SimulatedFaults:
+        return SimulatedFaults(
+            self._plan,
+            self._profile,
+            self._router,
+            self._cluster,
+            is_over=lambda: self._end_s is not None,
+            remark=self._remarks.append,
+        )
+
+    def _moved(self, moved: Sequence[Moved]) -> None:
+        assert self._faults is not None, "nothing is lost where nothing happens"
+        self._faults.moved(moved)
+        self._kv_use.set(self._cluster.coordinator.kv_held_tokens, self._cluster.ending)
+
     # --- arrivals and events
 
     def _schedule_arrival(self, _: None = None) -> None:
@@ -232,22 +247,10 @@ class _Simulation:
         self._cluster.arrive(request)
         self._schedule_arrival()
 
-    def _happen(self, event: Event) -> None:
-        if self._end_s is not None:
-            return
-        self._to_come.remove(event)
-        at = f"{event.at_s:g} s"
-        if isinstance(event, NodeSlows):
-            self._cluster.nodes[event.node].slowdown = event.factor
-            self._remarks.append(f"{at}: iterations of {event.node} take {event.factor:g} times as long")
-        elif isinstance(event, LinkChanges):
-            self._cluster.links.scale(event.src, event.dst, event.factor)
-            self._remarks.append(f"{at}: {event.src} -> {event.dst} carries {event.factor:g} of its bandwidth")
-        elif isinstance(event, NodeJoins):
-            self._remarks.append(f"{at}: {event.node} joins; the coordinator keeps to its plan and does not use it")
-        elif isinstance(event, NodeDies):
-            self._died = f"node {event.node} died at {at}; the coordinator does not go on without it"
-            self._loop.stop()
+    def _note(self, event: Event) -> None:
+        """Of what did happen, for the remarks on what did not."""
+        if self._end_s is None:
+            self._to_come.remove(event)
 
     # --- the window that counts
 
@@ -310,6 +313,14 @@ class _Simulation:
             return len(self._requests.finished), before + config.num_requests
         return self._loop.now_s, config.warmup_s + (config.duration_s or 0.0)
 
+    def _adaptation_log(self) -> AdaptationLog:
+        if self._faults is None:
+            return AdaptationLog()
+        assert self._end_s is not None
+        load = self._requests
+        log = with_effects(self._faults.log(), load.counts, load.finished, self._end_s)
+        return with_predictions(log, self._plan, self._profile, self._config.concurrency)
+
     def _record(self, cut_short: str) -> RunLog:
         config, load, plan, profile = self._config, self._requests, self._plan, self._profile
         assert self._begin is not None
@@ -337,6 +348,7 @@ class _Simulation:
             is_limited=self._is_limited(),
             simulated=True,
             cut_short=cut_short,
+            adaptation=self._adaptation_log(),
             provenance=Provenance(
                 inputs={"plan": digest(plan), "cluster": digest(profile)},
                 source="helixbench simulate: no clock of this machine is in this record",

@@ -18,21 +18,22 @@ WORK = 500_000
 
 
 def expected_after(
-    plan: Plan, *, lost: Collection[str], ratios: Mapping[str, float], concurrency: int | None
+    plan: Plan, profile: ClusterProfile, *, lost: Collection[str], ratios: Mapping[str, float], concurrency: int | None
 ) -> Expected | None:
     """What the same placement delivers without some of its nodes; ``None`` where those left do not cover the model.
 
     Args:
-        plan: with the profile that it was made from.
+        plan: whose placement and limits.
+        profile: of the cluster that it was made for.
         lost: nodes that take no requests.
         ratios: node -> factor on the time of its iterations.
         concurrency: requests in flight.
     """
-    assert plan.cluster is not None, "the plan does not hold its profile"
-    profile = _slowed(plan.cluster, ratios)
     placement = {node: held for node, held in plan.placement.items() if node not in lost}
     assumed = plan.assumptions
-    capacities = Capacities(profile, assumed.workload, concurrency=concurrency, partial=assumed.partial_inference)
+    capacities = Capacities(
+        _slowed(profile, ratios), assumed.workload, concurrency=concurrency, partial=assumed.partial_inference
+    )
     flow = max_flow(capacities, placement, spread=True)
     if flow.tokens_per_s <= 0:
         return None

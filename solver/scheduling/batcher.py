@@ -90,10 +90,12 @@ class Batcher(Generic[DecodesT]):
         """Queue a prompt, or a chunk of one; ``inputs`` comes back with each of the chunks that it is cut into."""
         self._prompts.append(_Prompt(item, inputs))
 
-    def retain(self, is_kept_decode: Callable[[DecodesT], bool], is_kept_prompt: Callable[[WorkItem], bool]) -> None:
-        """Drop what is queued of requests that are over."""
+    def retain(
+        self, is_kept_decode: Callable[[DecodesT], bool], is_kept_prompt: Callable[[WorkItem, Any], bool]
+    ) -> None:
+        """Drop what is queued of requests that are over; prompts are asked for with their item and their inputs."""
         self._decodes = deque(decodes for decodes in self._decodes if is_kept_decode(decodes))
-        self._prompts = deque(prompt for prompt in self._prompts if is_kept_prompt(prompt.item))
+        self._prompts = deque(prompt for prompt in self._prompts if is_kept_prompt(prompt.item, prompt.inputs))
 
     def next_batch(self) -> tuple[list[DecodesT], list[Chunk]]:
         """Remove what runs in the next iteration: decoding sequences, and chunks of prompts."""

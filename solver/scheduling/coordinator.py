@@ -63,6 +63,7 @@ class Coordinator:
         self._free = dict(kv_capacity_tokens)  # node -> KV slots that no request holds
         self._max_concurrency = math.inf if max_concurrency is None else max_concurrency
         self._largest: int | None = None  # KV slots of the largest request that fits some pipeline, once computed
+        self._is_stuck = False  # those that recover found no room, and no slot has been freed since
         self._is_full = False  # the first in the queue found no room, and no slot has been freed since
         self._waiting: OrderedDict[int, Request] = OrderedDict()  # number -> request, in order of arrival
         self._in_flight: dict[int, InFlight] = {}  # request number -> its state
@@ -147,7 +148,6 @@ class Coordinator:
         groups: dict[int, DecodeGroup] = {}  # pipeline -> its sequences
         for state, token in given:
             state.output.append(token)
-            state.is_proven = True
             if token in state.request.stop_token_ids and state.num_output >= state.request.min_tokens:
                 state.end_with_next(state.reason or "stop")
             group = groups.setdefault(state.pipeline, DecodeGroup(state.pipeline, [], 0))
@@ -174,6 +174,7 @@ class Coordinator:
             ended = []
             for state in group.members:
                 state.num_output += 1
+                state.is_proven = True
                 if state.num_output == state.ends_at:
                     ended.append(state)
             context_tokens = group.context_tokens + len(group.members) - sum(state.context_tokens for state in ended)
@@ -195,8 +196,13 @@ class Coordinator:
         Those that lost their pipeline come first: while one of them waits for room, no new request takes it away.
         """
         actions = Actions() if onto is None else onto
-        for state in list(self._recovering.values()):
-            self._recover(state, (), actions)
+        if self._recovering and not self._is_stuck:
+            # They differ in the slots that they need alone: where one found no room, no larger one will.
+            refused: float = math.inf
+            for state in list(self._recovering.values()):
+                if state.request.kv_tokens < refused and not self._recover(state, (), actions):
+                    refused = state.request.kv_tokens
+            self._is_stuck = bool(self._recovering)
         if self._recovering:
             return actions
         while self._waiting and not self._is_full and len(self._in_flight) < self._max_concurrency:
@@ -250,7 +256,7 @@ class Coordinator:
             self._free[node] = self._capacity[node]
         self._lost, self._passed_over = frozenset(lost), frozenset(passed_over)
         self._links_down = frozenset(links_down)
-        self._is_full = False
+        self._is_full = self._is_stuck = False
         actions = Actions()
         for state in list(self._in_flight.values()):
             pipeline = self._router.pipelines[state.pipeline]
@@ -299,7 +305,7 @@ class Coordinator:
         self._recovering[state.request.number] = state
         self._recover(state, before, actions)
 
-    def _recover(self, state: InFlight, before: Pipeline, actions: Actions) -> None:
+    def _recover(self, state: InFlight, before: Pipeline, actions: Actions) -> bool:
         """Go on with the way that runs the fewest tokens again, if there is one with room; else wait without slots."""
         need, attempt = state.request.kv_tokens, state.attempt
         survivors = tuple(hop for hop in before if hop.node not in self._lost)
@@ -336,6 +342,7 @@ class Coordinator:
             self.tokens_again += recovery.layers * state.context_tokens
         if recovery is not None or before:
             actions.moved.append(Moved(state, attempt, survivors, recovery))
+        return recovery is not None
 
     def _release(self, state: InFlight) -> None:
         state.reason = state.reason or "length"
@@ -344,6 +351,7 @@ class Coordinator:
         self._give_back(state)
 
     def _give_back(self, state: InFlight) -> None:
+        self._is_stuck = False
         self._router.ended(state.pipeline)
         for hop in self._router.pipelines[state.pipeline]:
             self._free[hop.node] += state.request.kv_tokens

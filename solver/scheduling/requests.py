@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -89,6 +90,11 @@ class DecodeGroup(msgspec.Struct, eq=False):
     def count(self) -> int:
         """Number of sequences."""
         return len(self.members)
+
+    def drop(self, states: Collection[InFlight]) -> None:
+        """Remove those of the sequences that are among these."""
+        self.members = [member for member in self.members if member not in states]
+        self.context_tokens = sum(member.context_tokens for member in self.members)
 
     def take(self, count: int) -> DecodeGroup:
         """Remove the first ``count`` sequences and return them."""

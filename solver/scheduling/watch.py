@@ -226,6 +226,14 @@ class Watch:
         """The node's connection closed or its process ended: it is lost at once."""
         return self._move(node, NodeState.LOST, cause, now_s, detail) if node in self._nodes else []
 
+    def link(self, link: tuple[str, str], *, is_up: bool, now_s: float) -> list[Change]:
+        """A link is known to carry nothing, or to carry again, from elsewhere than reports."""
+        if is_up == (link not in self._down):
+            return []
+        (self._down.discard if is_up else self._down.add)(link)
+        cause = Cause.PEER_ANSWERS if is_up else Cause.PEER_SILENT
+        return [LinkChanged(*link, is_up, cause, now_s)]
+
     def draining(self, node: str, *, now_s: float) -> list[Change]:
         """The node takes no new requests from now on."""
         return self._move(node, NodeState.DRAINING, Cause.ASKED, now_s)

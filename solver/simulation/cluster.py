@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from helixbench.profiler.cost.model import StageCost
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.coordinator import Coordinator
-from helixbench.solver.scheduling.requests import Actions, DecodeGroup, InFlight, Request
+from helixbench.solver.scheduling.recover import Paths
+from helixbench.solver.scheduling.requests import Actions, DecodeGroup, InFlight, Moved, Request
 from helixbench.solver.scheduling.router import Chooser
 from helixbench.solver.scheduling.work import WorkItem
 from helixbench.solver.simulation.event_loop import COORDINATOR, EventLoop
@@ -75,6 +76,8 @@ class SimulatedCluster:
         seed: of the scatter of iteration times.
         on_iteration: called at the end of every iteration.
         on_answer: called when a message has been answered.
+        on_moved: called when requests lost their pipeline, or go on another one.
+        paths: where they can go on; ``None`` where nothing is ever lost.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class SimulatedCluster:
         seed: int = 0,
         on_iteration: OnIteration | None = None,
         on_answer: Callable[[], None] = lambda: None,
+        on_moved: Callable[[Sequence[Moved]], None] = lambda _: None,
+        paths: Paths | None = None,
     ) -> None:
         self.loop = EventLoop()
         self.links = SimulatedLinks(profile, self.loop)
@@ -97,7 +102,11 @@ class SimulatedCluster:
             router,
             kv_capacity_tokens={name: setup.kv_slots for name, setup in setups.items()},
             max_concurrency=max_concurrency,
+            paths=paths,
         )
+        self._on_moved = on_moved
+        self._rebuilding: dict[InFlight, str] = {}  # request that runs again -> the last node where all tokens do
+        self.ending: Sequence[InFlight] = ()  # requests that have ended, of which their clients are not told yet
         num_layers = profile.model.num_layers
         self.nodes = {
             name: SimulatedNode(
@@ -115,6 +124,32 @@ class SimulatedCluster:
         self._profile, self._router, self._clients, self._on_answer = profile, router, clients, on_answer
         self._inbox: deque[list[DecodeGroup] | Request] = deque()  # tokens from a node, or a request from outside
         self._is_busy = False  # the coordinator is
+
+    def observe(
+        self, *, lost: Collection[str], passed_over: Collection[str], links_down: Collection[tuple[str, str]]
+    ) -> None:
+        """The state of nodes and links is now this; see ``Coordinator.observe``."""
+        actions = self.coordinator.observe(lost=lost, passed_over=passed_over, links_down=links_down)
+        self._forget({moved.state for moved in actions.moved})
+        self._send_all(self._refill(actions))
+
+    def _forget(self, states: Collection[InFlight]) -> None:
+        """Nothing of these requests is queued, runs or is on its way any more; it is late, and would be dropped."""
+        if not states:
+            return
+        for node in self.nodes.values():
+            node.forget(states)
+        for argument in [*self.loop.arguments, *self.links.held, *self._inbox]:
+            for part in argument if isinstance(argument, tuple) else (argument,):
+                if isinstance(part, Message):
+                    part.drop(states)
+                elif isinstance(part, Actions):
+                    for group in part.going.values():
+                        group.drop(states)
+                elif isinstance(part, list):
+                    for group in part:
+                        if isinstance(group, DecodeGroup):
+                            group.drop(states)
 
     def start(self, _: None = None) -> None:
         """Admit the requests that are there from the start."""
@@ -135,6 +170,9 @@ class SimulatedCluster:
             if isinstance(message, Request):
                 self._send_all(self.coordinator.submit([message]))
                 continue
+            message = [group for group in message if group.members]
+            if not message:
+                continue
             num_tokens = sum(group.count for group in message)
             began = [group.members[0] for group in message if group.members[0].num_output == 0]
             actions = self.coordinator.advance(message)
@@ -142,12 +180,17 @@ class SimulatedCluster:
             work_s = (times.message_s or 0.0) + num_tokens * (times.token_s or 0.0)
             work_s += len(actions.ended) * (times.request_s or 0.0)
             self._is_busy = True
+            self.ending = actions.ended
             self.loop.at(self.loop.now_s + work_s, COORDINATOR, self._answer, (num_tokens, began, actions))
 
     def _answer(self, work: tuple[int, list[InFlight], Actions]) -> None:
         """Tokens reach their clients, requests are admitted, and the next tokens go to the first nodes."""
         num_tokens, began, actions = work
         self._clients.answered(num_tokens, began, actions.ended, self.loop.now_s)
+        self.ending = ()
+        if self._rebuilding:
+            for state in actions.ended:
+                self._rebuilding.pop(state, None)
         self._send_all(self._refill(self.coordinator.admit(onto=actions)))
         self._is_busy = False
         self._on_answer()
@@ -163,12 +206,17 @@ class SimulatedCluster:
         if actions.admitted:
             self._clients.admitted(actions.admitted, self.loop.now_s)
         pipelines = self._router.pipelines
+        if actions.moved:
+            self._on_moved(actions.moved)
+            self._send_again(actions.moved)
         messages: dict[str, Message] = {}
         for state in actions.ended:
             hops = pipelines[state.pipeline]
             if len(hops) == 1:
                 messages.setdefault(hops[0].node, Message()).ended.append(state)
         for group in actions.going.values():
+            if not group.members:
+                continue  # all of them have moved since
             message = messages.setdefault(pipelines[group.pipeline][0].node, Message())
             message.work.append(group)
             message.num_tokens += group.count
@@ -179,6 +227,27 @@ class SimulatedCluster:
             message.num_tokens += item.num_tokens
         for node, message in messages.items():
             self._send(COORDINATOR_NAME, node, message.num_tokens, message)
+
+    def _send_again(self, moved: Sequence[Moved]) -> None:
+        """Tokens that run again: from the node that kept their states, or from the coordinator.
+
+        The newest token is taken to travel with the others, not by a way of its own through the nodes before them.
+        """
+        for one in moved:
+            recovery, state = one.recovery, one.state
+            if recovery is None:
+                continue
+            begin, first = (0, recovery.first) if recovery.num_rebuilt else (state.context_tokens - 1, 0)
+            if recovery.num_rebuilt:
+                self._rebuilding[state] = recovery.hops[recovery.first + recovery.num_rebuilt - 1].node
+            message = Message()
+            message.num_tokens = state.context_tokens - begin
+            item = WorkItem(state.request.number, begin, message.num_tokens, sample=True, is_decode=False)
+            message.work.append(Chunk(item, state, 0))
+            source = recovery.hops[first - 1].node if first else COORDINATOR_NAME
+            self._send(source, recovery.hops[first].node, message.num_tokens, message)
+        for node in self.nodes.values():
+            node.rebuilding = self._rebuilding
 
     def _send(self, src: str, dst: str, tokens: int, message: Any) -> None:
         ends = (src, dst)

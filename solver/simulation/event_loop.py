@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 # Order of actions at one moment. A node begins an iteration only when all that reaches it by then has reached it.
@@ -27,6 +27,11 @@ class EventLoop:
         assert when_s >= self.now_s, f"{action} at {when_s} s, before now ({self.now_s} s)"
         self._scheduled += 1
         heapq.heappush(self._queue, (when_s, priority, self._scheduled, action, argument))
+
+    @property
+    def arguments(self) -> Iterator[Any]:
+        """Arguments of the actions that are scheduled."""
+        return (argument for *_, argument in self._queue)
 
     def stop(self) -> None:
         """End ``run`` after the present action; the queue stays as it is."""

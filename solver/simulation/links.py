@@ -9,7 +9,7 @@ in which it was sent, as over a TCP connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from helixbench.errors import InputError
@@ -59,6 +59,7 @@ class SimulatedLinks:
         rates |= {node.name: (node.nic_out_bytes_per_s, node.nic_in_bytes_per_s) for node in profile.nodes}
         self._out = {name: _Channel(out) for name, (out, _) in rates.items()}
         self._in = {name: _Channel(received) for name, (_, received) in rates.items()}
+        self._held: dict[tuple[str, str], list[tuple[float, Deliver, Any]]] = {}  # link that is cut -> what was sent
         self._paths: dict[tuple[str, str], _Path] = {}  # (from, to) -> path, made when first used
 
     def is_connected(self, src: str, dst: str) -> bool:
@@ -71,6 +72,9 @@ class SimulatedLinks:
         Raises:
             InputError: the two are not connected.
         """
+        if self._held and (src, dst) in self._held:
+            self._held[src, dst].append((size, deliver, message))
+            return
         path = self._paths.get((src, dst)) or self._open(src, dst)
         out_begin_s, out_end_s = path.nic_out.take(self._loop.now_s, size)
         link_begin_s, link_end_s = path.link.take(out_begin_s, size)
@@ -80,6 +84,20 @@ class SimulatedLinks:
         else:  # which message comes to the receiver's NIC first is known only when it comes
             reaching = (path.nic_in, size, arrival_s, deliver, message)
             self._loop.at(link_begin_s + path.latency_s, WIRE, self._reach_nic, reaching)
+
+    @property
+    def held(self) -> Iterator[Any]:
+        """Messages on links that are cut."""
+        return (message for held in self._held.values() for _, _, message in held)
+
+    def cut(self, src: str, dst: str) -> None:
+        """What is sent from now on is held until the link heals; what was sent before still arrives."""
+        self._held.setdefault((src, dst), [])
+
+    def heal(self, src: str, dst: str) -> None:
+        """Send what was held."""
+        for size, deliver, message in self._held.pop((src, dst), []):
+            self.send(src, dst, size, deliver, message)
 
     def scale(self, src: str, dst: str, factor: float) -> None:
         """The link carries ``factor`` times its bandwidth of the profile; what was sent before is not affected.

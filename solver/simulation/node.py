@@ -8,7 +8,7 @@ and only neighbours are merged: a limit on batches divides the same sequences as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from helixbench.profiler.cluster import COORDINATOR
@@ -16,6 +16,7 @@ from helixbench.solver.problem.plan import Pipeline
 from helixbench.solver.scheduling.batcher import Batcher, Chunk
 from helixbench.solver.scheduling.gather import Gather
 from helixbench.solver.scheduling.requests import DecodeGroup, InFlight
+from helixbench.solver.scheduling.work import WorkItem
 from helixbench.solver.simulation.event_loop import ITERATION_BEGIN, ITERATION_END, EventLoop
 from helixbench.solver.simulation.stage_time import StageTimer, count_item
 
@@ -35,6 +36,28 @@ class Message:
         self.work: list[Work] = []
         self.num_tokens = 0  # new ones, in all of the work
         self.ended: list[InFlight] = []
+
+    def drop(self, states: Collection[InFlight]) -> None:
+        """Remove all work of these requests."""
+        self.work = without(self.work, states)
+        self.num_tokens = sum(_tokens_of(work) for work in self.work)
+
+
+def without(works: Iterable[Work], states: Collection[InFlight]) -> list[Work]:
+    """The work without that of these requests; groups are changed in place."""
+    left: list[Work] = []
+    for work in works:
+        if isinstance(work, DecodeGroup):
+            work.drop(states)
+            if work.members:
+                left.append(work)
+        elif work.inputs not in states:
+            left.append(work)
+    return left
+
+
+def _tokens_of(work: Work) -> int:
+    return work.count if isinstance(work, DecodeGroup) else work.item.num_tokens
 
 
 Send: TypeAlias = Callable[[str, str, int, Any], None]
@@ -59,15 +82,26 @@ class _Route:
 class _Iteration:
     """What runs, and what is sent when it ends."""
 
-    __slots__ = ("alone", "begin_s", "counts", "decode_tokens", "going", "prefill_tokens", "sampled")
+    __slots__ = ("alone", "begin_s", "counts", "decode_tokens", "going", "prefill_tokens", "sampled", "whole_s")
 
     def __init__(self, begin_s: float) -> None:
         self.begin_s = begin_s
+        self.whole_s = 0.0  # what it takes on a healthy node
         self.prefill_tokens = self.decode_tokens = 0
         self.counts: dict[int, list[float]] = {}  # entry layer -> ``Counts`` of what enters there
         self.going: dict[str, Message] = {}  # next node -> what goes there
         self.sampled: list[DecodeGroup] = []  # sequences that get a token
         self.alone: set[InFlight] = set()  # those of them that pass no other node
+
+    def drop(self, states: Collection[InFlight]) -> None:
+        """Send nothing of these requests when it ends."""
+        for message in self.going.values():
+            message.drop(states)
+        self.going = {node: message for node, message in self.going.items() if message.work}
+        for group in self.sampled:
+            group.drop(states)
+        self.sampled = [group for group in self.sampled if group.members]
+        self.alone.difference_update(states)
 
     def count(self, entry: int, work: Work) -> int:
         """Add work that enters at a layer to the counts; returns its tokens."""
@@ -102,6 +136,10 @@ class SimulatedNode:
 
     Attributes:
         slowdown: factor on every iteration's time.
+        is_frozen: it ends no iteration and begins none.
+        predicted_s: what its iterations would have taken without the slowdown.
+        rebuilding: requests that run again, and the last node at which all of their tokens do: it sends only the newest
+            one on.
         busy_s, iterations, prefill_tokens, decode_tokens: of the iterations that have ended.
     """
 
@@ -119,12 +157,16 @@ class SimulatedNode:
     ) -> None:
         self.name = name
         self.slowdown = 1.0
-        self.busy_s = 0.0
+        self.is_frozen = False
+        self.busy_s = self.predicted_s = 0.0
+        self.rebuilding: Mapping[InFlight, str] = {}
+        self._held: _Iteration | None = None  # of a frozen node: what would have ended
+        self._running: _Iteration | None = None
         self.iterations = self.prefill_tokens = self.decode_tokens = 0
         self._loop, self._pipelines, self._timer, self._batcher, self._send = loop, pipelines, timer, batcher, send
         self._is_last, self._on_iteration = is_last, on_iteration
         self._gather: Gather[InFlight] = Gather()
-        self._routes: dict[int, _Route] = {}  # pipeline -> how it passes, made when its first prompt comes
+        self._routes: dict[int, _Route] = {}  # pipeline -> how it passes, made when its first work comes
         self._has_late_entries = False  # pipelines enter at several layers
         self._is_running = False
         self._is_woken = False  # it is scheduled at this very moment to begin an iteration
@@ -134,19 +176,35 @@ class SimulatedNode:
         """Whether nothing runs here, and nothing waits to run."""
         return not (self._is_running or self._batcher.has_work)
 
+    def resume(self) -> None:
+        """A frozen node goes on with what it was doing."""
+        self.is_frozen = False
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._end(held)
+        self._wake()
+
+    def forget(self, states: Collection[InFlight]) -> None:
+        """Drop all work of these requests."""
+        self._batcher.retain(lambda group: bool(without([group], states)), lambda _, inputs: inputs not in states)
+        for iteration in (self._running, self._held):
+            if iteration is not None:
+                iteration.drop(states)
+        self._gather.returned(states)
+
     def receive(self, message: Message) -> None:
         """Queue the work of a message."""
         is_waiting = self._gather.is_waiting
         if is_waiting:
             self._gather.returned(message.ended)
         for work in message.work:
+            if (pipeline := _pipeline_of(work)) not in self._routes:
+                self._open(pipeline)
             if isinstance(work, DecodeGroup):
                 if is_waiting:
                     self._gather.returned(work.members)
                 self._batcher.add_decodes(work)
             else:
-                if work.inputs.pipeline not in self._routes:
-                    self._open(work.inputs.pipeline)
                 self._batcher.add_prompt(work.item, work.inputs)
         self._wake()
 
@@ -162,7 +220,7 @@ class SimulatedNode:
 
     def _begin(self, _: None) -> None:
         self._is_woken = False
-        if self._is_running or not self._batcher.has_work:
+        if self._is_running or self.is_frozen or not self._batcher.has_work:
             return
         now_s = self._loop.now_s
         wait_s = self._gather.wait_s(now_s)
@@ -170,8 +228,9 @@ class SimulatedNode:
             self._loop.at(now_s + math.ceil(wait_s / POLL_S) * POLL_S, ITERATION_BEGIN, self._begin)
             return
         iteration = self._next_iteration()
-        seconds = self._timer.seconds(iteration.counts) * self.slowdown
-        self._is_running = True
+        iteration.whole_s = self._timer.seconds(iteration.counts)
+        seconds = iteration.whole_s * self.slowdown
+        self._is_running, self._running = True, iteration
         self._loop.at(now_s + seconds, ITERATION_END, self._end, iteration)
 
     def _next_iteration(self) -> _Iteration:
@@ -196,6 +255,10 @@ class SimulatedNode:
                     if route.is_alone:
                         iteration.alone.update(group.members)
                 continue
+            if self.rebuilding and isinstance(work, Chunk) and self.rebuilding.get(work.inputs) == self.name:
+                if not work.item.sample:
+                    continue
+                work, tokens = _newest_of(work), 1
             message = iteration.going.get(route.next_node)
             if message is None:
                 message = iteration.going[route.next_node] = Message()
@@ -209,9 +272,13 @@ class SimulatedNode:
         return iteration
 
     def _end(self, ran: _Iteration) -> None:
+        if self.is_frozen:
+            self._held = ran
+            return
         now_s = self._loop.now_s
         seconds = now_s - ran.begin_s
-        self._is_running = False
+        self._is_running, self._running = False, None
+        self.predicted_s += ran.whole_s
         self.busy_s += seconds
         self.iterations += 1
         self.prefill_tokens += ran.prefill_tokens
@@ -225,6 +292,13 @@ class SimulatedNode:
         for node, message in ran.going.items():
             self._send(self.name, node, message.num_tokens, message)
         self._wake()
+
+
+def _newest_of(chunk: Chunk) -> Chunk:
+    """Only the last of its tokens."""
+    item = chunk.item
+    last = WorkItem(item.request, item.past + item.num_tokens - 1, 1, sample=True, is_decode=False)
+    return Chunk(last, chunk.inputs, 0)
 
 
 def _pipeline_of(work: Work) -> int:

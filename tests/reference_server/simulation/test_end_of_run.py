@@ -54,7 +54,7 @@ def test_what_happens_after_the_work_neither_lengthens_the_window_nor_fails_the_
     assert late.run.window.end_s == pytest.approx(last_s(plain.run))
     assert late.run.total_tokens_per_s == plain.run.total_tokens_per_s > 0
     (remark,) = late.remarks
-    assert remark.endswith("before these events: slow b at 400 s, die b at 500 s")
+    assert remark.endswith("before these events: slow b x 2 at 400 s, kill b at 500 s")
     assert remark in late.run.testbed
     assert plain.remarks == ()
 
@@ -68,8 +68,8 @@ def test_events_after_a_timed_window_are_named() -> None:
     result = simulate(plan, profile, config)
     assert result.run.window.end_s == 2.5
     assert result.remarks == (
-        "1 s: iterations of b take 1.5 times as long",
-        "the run had ended at 2.5 s, before these events: slow b at 400 s, die b at 500 s",
+        "1 s: slow b x 1.5",
+        "the run had ended at 2.5 s, before these events: slow b x 2 at 400 s, kill b at 500 s",
     )
 
 

@@ -16,7 +16,6 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import load_record, save_record
 from helixbench.reference_server.run_log import RunLog
-from helixbench.reference_server.simulation import NodeDiedError
 from helixbench.solver.problem.plan import Expected, Plan
 from tests.reference_server.simulation.cases import MIXED, four_nodes, plan_of
 
@@ -138,16 +137,13 @@ def test_a_replay_comes_at_the_times_and_with_the_lengths_of_the_trace(files: Pa
     assert run.arrivals == "replay"
 
 
-def test_a_node_that_dies_ends_the_run_and_what_was_until_then_is_kept(files: Path) -> None:
-    (files / "events.toml").write_text('[[event]]\nkind = "kill"\nat_s = 1.5\nnode = "b"\n')
-    with pytest.raises(
-        NodeDiedError, match=r"node b died at 1\.5 s; the coordinator does not go on without it"
-    ) as caught:
-        simulate(files, "--offline", "--events", str(files / "events.toml"), *SHORT)
-    assert caught.value.exit_code == 3
-    run = load_record(files / "run.json", RunLog)
-    assert run.cut_short.startswith("node b died")
-    assert run.window.end_s == pytest.approx(1.5)
+def test_a_model_that_is_no_longer_covered_ends_the_run_and_what_was_until_then_is_kept(files: Path) -> None:
+    kills = [f'[[event]]\nkind = "kill"\nat_s = 1.5\nnode = "{node}"\n' for node in ("b", "d")]
+    (files / "events.toml").write_text("".join(kills))
+    run = simulate(files, "--offline", "--requests", "500", "--events", str(files / "events.toml"), "--warmup-s", "0")
+    assert run.cut_short == "the nodes that are left do not cover the model"
+    assert [change.after for change in run.adaptation.transitions if change.node == "b"][-1] == "lost"
+    assert run.window.end_s < 70
 
 
 @pytest.mark.parametrize(
