@@ -20,7 +20,7 @@ from helixbench.records import load_record
 from helixbench.reference_server.run_log import Happened, RunLog
 from helixbench.solver.problem.plan import Plan
 
-FAULT_S, MENDED_S, DURATION_S = 40.0, 85.0, 130.0
+FAULT_S, MENDED_S, DURATION_S = 35.0, 65.0, 85.0
 KINDS = ("kill", "freeze", "slow", "cut", "kill", "slow", "freeze for 1 s", "rate")
 
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from helixbench.records import Provenance
-from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.plan import Placement, Plan
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import Routing
@@ -168,6 +168,14 @@ class Reweighted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     shares: tuple[tuple[int, float], ...]
 
 
+class Replanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Nodes were given other layers, because those that were left did not cover the model; what is expected of them."""
+
+    at_s: float
+    placement: Placement
+    expected_tokens_per_s: float | None
+
+
 class Recovered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Requests in flight lost their pipeline, all at one moment.
 
@@ -223,6 +231,7 @@ class AdaptationLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     transitions: tuple[Transition, ...] = ()
     reweighted: tuple[Reweighted, ...] = ()
     recovered: tuple[Recovered, ...] = ()
+    replanned: tuple[Replanned, ...] = ()
     events: tuple[Happened, ...] = ()
 
     @property

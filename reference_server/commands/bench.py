@@ -16,6 +16,7 @@ from helixbench.reference_server.commands.nodes import (
     AllowStale,
     EventsFile,
     NoReflow,
+    NoReplan,
     OutageS,
     ReplayMemory,
     RunningAgents,
@@ -59,6 +60,7 @@ def bench(
         Path | None, typer.Option("--history", help="write what each client saw, as JSON lines, for `helixbench check`")
     ] = None,
     no_reflow: NoReflow = False,
+    no_replan: NoReplan = False,
     outage_s: OutageS = OUTAGE_S,
     replay_memory: ReplayMemory = REPLAY_MEMORY,
     take_over: TakeOver = False,
@@ -89,7 +91,9 @@ def bench(
         raise InputError(f"--concurrency is missing, and {plan} was not solved for one; give the requests in flight")
 
     to_happen = () if events is None else load_events(events)
-    adapt = adapt_options(take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow)
+    adapt = adapt_options(
+        take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow, no_replan=no_replan
+    )
     directory = str(resolve_model(model))  # here, where a hub can be reached: a testbed's namespaces reach nothing
 
     def job(bed: Testbed) -> Job:

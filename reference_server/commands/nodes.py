@@ -40,11 +40,16 @@ ReplayMemory = Annotated[
 NoReflow = Annotated[
     bool, typer.Option("--no-reflow", help="keep the planned weights, whatever the nodes' measured times are")
 ]
+NoReplan = Annotated[
+    bool, typer.Option("--no-replan", help="do not move layers where the nodes that are left do not cover the model")
+]
 EventsFile = Annotated[Path | None, typer.Option("--events", help="TOML or JSON file of what is to happen")]
 AgentsKey = Annotated[Path | None, typer.Option("--key", help="the key that those agents were started with")]
 
 
-def adapt_options(*, take_over: bool, outage_s: float, replay_memory: str, no_reflow: bool) -> AdaptOptions:
+def adapt_options(
+    *, take_over: bool, outage_s: float, replay_memory: str, no_reflow: bool, no_replan: bool
+) -> AdaptOptions:
     """How the plan is adapted.
 
     Raises:
@@ -58,7 +63,11 @@ def adapt_options(*, take_over: bool, outage_s: float, replay_memory: str, no_re
     except ValueError as error:
         raise InputError(f"--replay-memory {replay_memory}: {error}") from error
     return AdaptOptions(
-        reflows=not no_reflow, outage_s=outage_s, replay_memory_bytes=int(replay_bytes), take_over=take_over
+        reflows=not no_reflow,
+        replans=not no_replan,
+        outage_s=outage_s,
+        replay_memory_bytes=int(replay_bytes),
+        take_over=take_over,
     )
 
 

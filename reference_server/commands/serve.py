@@ -15,6 +15,7 @@ from helixbench.reference_server.commands.nodes import (
     AgentsKey,
     AllowStale,
     NoReflow,
+    NoReplan,
     OutageS,
     ReplayMemory,
     RunningAgents,
@@ -75,6 +76,7 @@ def serve(
         typer.Option("--ready-file", metavar="FILE", help="write URL and model as JSON once the plan is served"),
     ] = None,
     no_reflow: NoReflow = False,
+    no_replan: NoReplan = False,
     outage_s: OutageS = OUTAGE_S,
     replay_memory: ReplayMemory = REPLAY_MEMORY,
     take_over: TakeOver = False,
@@ -107,7 +109,9 @@ def serve(
         )
     except ValueError as error:
         raise InputError(f"serve: {error}") from error
-    adapt = adapt_options(take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow)
+    adapt = adapt_options(
+        take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow, no_replan=no_replan
+    )
     # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
     listener = open_listener(host, port)
     with listener:

@@ -13,10 +13,12 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from helixbench.reference_server.run_log import AdaptationLog, Recovered, Reweighted, Transition
+from helixbench.reference_server.run_log import AdaptationLog, Recovered, Replanned, Reweighted, Transition
 from helixbench.reference_server.wire.messages import Command, Forget, Load, Status
+from helixbench.solver.flow.pipelines import pipelines
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import LayerRange, Pipeline
+from helixbench.solver.problem.plan import Pipeline, Plan
+from helixbench.solver.scheduling.recover import Paths
 from helixbench.solver.scheduling.reflow import Observed, Weights, is_worth_changing, reflow
 from helixbench.solver.scheduling.requests import Moved
 from helixbench.solver.scheduling.router import Router
@@ -37,7 +39,7 @@ TICK_S = 0.1
 RENEW_S = 1.0
 REFLOW_S = 1.0
 LOAD_S = 300.0
-Entry: TypeAlias = Transition | Reweighted | Recovered
+Entry: TypeAlias = Transition | Reweighted | Recovered | Replanned
 _RATIO_STEP = 0.05  # ratios are rounded to steps of this size: smaller changes are no reason to reflow
 
 
@@ -48,23 +50,23 @@ class Adapted:
     Attributes:
         run: id of the run.
         loads: node -> the command that loads its stage; ``None`` in a simulation, where nothing is loaded.
-        placement: node -> layer range.
-        num_layers: of the model.
+        plan: what is served.
+        paths: where its requests can go.
         capacities: of the profile that the plan was made from; ``None`` where it does not hold one: then weights stay.
         outage_s: how long requests wait for nodes that cover the model again, before they end with an error.
         reflows: whether weights follow what is measured.
     """
 
     run: str
+    plan: Plan
     loads: Mapping[str, Load | None]
-    placement: Mapping[str, LayerRange]
-    num_layers: int
+    paths: Paths
     capacities: Capacities | None
     outage_s: float
     reflows: bool
 
 
-EntryT = TypeVar("EntryT", Transition, Reweighted, Recovered)
+EntryT = TypeVar("EntryT", Transition, Reweighted, Recovered, Replanned)
 
 
 class Adaptation:
@@ -98,7 +100,7 @@ class Adaptation:
         self._observed = Observed()
         if adapted.capacities is not None and adapted.reflows:
             reflow(
-                adapted.capacities, adapted.placement, self._observed
+                adapted.capacities, adapted.plan.placement, self._observed
             )  # what it needs is loaded now, not in a crisis
         self._is_changed = False
         self._foreign: set[str] = set()  # nodes that serve somebody else's run
@@ -120,6 +122,27 @@ class Adaptation:
     def draining_nodes(self) -> frozenset[str]:
         """Nodes that are being drained."""
         return frozenset(node for node, state in self.watch.states.items() if state is NodeState.DRAINING)
+
+    @property
+    def plan(self) -> Plan:
+        """What is served at present."""
+        return self._adapted.plan
+
+    def replace(self, adapted: Adapted, *, now_s: float) -> None:
+        """Another plan is served from now on, on some of the same nodes, which are loading its layers."""
+        self._say(f"layers are moved: {', '.join(f'{node} {held}' for node, held in adapted.plan.placement.items())}")
+        expected = adapted.plan.predicted.expected
+        tokens_per_s = expected[-1].total_tokens_per_s if expected else None
+        placement = dict(adapted.plan.placement)
+        self.log.append(Replanned(at_s=now_s, placement=placement, expected_tokens_per_s=tokens_per_s))
+        for node in self.watch.states.keys() - adapted.plan.placement.keys():
+            self.watch.removed(node)
+        self._adapted = adapted
+        for node in adapted.plan.placement:
+            self._note(self.watch.added(node, now_s=now_s))
+        self._observed = Observed()
+        if self._router is not None:
+            self._router.set_weights(pipelines(adapted.plan))
 
     def take_changed(self) -> bool:
         """Whether states of nodes or links changed since this was last asked."""
@@ -179,7 +202,7 @@ class Adaptation:
         counts = dict.fromkeys(self.num_recovered, 0)
         again = held = 0
         for one in moved:
-            held += one.state.context_tokens * self._adapted.num_layers
+            held += one.state.context_tokens * self._adapted.plan.num_layers
             if one.recovery is None:
                 counts["waited"] += 1
                 continue
@@ -218,7 +241,7 @@ class Adaptation:
         if observed == self._observed:
             return
         self._observed = observed
-        weights = reflow(self._adapted.capacities, self._adapted.placement, observed)
+        weights = reflow(self._adapted.capacities, self._adapted.plan.placement, observed)
         if not weights.pipelines or not is_worth_changing(self._router.shares, weights.shares()):
             return
         self._router.set_weights(weights.pipelines)
@@ -263,7 +286,9 @@ def recorded(log: Sequence[Entry], *, since_s: float, time_scale: float) -> Adap
         found = (entry for entry in log if isinstance(entry, kind))
         return tuple(msgspec.structs.replace(entry, at_s=(entry.at_s - since_s) / time_scale) for entry in found)
 
-    return AdaptationLog(transitions=of(Transition), reweighted=of(Reweighted), recovered=of(Recovered))
+    return AdaptationLog(
+        transitions=of(Transition), reweighted=of(Reweighted), recovered=of(Recovered), replanned=of(Replanned)
+    )
 
 
 def _transition(change: Change) -> Transition:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -84,6 +85,13 @@ def with_predictions(log: AdaptationLog, plan: Plan, profile: ClusterProfile, co
             events.append(event)  # what is expected where a link fails is not computed
             continue
         expected = expected_after(plan, profile, lost=lost, ratios=ratios, concurrency=concurrency)
-        tokens_per_s = 0.0 if expected is None else expected.total_tokens_per_s
+        tokens_per_s = _moved_to(log, event) if expected is None else expected.total_tokens_per_s
         events.append(msgspec.structs.replace(event, predicted_tokens_per_s=tokens_per_s))
     return msgspec.structs.replace(log, events=tuple(events))
+
+
+def _moved_to(log: AdaptationLog, event: Happened) -> float:
+    """Where the nodes that are left do not cover the model: what is expected once layers were moved; else nothing."""
+    later = [other.at_s for other in log.events if other.at_s > event.at_s]
+    moved = [one for one in log.replanned if event.at_s <= one.at_s < min(later, default=math.inf)]
+    return moved[-1].expected_tokens_per_s or 0.0 if moved else 0.0

@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from helixbench.errors import MeasurementError
 from helixbench.profiler.cluster import COORDINATOR
-from helixbench.reference_server.coordinator.adaptation import TICK_S, Adaptation
+from helixbench.reference_server.coordinator.adaptation import TICK_S, Adaptation, Adapted
+from helixbench.reference_server.coordinator.replan import Replanner
 from helixbench.reference_server.testbed.emulation import Timing
 from helixbench.reference_server.wire.client import Agents, Disconnected, Unreadable
 from helixbench.reference_server.wire.held import due_s
@@ -31,13 +32,16 @@ from helixbench.reference_server.wire.messages import (
     Status,
     Work,
 )
-from helixbench.solver.problem.plan import Pipeline
+from helixbench.solver.problem.plan import Infeasible, Pipeline, Plan
 from helixbench.solver.scheduling.coordinator import Coordinator
 from helixbench.solver.scheduling.requests import Actions, Request, TokenEvent
 from helixbench.solver.scheduling.watch import Cause
 
 _log = logging.getLogger(__name__)
 _LOAD_TIMEOUT_S = 300.0
+
+REPLAN_AFTER_S = 3.0
+"""Layers are moved only where the nodes that are left have not covered the model for so long: a node may come back."""
 
 OnEvents: TypeAlias = Callable[[list[TokenEvent]], list[Request]]
 
@@ -51,6 +55,7 @@ class Engine:
         pipelines: the router's.
         timing: of the testbed.
         adaptation: what to do about nodes that change; ``None`` where nothing ever does.
+        replanned: how another plan is loaded and adapted; ``None`` where layers stay where they are.
 
     Attributes:
         is_emulated: whether some node keeps the times of an emulated device.
@@ -64,10 +69,13 @@ class Engine:
         pipelines: Sequence[Pipeline],
         timing: Timing = Timing(),  # noqa: B008 - frozen
         adaptation: Adaptation | None = None,
+        replanned: Callable[[Plan], Adapted] | None = None,
     ) -> None:
         self.agents = agents
         self.timing = timing
         self.adaptation = adaptation
+        self._replanned = replanned
+        self._replanner = Replanner()
         self.is_emulated = False
         self.is_covered = True
         self._late: dict[str, int] = {}  # node -> its late iterations, when last asked
@@ -80,6 +88,7 @@ class Engine:
 
     def release(self) -> None:
         """The run is over: agents are free for another one."""
+        self._replanner.close()
         if self.adaptation is not None:
             for node in self.agents.addresses:
                 self.agents.send(node, Release(self.adaptation.run))
@@ -170,8 +179,29 @@ class Engine:
         for node in adaptation.draining_nodes:
             if not self.coordinator.kv_held_tokens.get(node):
                 adaptation.drained(node, now_s=now_s)
-        if adaptation.outage_s(now_s, is_covered=self.is_covered) > adaptation.longest_outage_s:
+        outage_s = adaptation.outage_s(now_s, is_covered=self.is_covered)
+        if self._replanned is not None and (outage_s > REPLAN_AFTER_S or self._replanner.is_searching):
+            self._replan(adaptation, self._replanned, on_events)
+        if outage_s > adaptation.longest_outage_s and not self._replanner.is_searching:
             self._tell(self.coordinator.give_up(), on_events)
+
+    def _replan(self, adaptation: Adaptation, replanned: Callable[[Plan], Adapted], on_events: OnEvents) -> None:
+        """Look for a plan of the nodes that are left, and serve it once it is found."""
+        usable = adaptation.watch.states.keys() - adaptation.lost - adaptation.passed_over
+        is_down = not self.is_covered and not self.coordinator.num_in_flight
+        if is_down and self._replanner.start(adaptation.plan, usable):
+            _log.warning("looking for a plan for %s", ", ".join(sorted(usable)))
+        found = self._replanner.poll()
+        if isinstance(found, Infeasible):
+            _log.warning("no other plan: %s", found.reason)
+        elif found is not None and is_down:
+            adapted = replanned(found)
+            adaptation.replace(adapted, now_s=time.perf_counter())
+            kv_tokens = {node: load.kv_capacity_tokens for node, load in adapted.loads.items() if load is not None}
+            self._tell(self.coordinator.replace(kv_tokens, adapted.paths), on_events)
+            for node, command in adapted.loads.items():
+                assert command is not None
+                self.agents.send(node, command)
 
     def _tell(self, actions: Actions, on_events: OnEvents) -> None:
         new = on_events(actions.events)

@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
@@ -23,6 +24,7 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Hop, Plan
 from helixbench.solver.scheduling.coordinator import Coordinator
 from helixbench.solver.scheduling.recover import Paths, Seconds, by_layers
+from helixbench.solver.scheduling.router import Router
 from helixbench.solver.scheduling.routings import make_router
 from helixbench.solver.scheduling.work import Routing
 
@@ -57,49 +59,69 @@ def load_plan(
         AgentFailedError: a range does not fit, or the model differs on a node.
         MeasurementError: an agent does not answer.
     """
-    run = secrets.token_hex(8)
-    is_connected = _connections(plan.cluster)
-    router = make_router(plan, routing, seed=seed, is_connected=is_connected)
-    costs = {} if plan.cluster is None else {node.name: node.cost for node in plan.cluster.nodes}
-    commands = {
-        node: Load(
-            model=str(files.directory),
-            model_digest=files.digest(),
-            dtype=plan.dtype,
-            node=node,
-            start=held.start,
-            end=held.end,
-            kv_capacity_tokens=_served(node, "kv_capacity_tokens", plan.nodes[node].kv_capacity_tokens),
-            max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
-            max_decode_batch=plan.max_decode_batch,
-            peers={peer: agents.addresses[peer] for peer in sorted(plan.placement) if peer != node},
-            latency_s=timing.held_s(node),
-            run=run,
-            owner=_owner(),
-            take_over=options.take_over,
-            cost=None if (cost := costs.get(node)) is None else cost.stage,
-            replay_memory_bytes=options.replay_memory_bytes,
-        )
-        for node, held in plan.placement.items()
-    }
-    loaded = agents.ask(commands, Loaded, timeout_s=_LOAD_TIMEOUT_S)
+    served = _Served(agents, files, timing, options, run=secrets.token_hex(8))
+    router = make_router(plan, routing, seed=seed, is_connected=_connections(plan.cluster))
+    adapted = served.adapted(plan)
+    loads = {node: load for node, load in adapted.loads.items() if load is not None}
+    loaded = agents.ask(loads, Loaded, timeout_s=_LOAD_TIMEOUT_S)
     coordinator = Coordinator(
         router,
         kv_capacity_tokens={node: answer.kv_capacity_tokens for node, answer in loaded.items()},
         max_concurrency=max_concurrency,
-        paths=Paths(plan.placement, plan.num_layers, is_connected, _seconds(plan)),
-    )
-    adapted = Adapted(
-        run=run,
-        loads=commands,
-        placement=plan.placement,
-        num_layers=plan.num_layers,
-        capacities=_capacities(plan),
-        outage_s=options.outage_s,
-        reflows=options.reflows,
+        paths=adapted.paths,
     )
     adaptation = Adaptation(adapted, router, now_s=time.perf_counter())
-    return Engine(agents, coordinator, router.pipelines, timing, adaptation)
+    can_replan = plan.cluster is not None and isinstance(router, Router) and options.replans
+    replanned = served.adapted if can_replan else None
+    return Engine(agents, coordinator, router.pipelines, timing, adaptation, replanned)
+
+
+class _Served(NamedTuple):
+    """What stays the same whatever plan is served."""
+
+    agents: Agents
+    files: Model
+    timing: Timing
+    options: AdaptOptions
+    run: str
+
+    def adapted(self, plan: Plan) -> Adapted:
+        """How a plan is loaded and adapted.
+
+        Raises:
+            InputError: it does not say how it is served.
+        """
+        costs = {} if plan.cluster is None else {node.name: node.cost for node in plan.cluster.nodes}
+        loads = {
+            node: Load(
+                model=str(self.files.directory),
+                model_digest=self.files.digest(),
+                dtype=plan.dtype,
+                node=node,
+                start=held.start,
+                end=held.end,
+                kv_capacity_tokens=_served(node, "kv_capacity_tokens", plan.nodes[node].kv_capacity_tokens),
+                max_batch_tokens=_served(node, "max_batch_tokens", plan.nodes[node].max_batch_tokens),
+                max_decode_batch=plan.max_decode_batch,
+                peers={peer: self.agents.addresses[peer] for peer in sorted(plan.placement) if peer != node},
+                latency_s=self.timing.held_s(node),
+                run=self.run,
+                owner=_owner(),
+                take_over=self.options.take_over,
+                cost=None if (cost := costs.get(node)) is None else cost.stage,
+                replay_memory_bytes=self.options.replay_memory_bytes,
+            )
+            for node, held in plan.placement.items()
+        }
+        return Adapted(
+            run=self.run,
+            plan=plan,
+            loads=loads,
+            paths=Paths(plan.placement, plan.num_layers, _connections(plan.cluster), _seconds(plan)),
+            capacities=_capacities(plan),
+            outage_s=self.options.outage_s,
+            reflows=self.options.reflows,
+        )
 
 
 def _owner() -> str:

@@ -15,6 +15,7 @@ from helixbench.reference_server.coordinator.options import AdaptOptions
 from helixbench.reference_server.run_log import AdaptationLog, Happened
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Plan
+from helixbench.solver.scheduling.recover import Paths
 from helixbench.solver.scheduling.requests import Moved
 from helixbench.solver.scheduling.router import Chooser
 from helixbench.solver.scheduling.watch import REPORT_EVERY_S, Cause, Report
@@ -73,9 +74,9 @@ class SimulatedFaults:
         options, assumed = AdaptOptions(), plan.assumptions
         adapted = Adapted(
             run="simulated",
+            plan=plan,
             loads=dict.fromkeys(plan.placement),
-            placement=plan.placement,
-            num_layers=plan.num_layers,
+            paths=Paths(plan.placement, plan.num_layers),
             capacities=Capacities(
                 profile, assumed.workload, concurrency=assumed.concurrency, partial=assumed.partial_inference
             ),

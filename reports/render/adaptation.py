@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from helixbench.reference_server.run_log import AdaptationLog, Happened, Recovered
+from helixbench.reference_server.run_log import AdaptationLog, Happened, Recovered, Replanned
 from helixbench.reports.formatting import number, percent, ratio, seconds
 from helixbench.reports.render.document import Row, Section, section
 
@@ -30,6 +30,7 @@ def adaptation_sections(log: AdaptationLog) -> Iterator[Section]:
         (">at", "change"),
         ((seconds(change.at_s), change.line) for change in log.transitions),
         most=MAX_TRANSITIONS,
+        lines=map(_replanned_line, log.replanned),
     )
 
 
@@ -45,6 +46,13 @@ def event_row(event: Happened) -> Row:
         number(predicted),
         ratio(after / predicted if after is not None and predicted else None),
     )
+
+
+def _replanned_line(one: Replanned) -> str:
+    placement = ", ".join(f"{node} {held}" for node, held in sorted(one.placement.items(), key=lambda item: item[1]))
+    expected = "" if one.expected_tokens_per_s is None else f"; {number(one.expected_tokens_per_s)} tokens/s expected"
+    why = "the nodes that were left did not cover the model, so layers were moved"
+    return f"{seconds(one.at_s)}: {why}: {placement}{expected}"
 
 
 def _recovered_row(one: Recovered) -> Row:

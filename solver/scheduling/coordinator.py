@@ -264,6 +264,27 @@ class Coordinator:
                 self._leave(state, actions)
         return self.admit(onto=actions)
 
+    def replace(self, kv_capacity_tokens: Mapping[str, int], paths: Paths) -> Actions:
+        """Nodes hold other layers from now on, and nothing else of their past; all are to be loaded first.
+
+        Requests in flight wait for that; those that no node can hold any more end with an error.
+        """
+        assert not self._in_flight, "a plan is replaced only where no pipeline works any more"
+        self._capacity, self._free = dict(kv_capacity_tokens), dict(kv_capacity_tokens)
+        self._paths = paths
+        self._lost, self._passed_over, self._links_down = frozenset(self._capacity), frozenset(), frozenset()
+        self._largest = None
+        self._is_full = self._is_stuck = False
+        for state in self._recovering.values():
+            state.whole, state.without_inputs = set(), set()
+        largest = self.largest_request_tokens()
+        requests = [*(state.request for state in self._recovering.values()), *self._waiting.values()]
+        too_large = [request.number for request in requests if request.kv_tokens > largest]
+        for number in too_large:
+            self._waiting.pop(number, None)
+            self._recovering.pop(number, None)
+        return Actions(events=[_without_token(number, None, "error") for number in too_large])
+
     def cannot_replay(self, attempt: int, node: str) -> Actions:
         """The node no longer keeps what it sent on of the attempt: its tokens have to enter somewhere before it."""
         actions = Actions()

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from helixbench.profiler.model.hash_model import HashModel
 from helixbench.profiler.model.hash_reference import Output, first_differences
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.coordinator.loading import AdaptOptions
-from helixbench.reference_server.run_log import Recovered, Transition
+from helixbench.reference_server.run_log import Recovered, Replanned, Transition
 from helixbench.reference_server.wire.client import AgentFailedError
 from helixbench.reference_server.wire.keys import make_key_file
 from helixbench.solver.problem.plan import Plan
@@ -24,11 +25,13 @@ from tests.hash_models import make_small
 from tests.reference_server.hash_cluster import mixed_requests
 from tests.reference_server.plans import make_plan
 from tests.reference_server.running import AgentProcess, Outcome, RunningAgents
+from tests.reference_server.simulation.cases import cluster as simulated_cluster
 
 # 6 layers on 4 nodes: any one of them can go
 PLACEMENT = {"a": (0, 3), "b": (3, 6), "c": (0, 4), "d": (2, 6)}
 PATHS = [(["a", "b"], 1.0), (["c", "d"], 1.0), (["a", "d"], 1.0)]
 END_S = 60.0
+MEMORY_BYTES = 5e6  # of a node that may be given other layers
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +259,36 @@ def test_an_agent_that_is_told_to_end_is_drained_first(cluster: Cluster, plan: P
     assert run.wrong() == {}
     assert run.causes("c", "draining") == ["its agent was told to end"]
     assert run.num_recovered() == 0
+
+
+def test_layers_are_moved_where_the_nodes_that_are_left_do_not_cover_the_model(
+    cluster: Cluster, model: HashModel
+) -> None:
+    """Two of four nodes hold the only copies of the middle; a plan of the others is found and served."""
+    facts = model.facts(dtype="float32")
+    profile = msgspec.structs.replace(
+        simulated_cluster({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}, num_layers=6),
+        model=facts,
+        nodes=tuple(
+            msgspec.structs.replace(node, device=msgspec.structs.replace(node.device, memory_bytes=MEMORY_BYTES))
+            for node in simulated_cluster({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}, num_layers=6).nodes
+        ),
+    )
+    placement = {"a": (0, 2), "b": (2, 4), "c": (4, 6)}
+    by_hand = make_plan(model.directory, placement, [(["a", "b", "c"], 1.0)], kv_capacity_tokens=2000)
+    plan = msgspec.structs.replace(by_hand, cluster=profile)
+    with serving(cluster, plan, model) as engine:
+        run = Run(engine, model)
+        run.submit(40)
+        run.step_until(lambda: bool(run.outcome.tokens))
+        cluster.agents["b"].send_signal(signal.SIGKILL)
+        run.step_until(lambda: not engine.is_covered)
+        run.finish()
+        run.submit(10)
+        run.finish()
+
+        assert run.wrong() == {}
+        assert engine.adaptation is not None
+        (replanned,) = [entry for entry in engine.adaptation.log if isinstance(entry, Replanned)]
+        assert set(replanned.placement) <= {"a", "c"}
+        assert engine.adaptation.plan.placement == replanned.placement
