@@ -155,6 +155,8 @@ class MessageTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A directed link. ``latency_s`` is one way.
 
+    ``transport_byte_s`` is what the server's transport takes per byte beyond the link: a message is encrypted before
+    its first byte leaves, and decrypted after its last has arrived. It delays messages and takes no bandwidth.
     ``message_times`` are for people and for checking ``latency_s + bytes / bandwidth_bytes_per_s``. ``source`` says
     what measured the bandwidth.
     """
@@ -163,6 +165,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     dst: str
     bandwidth_bytes_per_s: float
     latency_s: float = 0.0
+    transport_byte_s: float = 0.0
     source: str = ""
     message_times: tuple[MessageTime, ...] = ()
 
@@ -171,6 +174,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.src == self.dst:
             raise ValueError(f"link {self.src} -> {self.dst}: need two different nodes")
         _require_not_negative(f"latency_s of {self.src} -> {self.dst}", self.latency_s)
+        _require_not_negative(f"transport_byte_s of {self.src} -> {self.dst}", self.transport_byte_s)
 
 
 class DefaultLink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -213,15 +213,12 @@ class Agent:
             wait_ms = min(wait_ms, _REPORT_POLL_MS)
         is_anything = self._router.poll(self._held.poll_ms(wait_ms))
         begin = time.perf_counter()
-        due = self._held.take()
-        if not is_anything and not has_work and not due:
-            self._keep_in_touch()
-            return False
-        for work, rest in due:
+        if is_anything or has_work:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._receive(self._router.recv_multipart(zmq.NOBLOCK))
+        for work, rest in self._held.take():  # after receiving: what came during an iteration may be due by now
             self._accept(work, rest)
-        with contextlib.suppress(zmq.Again):
-            while True:
-                self._receive(self._router.recv_multipart(zmq.NOBLOCK))
         self._keep_in_touch()  # after all that waited was read: a long iteration here is no silence of the owner's
         if self._runtime is None or not self._runtime.has_work or self._runtime.wait_s() > 0:
             return False

@@ -7,8 +7,9 @@ import math
 import socket
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import zmq
 
@@ -43,6 +44,7 @@ _MIN_MESSAGES = 3
 _MESSAGES_S = 0.05  # spent on each message size, where the fewest messages take less
 _BLOCKS = 32  # in an iperf3 interval
 _MIN_BLOCK_BYTES = 4096
+_FASTEST_LINKS, _TRANSPORT_S = 3, 0.2  # over how many the transport's time per byte is measured, for how long each
 _SPARE_PORTS = 2  # tried where an iperf3 server does not come to listen
 
 
@@ -103,17 +105,30 @@ def measure_link(transport: Transport, command: MeasureLink) -> LinkMeasured:
     return LinkMeasured(rate, latency_s, message_times=times, iperf3=iperf3)
 
 
-def transport_latency_s(transport: Transport, addresses: Iterable[str]) -> float:
-    """Median over those agents of half a round trip of the server's own transport.
+class TransportTime(NamedTuple):
+    """What the server's own transport takes beyond the link: seconds per message, and per byte of it."""
+
+    message_s: float
+    byte_s: float
+
+
+def measure_transport(transport: Transport, bytes_per_s: Mapping[str, float]) -> TransportTime:
+    """Measure to agents over links whose rates are known: address -> bytes/s.
+
+    Per message it is the median over all agents of half a round trip. Per byte it is the median over the fastest links,
+    for over others the rate's own error would be larger than what is left.
 
     Raises:
-        MeasurementError: one does not answer.
+        MeasurementError: an agent does not answer.
     """
-    latencies = []
-    for address in addresses:
+    fastest = sorted(bytes_per_s, key=lambda address: -bytes_per_s[address])[:_FASTEST_LINKS]
+    latencies, byte_times = [], []
+    for address, rate in bytes_per_s.items():
         with contextlib.closing(_Probe(transport, address)) as probe:
             latencies.append(probe.round_trip_s() / 2)
-    return statistics.median(latencies)
+            if address in fastest:
+                byte_times.append(1 / probe.bytes_per_s(_TRANSPORT_S, 2 * latencies[-1], reverse=False) - 1 / rate)
+    return TransportTime(statistics.median(latencies), max(0.0, statistics.median(byte_times)))
 
 
 def measure_flows(command: MeasureFlows) -> FlowsMeasured:

@@ -3,7 +3,8 @@
 Bytes flow through all three at once (cut-through), so in an empty network a message takes its bytes over the slowest of
 the three, and the link's latency. Where messages meet, each of the three serves them in the order in which they reach
 it: a NIC never carries more than its rate, and a message that waits for a slow link does not block others. A message
-has arrived when its last byte has passed the last of the three. So what one node sends to another arrives in the order
+has arrived when its last byte has passed the last of the three and the server's transport has read it, one message of a
+link after the other. So what one node sends to another arrives in the order
 in which it was sent, as over a TCP connection.
 """
 
@@ -39,12 +40,14 @@ class _Channel:
 
 
 class _Path:
-    """From one node to another: its three channels and its latency."""
+    """From one node to another: its three channels, its latency, and the transport that reads what arrives."""
 
-    __slots__ = ("latency_s", "link", "nic_in", "nic_out")
+    __slots__ = ("latency_s", "link", "nic_in", "nic_out", "transport")
 
-    def __init__(self, nic_out: _Channel, link: _Channel, nic_in: _Channel, latency_s: float) -> None:
-        self.nic_out, self.link, self.nic_in = nic_out, link, nic_in
+    def __init__(
+        self, nic_out: _Channel, link: _Channel, nic_in: _Channel, transport: _Channel, latency_s: float
+    ) -> None:
+        self.nic_out, self.link, self.nic_in, self.transport = nic_out, link, nic_in, transport
         self.latency_s = latency_s
 
 
@@ -80,9 +83,10 @@ class SimulatedLinks:
         link_begin_s, link_end_s = path.link.take(out_begin_s, size)
         arrival_s = (out_end_s if out_end_s > link_end_s else link_end_s) + path.latency_s
         if path.nic_in.rate is None:
-            self._loop.at(arrival_s, ARRIVAL, deliver, message)
+            _, read_s = path.transport.take(arrival_s, size)
+            self._loop.at(read_s, ARRIVAL, deliver, message)
         else:  # which message comes to the receiver's NIC first is known only when it comes
-            reaching = (path.nic_in, size, arrival_s, deliver, message)
+            reaching = (path, size, arrival_s, deliver, message)
             self._loop.at(link_begin_s + path.latency_s, WIRE, self._reach_nic, reaching)
 
     @property
@@ -111,15 +115,18 @@ class SimulatedLinks:
         path = self._paths.get((src, dst)) or self._open(src, dst)
         path.link.rate = bandwidth * factor
 
-    def _reach_nic(self, reaching: tuple[_Channel, float, float, Deliver, Any]) -> None:
-        nic_in, size, arrival_s, deliver, message = reaching
-        _, in_end_s = nic_in.take(self._loop.now_s, size)
-        self._loop.at(arrival_s if arrival_s > in_end_s else in_end_s, ARRIVAL, deliver, message)
+    def _reach_nic(self, reaching: tuple[_Path, float, float, Deliver, Any]) -> None:
+        path, size, arrival_s, deliver, message = reaching
+        _, in_end_s = path.nic_in.take(self._loop.now_s, size)
+        _, read_s = path.transport.take(arrival_s if arrival_s > in_end_s else in_end_s, size)
+        self._loop.at(read_s, ARRIVAL, deliver, message)
 
     def _open(self, src: str, dst: str) -> _Path:
         bandwidth, latency_s = self._links.bandwidth(src, dst), self._links.latency_s(src, dst)
         if bandwidth is None or latency_s is None:
             raise InputError(f"{src} -> {dst}: the cluster has no such link, but the plan sends requests over it")
-        path = _Path(self._out[src], _Channel(bandwidth), self._in[dst], latency_s)
+        byte_s = self._links.transport_byte_s(src, dst)
+        transport = _Channel(1 / byte_s if byte_s else None)
+        path = _Path(self._out[src], _Channel(bandwidth), self._in[dst], transport, latency_s)
         self._paths[src, dst] = path
         return path

@@ -13,10 +13,14 @@ import pytest
 from helixbench.errors import MeasurementError
 from helixbench.profiler.model.hash_model import HashModel
 from helixbench.profiler.stage.hash_stage import HashCache
+from helixbench.reference_server.node.agent import Agent, AgentConfig
 from helixbench.reference_server.node.load import load_runner
 from helixbench.reference_server.node.runtime import NodeRuntime
 from helixbench.reference_server.wire.client import Agents
+from helixbench.reference_server.wire.held import due_s
+from helixbench.reference_server.wire.keys import load_key_file, make_key_file
 from helixbench.reference_server.wire.messages import Load, Loaded, RequestsFailed, Work
+from helixbench.reference_server.wire.transport import Transport, send
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.requests import Request
 from helixbench.solver.scheduling.work import OpenRequest, SamplingParams, WorkItem
@@ -34,6 +38,22 @@ DEEP = (
     {"a": (0, 5), "b": (0, 4), "c": (3, 9), "d": (4, 8), "e": (8, 12), "f": (7, 12), "g": (5, 12)},
     [(["a", "c", "f"], 3.0), (["b", "d", "e"], 2.0), (["a", "g"], 1.0), (["b", "c", "e"], 1.0)],
 )
+
+
+def load_command(directory: Path, digest: str) -> Load:
+    """All six layers."""
+    return Load(
+        model=str(directory),
+        model_digest=digest,
+        dtype="float32",
+        node="n0",
+        start=0,
+        end=6,
+        kv_capacity_tokens=100,
+        max_batch_tokens=8,
+        max_decode_batch=None,
+        peers={},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +75,23 @@ def test_2000_requests_are_answered_as_by_the_reference(model: HashModel, deep_m
 
     assert cluster.serve(mixed_requests(500, seed=2, vocab_size=served.vocab_size)) == {}
     assert len(cluster.pipelines_taken) == len(paths)
+
+
+def test_a_message_that_is_due_as_it_is_read_joins_the_next_iteration(model: HashModel, tmp_path: Path) -> None:
+    make_key_file(tmp_path / "key")
+    agent = Agent(AgentConfig(listen="127.0.0.1:0", key=tmp_path / "key", memory_bytes=1e8))
+    transport = Transport(load_key_file(tmp_path / "key"))
+    try:
+        agent.load(load_command(model.directory, model.digest()))
+        sender = transport.connect(agent.address)
+        opened = OpenRequest(1, (Hop("n0", 0, 6),), 8, SamplingParams())
+        work = Work(items=(WorkItem(1, 0, 2, sample=False, is_decode=False),), opens=(opened,), due_s=due_s(-1.0))
+        send(sender, work, bytes(8))
+
+        assert agent.turn(60_000), "it was held for another turn, which a busy node makes an iteration later"
+    finally:
+        transport.close()
+        agent.close()
 
 
 def overlapping(model: HashModel, change: Change) -> HashCluster:
@@ -247,16 +284,5 @@ def test_an_agent_that_held_a_hash_model_can_load_a_real_one(
     with Agents({"n0": running.addresses["n0"]}, running.key) as agents:
         for directory in (model.directory, real, model.directory):
             plan = make_plan(directory, *PLANS["one node"])
-            command = Load(
-                model=str(directory),
-                model_digest=plan.model_digest,
-                dtype="float32",
-                node="n0",
-                start=0,
-                end=6,
-                kv_capacity_tokens=100,
-                max_batch_tokens=8,
-                max_decode_batch=None,
-                peers={},
-            )
+            command = load_command(directory, plan.model_digest)
             assert agents.ask_one("n0", command, Loaded, timeout_s=60.0).kv_capacity_tokens == 100

@@ -10,7 +10,7 @@ import pytest
 
 from helixbench.profiler.network.iperf3 import INTERVAL_S
 from helixbench.reference_server.profiling import links as link_probe
-from helixbench.reference_server.profiling.links import IperfServers, measure_flows, measure_link
+from helixbench.reference_server.profiling.links import IperfServers, measure_flows, measure_link, measure_transport
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file, make_key_file
 from helixbench.reference_server.wire.messages import Flow, LinkMeasured, MeasureFlows, MeasureLink
 from helixbench.reference_server.wire.transport import Transport
@@ -52,6 +52,29 @@ def test_without_iperf3_the_transport_measures_itself(
     assert result.bandwidth_bytes_per_s > 0
     assert result.latency_s is not None
     assert result.latency_s > 0
+
+
+def test_the_transports_time_is_what_it_takes_beyond_the_links(
+    key_file: Path, key: ClusterKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Echoes take 2 ms there and back, and 1 ns per byte beyond links of 1 and 10 MB/s."""
+    nodes = ("slow", "fast", "faster", "fastest")
+    with agents_in_threads(nodes, key_file) as addresses:
+        rates = {addresses[node]: 1e7 if node != "slow" else 1e6 for node in nodes}
+        monkeypatch.setattr(
+            link_probe._Probe,
+            "_echo",
+            lambda probe, payload=b"", reply_bytes=0: 2e-3 + len(payload) * (1e-9 + 1 / rates[probe._address]),
+        )
+        transport = Transport(key)
+        try:
+            own = measure_transport(transport, rates)
+            ahead = measure_transport(transport, dict.fromkeys(rates, 1e6))
+        finally:
+            transport.close()
+
+    assert own == (pytest.approx(1e-3), pytest.approx(1e-9))
+    assert ahead.byte_s == 0, "a link that is faster than was said takes no time back"
 
 
 @pytest.mark.parametrize(

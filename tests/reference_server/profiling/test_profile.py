@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helixbench.errors import InputError, MeasurementError
-from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, ModelFacts
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Device, ModelFacts
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure import sampler as sampling
 from helixbench.profiler.measure.grid import grid, peak_points
@@ -25,11 +25,11 @@ from helixbench.reference_server.node.agent import Agent, AgentConfig
 from helixbench.reference_server.profiling import coordinator as coordinator_cost
 from helixbench.reference_server.profiling import loopback as ring
 from helixbench.reference_server.profiling import node as self_profile
-from helixbench.reference_server.profiling.cluster import profile_cluster
+from helixbench.reference_server.profiling.cluster import profile_cluster, profiling_turns
 from helixbench.reference_server.profiling.config import NetworkConfig, ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
 from helixbench.reference_server.wire.keys import ClusterKey, load_key_file, make_key_file
-from helixbench.reference_server.wire.messages import Profile
+from helixbench.reference_server.wire.messages import Description, Profile
 from tests.conftest import ModelDir
 from tests.reference_server.threads import agents_in_threads
 
@@ -239,6 +239,17 @@ def test_the_coordinators_times_are_measured(key: ClusterKey) -> None:
 
     assert times.message_s > 0
     assert min(times.token_s, times.request_s) >= 0
+
+
+def test_emulated_nodes_are_checked_a_few_at_a_time() -> None:
+    """They share the cores of a machine; real devices are their own."""
+    kinds = {"a": "cuda", "b": "cpu"} | {f"e{index}": "emulated" for index in range(6)}
+    described = {
+        name: Description(device=Device(kind=kind, name="made-up", memory_bytes=1e9), versions={}, machine={})
+        for name, kind in kinds.items()
+    }
+    assert profiling_turns(described) == [("a", "b"), ("e0", "e1", "e2", "e3"), ("e4", "e5")]
+    assert profiling_turns({"e0": described["e0"]}) == [("e0",)]
 
 
 def quick_config(model: Path, addresses: dict[str, str], key_file: Path, output: Path, **changes: Any) -> ProfileConfig:

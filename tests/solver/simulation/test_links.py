@@ -24,14 +24,24 @@ SENDINGS = st.lists(
 RATES = st.sampled_from((1e6, 3e6, 1e7, None))
 
 
-def links(cards: tuple[float | None, float | None], slow_link: float) -> tuple[EventLoop, SimulatedLinks]:
+def links(
+    cards: tuple[float | None, float | None], slow_link: float, *, transport_byte_s: float = 0.0
+) -> tuple[EventLoop, SimulatedLinks]:
     profile = ClusterProfile(
         model=model(4),
         nodes=tuple(
             cost_node(name, speed=1.0, max_layers=4, nic_out_bytes_per_s=cards[0], nic_in_bytes_per_s=cards[1])
             for name in NAMES
         ),
-        links=(Link(src="a", dst="b", bandwidth_bytes_per_s=slow_link, latency_s=LATENCY_S),),
+        links=(
+            Link(
+                src="a",
+                dst="b",
+                bandwidth_bytes_per_s=slow_link,
+                latency_s=LATENCY_S,
+                transport_byte_s=transport_byte_s,
+            ),
+        ),
         default_link=DefaultLink(5e6, LATENCY_S),
     )
     loop = EventLoop()
@@ -89,6 +99,18 @@ def test_an_empty_network_adds_the_slowest_channel_and_the_latency() -> None:
     while loop.run(10):
         pass
     assert arrived == [pytest.approx(1000 / 5e5 + LATENCY_S)]
+
+
+@pytest.mark.parametrize("nic_in", [None, 1e8])
+def test_the_transport_reads_one_message_of_a_link_after_the_other(nic_in: float | None) -> None:
+    loop, net = links((None, nic_in), 1e6, transport_byte_s=2e-6)
+    arrived: list[tuple[float, str]] = []
+    for name, size in (("large", 1000), ("small", 10)):
+        net.send("a", "b", size, lambda sent: arrived.append((loop.now_s, sent)), name)
+    while loop.run(10):
+        pass
+    large_s = 1000 / 1e6 + LATENCY_S + 1000 * 2e-6
+    assert arrived == [(pytest.approx(large_s), "large"), (pytest.approx(large_s + 10 * 2e-6), "small")]
 
 
 def test_a_link_that_is_not_there_carries_nothing_and_cannot_change() -> None:
