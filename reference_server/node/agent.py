@@ -61,7 +61,7 @@ from helixbench.reference_server.wire.messages import (
 from helixbench.reference_server.wire.transport import Transport, reply
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.history import HistoryKeeper
-from helixbench.solver.scheduling.watch import Report
+from helixbench.solver.scheduling.watch import REPORT_EVERY_S, Report
 
 _log = logging.getLogger(__name__)
 _IDLE_POLL_MS = 1_000
@@ -239,6 +239,11 @@ class Agent:
             self._progress.ran(begin_s=scale * begin, end_s=scale * end)
         return True
 
+    def _announce(self) -> None:
+        """Before an iteration that may take longer than the time between two reports, say so."""
+        if self._progress is not None and self._progress.begin() > REPORT_EVERY_S:
+            self._report(time.perf_counter())
+
     def _keep_in_touch(self) -> None:
         """Ask peers, report to the owner when that is due, and let the stage go where the owner has gone."""
         if self._lease is None:
@@ -291,6 +296,7 @@ class Agent:
             max_decode_batch=command.max_decode_batch,
             replay_memory_bytes=command.replay_memory_bytes,
         )
+        self._runtime.announce = self._announce
         self._latency_s = command.latency_s
         held = LayerRange(command.start, command.end)
         self.hold.load(model.facts(dtype=command.dtype), held, seed=command.node)

@@ -39,28 +39,34 @@ class Progress:
         self._iterations = 0
         self._measured_s = self._predicted_s = 0.0  # of the device
         self._ended_s = now_s  # when an iteration last did
+        self._next_s = self._may_take_s = 0.0  # of the iteration that runs: predicted, and at the longest
         self._last_s = 0.0  # what the last iteration took by the wall clock
         self.num_dropped = 0  # messages of foreign runs, which the runtime does not see
         self.is_leaving = False
         self.next_s = now_s  # when the next report is due
 
-    def may_take_s(self) -> float:
-        """The longest that an iteration like the last ones may take by the wall clock; 0 where nothing is known."""
-        mean_s = self._scale * self._predicted_s / self._iterations if self._iterations else 0.0
-        return LONGEST * max(self._last_s, mean_s)
+    def begin(self) -> float:
+        """An iteration of the runtime's ``shape`` begins; the longest that it may take by the wall clock."""
+        if self._cost is None:
+            self._may_take_s = LONGEST * self._last_s
+        else:
+            entries = counts_by_entry(self._runtime.shape)
+            self._next_s = self._cost.time_with_entries_s(entries, end=self._held.end, last=self._is_last)
+            self._may_take_s = LONGEST * self._scale * self._next_s
+        return self._may_take_s
 
     def ran(self, *, begin_s: float, end_s: float) -> None:
-        """An iteration of the runtime's ``shape`` ended; times by the wall clock."""
+        """The iteration ended; times by the wall clock."""
         self._iterations += 1
         self._last_s, self._ended_s = end_s - begin_s, end_s
+        self._may_take_s = 0.0
         if self._cost is not None:
-            entries = counts_by_entry(self._runtime.shape)
             self._measured_s += self._last_s / self._scale
-            self._predicted_s += self._cost.time_with_entries_s(entries, end=self._held.end, last=self._is_last)
+            self._predicted_s += self._next_s
 
     def report(self, *, now_s: float, peers: tuple[PeerSeen, ...]) -> Report:
         """What to say now, and by when the next report comes."""
-        due_in_s = max(REPORT_EVERY_S, self.may_take_s()) if self._runtime.has_work else REPORT_EVERY_S
+        due_in_s = max(REPORT_EVERY_S, self._may_take_s)
         self.next_s = now_s + REPORT_EVERY_S
         return Report(
             due_in_s=due_in_s,
