@@ -77,6 +77,7 @@ LEAVE_S = 30.0
 """An agent that is told to end waits so long for its requests to end."""
 
 _REPORT_POLL_MS = 100
+_TOUCH_S = 0.05  # between two looks at peers, owner and reports
 NOTHING_DONE = Report(
     due_in_s=0.0,
     iterations=0,
@@ -152,6 +153,7 @@ class Agent:
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
         self._stopped = False
+        self._touched_s = 0.0  # when peers, owner and reports were last looked at
         self._leaves_by_s: float | None = None  # when a leaving agent stops at the latest
         self._handlers: dict[type[Command], Callable[..., Answer | None]] = {
             Describe: self._describe,
@@ -249,6 +251,9 @@ class Agent:
         if self._lease is None:
             return
         now_s = time.perf_counter()
+        if now_s < self._touched_s + _TOUCH_S:
+            return  # asking the sockets of peers takes more than an iteration may lose
+        self._touched_s = now_s
         self._peers.tick(now_s)
         if self._leaves_by_s is not None and (now_s > self._leaves_by_s or self._is_done_before(now_s)):
             self.stop()
