@@ -52,7 +52,7 @@ def bench(
     trace: Trace = None,
     trace_scale: TraceScale = 1.0,
     routing: Annotated[
-        Literal["iwrr", "fixed", "random", "shortest-queue"], typer.Option(help="how pipelines are chosen")
+        Literal["iwrr", "adaptive", "fixed", "random", "shortest-queue"], typer.Option(help="how pipelines are chosen")
     ] = "iwrr",
     seed: Annotated[int, typer.Option(help="of prompts and of the order of lengths")] = 0,
     events: EventsFile = None,

@@ -21,7 +21,7 @@ from helixbench.solver.problem.plan import Pipeline, Plan
 from helixbench.solver.scheduling.recover import Paths
 from helixbench.solver.scheduling.reflow import Observed, Weights, is_worth_changing, reflow
 from helixbench.solver.scheduling.requests import Moved
-from helixbench.solver.scheduling.router import Router
+from helixbench.solver.scheduling.router import AdaptiveRouter, Router
 from helixbench.solver.scheduling.watch import (
     TAKES_REQUESTS,
     Cause,
@@ -41,6 +41,7 @@ REFLOW_S = 1.0
 LOAD_S = 300.0
 Entry: TypeAlias = Transition | Reweighted | Recovered | Replanned
 _RATIO_STEP = 0.05  # ratios are rounded to steps of this size: smaller changes are no reason to reflow
+_RATIO_NOISE = 0.1  # and so far from 1 they are taken for 1: sending results is in an iteration's time, too
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,8 @@ class Adaptation:
         if observed == self._observed:
             return
         self._observed = observed
+        if isinstance(self._router, AdaptiveRouter):
+            self._router.set_ratios(observed.ratios)
         weights = reflow(self._adapted.capacities, self._adapted.plan.placement, observed)
         if not weights.pipelines or not is_worth_changing(self._router.shares, weights.shares()):
             return
@@ -309,7 +312,7 @@ def _transition(change: Change) -> Transition:
 
 
 def _rounded(ratio: float) -> float:
-    return round(ratio / _RATIO_STEP) * _RATIO_STEP
+    return 1.0 if abs(ratio - 1) < _RATIO_NOISE else round(ratio / _RATIO_STEP) * _RATIO_STEP
 
 
 def _shares(weights: Weights) -> str:

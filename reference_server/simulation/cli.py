@@ -51,7 +51,8 @@ def simulate(
         typer.Option(min=1, help="Requests in the window of a closed loop; with other arrivals, requests in all."),
     ] = None,
     routing: Annotated[
-        Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"], typer.Option(help="How pipelines are chosen.")
+        Literal["iwrr", "adaptive", "fixed", "random", "shortest-queue", "swarm"],
+        typer.Option(help="How pipelines are chosen."),
     ] = "iwrr",
     kv_share: Annotated[
         Optional[float],  # noqa: UP045

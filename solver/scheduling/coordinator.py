@@ -358,6 +358,7 @@ class Coordinator:
             state.epoch += 1
             state.is_proven, state.whole = False, whole - recovery.rebuilt_nodes
             state.pipeline = self._router.index_of(recovery.hops)
+            self._router.began(state.pipeline)
             for hop in recovery.hops:
                 self._free[hop.node] -= need
             self.tokens_again += recovery.layers * state.context_tokens

@@ -27,7 +27,11 @@ class Chooser(Protocol):
         ...
 
     def index_of(self, pipeline: Pipeline) -> int:
-        """Index of a pipeline that a request takes without having been given it by ``choose``: after a loss."""
+        """Index of a pipeline that ``choose`` need not have given."""
+        ...
+
+    def began(self, index: int) -> None:
+        """A request takes this pipeline without having been given it by ``choose``: after a loss."""
         ...
 
     def widest(self, capacity: Mapping[str, int]) -> int:
@@ -77,15 +81,23 @@ class Router:
     def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
         """Index of the pipeline that the next request takes; ``None``, and no credit changes, where none has room."""
         credits_now = [before + share for before, share in zip(self._credits, self._shares, strict=True)]
-        chosen, most = None, -math.inf
-        for index, credit in enumerate(credits_now):  # asking for room is what takes time
-            if credit > most and self._shares[index] > 0 and has_room(self.pipelines[index]):
-                chosen, most = index, credit
+        chosen = self._pick(credits_now, has_room)
         if chosen is None:
             return None
         credits_now[chosen] -= 1.0
         self._credits = credits_now
         return chosen
+
+    def _pick(self, credits_now: Sequence[float], has_room: Callable[[Pipeline], bool]) -> int | None:
+        """The pipeline with the most credit, of those with room."""
+        chosen, most = None, -math.inf
+        for index, credit in enumerate(credits_now):  # asking for room is what takes time
+            if credit > most and self._shares[index] > 0 and has_room(self.pipelines[index]):
+                chosen, most = index, credit
+        return chosen
+
+    def began(self, index: int) -> None:
+        """Nothing to do: what moves was counted when it first began."""
 
     def ended(self, index: int) -> None:
         """Nothing to do: shares count requests when they begin."""
@@ -93,6 +105,65 @@ class Router:
     def widest(self, capacity: Mapping[str, int]) -> int:
         """The largest request that some pipeline holds, where each node holds ``capacity``."""
         return max(min(capacity[hop.node] for hop in pipeline) for pipeline in self.shares)
+
+
+CREDIT_WINDOW = 2.0
+"""Requests by which ``adaptive`` lets a pipeline fall behind the one that is owed the most."""
+
+
+class AdaptiveRouter(Router):
+    """Interleaved weighted round robin with a choice: of the pipelines that are owed nearly the most, the least busy.
+
+    A request is predicted to take, at each node of a pipeline, in proportion to the requests that pass the node and to
+    the time that the node takes for a token. Shares stay those of the weights over any longer time, for a pipeline that
+    was passed over keeps its credit, so no node starves and none is herded.
+
+    Args:
+        weighted: pipelines with their flows.
+        tokens_per_s: node -> what it carries, as planned.
+    """
+
+    def __init__(self, weighted: Sequence[tuple[Pipeline, float]], tokens_per_s: Mapping[str, float]) -> None:
+        super().__init__(weighted)
+        self._token_s = {node: 1 / rate for node, rate in tokens_per_s.items() if rate > 0}
+        self._ratios: Mapping[str, float] = {}  # node -> measured over predicted time
+        self._passing: dict[str, int] = {}  # node -> requests in flight that pass it
+
+    def set_ratios(self, ratios: Mapping[str, float]) -> None:
+        """Nodes take this many times their planned time."""
+        self._ratios = ratios
+
+    def choose(self, has_room: Callable[[Pipeline], bool]) -> int | None:
+        """See ``Router.choose``."""
+        index = super().choose(has_room)
+        if index is not None:
+            self.began(index)
+        return index
+
+    def began(self, index: int) -> None:
+        """Count it at its nodes."""
+        for hop in self.pipelines[index]:
+            self._passing[hop.node] = self._passing.get(hop.node, 0) + 1
+
+    def ended(self, index: int) -> None:
+        """Count it no more."""
+        for hop in self.pipelines[index]:
+            self._passing[hop.node] -= 1
+
+    def _pick(self, credits_now: Sequence[float], has_room: Callable[[Pipeline], bool]) -> int | None:
+        open_ones = [
+            index for index, pipeline in enumerate(self.pipelines) if self._shares[index] > 0 and has_room(pipeline)
+        ]
+        most = max((credits_now[index] for index in open_ones), default=0.0)
+        near = [index for index in open_ones if credits_now[index] > most - CREDIT_WINDOW]
+        return min(near, key=lambda index: (self._seconds(index), -credits_now[index]), default=None)
+
+    def _seconds(self, index: int) -> float:
+        """What the next request would take, in units that are the same for all pipelines."""
+        return sum(
+            (1 + self._passing.get(hop.node, 0)) * self._token_s.get(hop.node, 0.0) * self._ratios.get(hop.node, 1.0)
+            for hop in self.pipelines[index]
+        )
 
 
 def weighted_pipelines(

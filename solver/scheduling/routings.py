@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from helixbench.solver.flow.pipelines import pipelines
 from helixbench.solver.problem.plan import Hop, LayerRange, Pipeline, Plan
-from helixbench.solver.scheduling.router import Chooser, Router, weighted_pipelines
+from helixbench.solver.scheduling.router import AdaptiveRouter, Chooser, Router, weighted_pipelines
 from helixbench.solver.scheduling.work import Routing
 
 OBSERVED_WEIGHT = 0.1
@@ -74,7 +74,7 @@ class HopRouter(ABC):
     def pick(self, hops: Sequence[Hop]) -> Hop:
         """The next hop, among some that have room."""
 
-    def began(self, pipeline: Pipeline) -> None:  # noqa: B027 - optional
+    def began(self, index: int) -> None:  # noqa: B027 - optional
         """A request takes this pipeline."""
 
     def ended(self, index: int) -> None:  # noqa: B027
@@ -95,16 +95,12 @@ class HopRouter(ABC):
                 return None
             else:
                 dead.add(taken.pop())
-        index = self._index(tuple(taken))
-        self.began(self.pipelines[index])
+        index = self.index_of(tuple(taken))
+        self.began(index)
         return index
 
     def index_of(self, pipeline: Pipeline) -> int:
-        """Its index, with a request on it that comes from another one."""
-        self.began(pipeline)
-        return self._index(pipeline)
-
-    def _index(self, pipeline: Pipeline) -> int:
+        """Its index; a pipeline that is new gets one."""
         if pipeline not in self._indices:
             self._indices[pipeline] = len(self.pipelines)
             self.pipelines.append(pipeline)
@@ -153,9 +149,9 @@ class ShortestQueueRouter(HopRouter):
         """The one with the fewest; among equals the first by name."""
         return min(hops, key=lambda hop: (self._in_flight.get(hop.node, 0), hop))
 
-    def began(self, pipeline: Pipeline) -> None:
+    def began(self, index: int) -> None:
         """Count it at its nodes."""
-        for hop in pipeline:
+        for hop in self.pipelines[index]:
             self._in_flight[hop.node] = self._in_flight.get(hop.node, 0) + 1
 
     def ended(self, index: int) -> None:
@@ -205,6 +201,9 @@ def make_router(
     """
     if routing in ("iwrr", "fixed"):
         return Router(weighted_pipelines(pipelines(plan), routing=routing))
+    if routing == "adaptive":
+        rates = {name: node.capacity_tokens_per_s for name, node in plan.nodes.items()}
+        return AdaptiveRouter(pipelines(plan), rates)
     graph = HopGraph(
         plan.placement,
         num_layers=plan.num_layers,

@@ -18,7 +18,7 @@ The epoch rises whenever the request is routed again. So whatever is late, from 
 attempt that is no longer open, and is dropped without a further rule.
 """
 
-Routing = Literal["iwrr", "fixed", "random", "shortest-queue", "swarm"]
+Routing = Literal["iwrr", "adaptive", "fixed", "random", "shortest-queue", "swarm"]
 
 
 def attempt_of(number: int, epoch: int) -> int:

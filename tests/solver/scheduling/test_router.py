@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helixbench.solver.problem.plan import Hop, Pipeline
-from helixbench.solver.scheduling.router import Router, weighted_pipelines
+from helixbench.solver.scheduling.router import CREDIT_WINDOW, AdaptiveRouter, Router, weighted_pipelines
 
 ROUNDING = 1e-6
 
@@ -113,3 +113,26 @@ def test_fixed_routing_gives_pipelines_without_a_node_in_common(weighted: dict[P
 def test_iwrr_routing_takes_all_pipelines_as_they_are() -> None:
     weighted = [(pipeline("a", "b"), 2.0), (pipeline("a", "c"), 1.0)]
     assert weighted_pipelines(weighted, routing="iwrr") == tuple(weighted)
+
+
+def test_adaptive_takes_the_least_busy_of_those_that_are_owed_nearly_the_most() -> None:
+    fast, slow = (Hop("fast", 0, 8),), (Hop("slow", 0, 8),)
+    router = AdaptiveRouter([(fast, 1.0), (slow, 1.0)], {"fast": 100.0, "slow": 40.0})
+
+    first = [router.choose(lambda _: True) for _ in range(2)]
+    assert [router.pipelines[index] for index in first if index is not None] == [fast, fast]
+
+    chosen = [router.choose(lambda _: True) for _ in range(198)]
+    assert abs(chosen.count(router.index_of(slow)) - 100) <= CREDIT_WINDOW + 1, "shares are those of the weights"
+
+
+def test_adaptive_avoids_a_node_that_has_become_slow_within_its_share() -> None:
+    one, other = (Hop("one", 0, 8),), (Hop("other", 0, 8),)
+    router = AdaptiveRouter([(one, 1.0), (other, 1.0)], {"one": 100.0, "other": 100.0})
+    router.set_ratios({"one": 3.0})
+
+    index = router.choose(lambda _: True)
+    assert index is not None
+    assert router.pipelines[index] == other
+    assert router.choose(lambda pipeline: pipeline == one) == router.index_of(one), "where nothing else has room"
+    assert router.choose(lambda _: False) is None
