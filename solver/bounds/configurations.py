@@ -20,6 +20,7 @@ import numpy as np
 
 from helixbench.solver.bounds.knapsack import Group, cells_up, cheapest
 from helixbench.solver.bounds.work import Workers, best_rates
+from helixbench.solver.flow.highs import load_highspy
 from helixbench.solver.problem.arrays import FloatArray
 from helixbench.solver.problem.capacity import Capacities
 
@@ -145,7 +146,7 @@ class _Program:
     """The linear program over known configurations: most layers that the nodes can hold, each in a configuration."""
 
     def __init__(self, pieces: list[_Pieces], work: float, flow: float) -> None:
-        import highspy
+        highspy = load_highspy()
 
         self._pieces, self._flow = pieces, flow
         self._row_of = np.cumsum([0, *(len(group.tokens_per_s) for group in pieces)])
@@ -181,7 +182,7 @@ class _Program:
         self._add(1.0, use)
 
     def _add(self, value: float, use: dict[int, float]) -> None:
-        import highspy
+        highspy = load_highspy()
 
         rows, amounts = np.array(list(use), dtype=np.int32), np.array(list(use.values()))
         self._highs.addCol(value, 0.0, highspy.kHighsInf, len(use), rows, amounts)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from helixbench.solver.flow.highs import load_highspy
 from helixbench.solver.flow.network import SINK, SOURCE, Edge, Network
 from helixbench.solver.problem.arrays import FloatArray
 
 if TYPE_CHECKING:
-    import highspy
+    from highspy import Highs
 
 MANY_EDGES = 10_000
 """Above this the interior point method and crossover to a vertex are several times as fast as the simplex method."""
@@ -24,7 +25,7 @@ class FlowProgram:
     """The program of one network. Flows are in units of ``scale`` tokens/s, so that the numbers are near one."""
 
     def __init__(self, network: Network) -> None:
-        import highspy
+        highspy = load_highspy()
 
         self.edges: list[Edge] = list(network.graph.edges)
         self.column = {edge: number for number, edge in enumerate(self.edges)}
@@ -57,14 +58,14 @@ class FlowProgram:
         lp.a_matrix_.start_ = np.cumsum([0, *map(len, columns)])
         lp.a_matrix_.index_ = np.array([row for column in columns for row in column], dtype=np.int32)
         lp.a_matrix_.value_ = np.array([value for column in columns for value in column.values()])
-        self.highs: highspy.Highs = highspy.Highs()
+        self.highs: Highs = highspy.Highs()
         self.highs.setOptionValue("output_flag", False)
         self.highs.setOptionValue("threads", 1)
         self.highs.passModel(lp)
 
     def solve(self) -> FloatArray:
         """The flow over each edge at the optimum, in tokens/s."""
-        import highspy
+        highspy = load_highspy()
 
         if len(self.edges) > MANY_EDGES:
             self.highs.setOptionValue("solver", "ipm")

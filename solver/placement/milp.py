@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helixbench.profiler.cluster import COORDINATOR
+from helixbench.solver.flow.highs import load_highspy
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
@@ -287,7 +288,7 @@ def solve(
         hint: a placement to start from, of a model with choices; HiGHS finds its flows itself.
         report: called as the solver goes.
     """
-    import highspy
+    highspy = load_highspy()
     import numpy as np
     import pulp
 
