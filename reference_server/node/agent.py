@@ -227,6 +227,8 @@ class Agent:
         decoded = self._tokens[True]
         going = self._runtime.run_batch(self._tokens)
         self.hold.finish(begin, self._runtime.shape)
+        if self._progress is not None:  # before anything is sent: an emulated device's cost knows nothing of that
+            self._progress.ran(begin_s=begin, end_s=time.perf_counter())
         self._runtime.ended()
         for outbound in going:
             self._send(outbound)
@@ -237,8 +239,6 @@ class Agent:
         self._history.add(begin, end, decode_tokens=self._tokens[True] - decoded, kv_tokens=kv_tokens)
         self._busy_s += end - begin
         self._iterations += 1
-        if self._progress is not None:
-            self._progress.ran(begin_s=scale * begin, end_s=scale * end)
         return True
 
     def _announce(self) -> None:

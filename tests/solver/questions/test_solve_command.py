@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -63,6 +65,14 @@ def test_json_alone_is_on_stdout(app: typer.Typer, cluster: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert msgspec.json.decode(result.stdout, type=Plan) == load_record(tmp_path / "plan.json", Plan)
     assert "plan written to" in result.stderr
+
+
+def test_the_process_writes_nothing_but_the_record_to_its_stdout(cluster: Path, tmp_path: Path) -> None:
+    """Past ``sys.stdout``, too: HiGHS greets on the file descriptor."""
+    command = [sys.executable, "-m", "helixbench", "solve", str(cluster), "--concurrency", "8", *SHORT, "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert msgspec.json.decode(done.stdout, type=Plan) == load_record(tmp_path / "plan.json", Plan)
+    assert b"HiGHS" not in done.stderr
 
 
 def test_the_bottleneck_and_its_marginal_value_are_printed_and_in_the_plan(app: typer.Typer, tmp_path: Path) -> None:
