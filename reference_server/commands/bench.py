@@ -11,7 +11,6 @@ from helixbench.errors import InputError
 from helixbench.options import AsJson, ModelDirectory, OutputTokens, PromptTokens, Trace, TraceScale
 from helixbench.reference_server.commands.nodes import (
     OUTAGE_S,
-    REPLAY_MEMORY,
     AgentsKey,
     AllowStale,
     EventsFile,
@@ -62,7 +61,7 @@ def bench(
     no_reflow: NoReflow = False,
     no_replan: NoReplan = False,
     outage_s: OutageS = OUTAGE_S,
-    replay_memory: ReplayMemory = REPLAY_MEMORY,
+    replay_memory: ReplayMemory = "",
     take_over: TakeOver = False,
     allow_stale: AllowStale = False,
     as_json: AsJson = False,
@@ -92,7 +91,12 @@ def bench(
 
     to_happen = () if events is None else load_events(events)
     adapt = adapt_options(
-        take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow, no_replan=no_replan
+        spec,
+        take_over=take_over,
+        outage_s=outage_s,
+        replay_memory=replay_memory,
+        no_reflow=no_reflow,
+        no_replan=no_replan,
     )
     directory = str(resolve_model(model))  # here, where a hub can be reached: a testbed's namespaces reach nothing
 

@@ -27,7 +27,8 @@ RunningAgents = Annotated[
 AllowStale = Annotated[
     bool, typer.Option("--allow-stale", help="also where the profile was made on another device, version or model")
 ]
-OUTAGE_S, REPLAY_MEMORY = 60.0, "1GiB"
+OUTAGE_S = 60.0
+MACHINE_REPLAY_BYTES = 1 << 32  # of all nodes that a testbed starts on this machine
 TakeOver = Annotated[bool, typer.Option("--take-over", help="take agents from a run that they serve")]
 OutageS = Annotated[
     float,
@@ -35,7 +36,11 @@ OutageS = Annotated[
 ]
 ReplayMemory = Annotated[
     str,
-    typer.Option("--replay-memory", help="host memory of each node for states that it sent, like 1GB; 0 for none"),
+    typer.Option(
+        "--replay-memory",
+        help="host memory of each node for states that it sent, like 1GB; 0 for none "
+        "[default: 1GiB, or a share of 4GiB for the nodes of one machine]",
+    ),
 ]
 NoReflow = Annotated[
     bool, typer.Option("--no-reflow", help="keep the planned weights, whatever the nodes' measured times are")
@@ -48,18 +53,21 @@ AgentsKey = Annotated[Path | None, typer.Option("--key", help="the key that thos
 
 
 def adapt_options(
-    *, take_over: bool, outage_s: float, replay_memory: str, no_reflow: bool, no_replan: bool
+    spec: TestbedSpec, *, take_over: bool, outage_s: float, replay_memory: str, no_reflow: bool, no_replan: bool
 ) -> AdaptOptions:
-    """How the plan is adapted.
+    """How the plan is adapted on the nodes of a testbed.
 
     Raises:
         InputError: no amount of memory.
     """
     from helixbench.reference_server.coordinator.options import AdaptOptions
+    from helixbench.solver.scheduling.recover import REPLAY_MEMORY_BYTES
     from helixbench.units import parse_bytes
 
+    replay_bytes: float = min(REPLAY_MEMORY_BYTES, MACHINE_REPLAY_BYTES // max(1, len(spec.local_nodes)))
     try:
-        replay_bytes = 0.0 if replay_memory == "0" else parse_bytes(replay_memory)
+        if replay_memory:
+            replay_bytes = 0.0 if replay_memory == "0" else parse_bytes(replay_memory)
     except ValueError as error:
         raise InputError(f"--replay-memory {replay_memory}: {error}") from error
     return AdaptOptions(

@@ -11,7 +11,6 @@ from helixbench.errors import InputError
 from helixbench.options import ModelDirectory
 from helixbench.reference_server.commands.nodes import (
     OUTAGE_S,
-    REPLAY_MEMORY,
     AgentsKey,
     AllowStale,
     NoReflow,
@@ -78,7 +77,7 @@ def serve(
     no_reflow: NoReflow = False,
     no_replan: NoReplan = False,
     outage_s: OutageS = OUTAGE_S,
-    replay_memory: ReplayMemory = REPLAY_MEMORY,
+    replay_memory: ReplayMemory = "",
     take_over: TakeOver = False,
     allow_stale: AllowStale = False,
 ) -> None:
@@ -110,7 +109,12 @@ def serve(
     except ValueError as error:
         raise InputError(f"serve: {error}") from error
     adapt = adapt_options(
-        take_over=take_over, outage_s=outage_s, replay_memory=replay_memory, no_reflow=no_reflow, no_replan=no_replan
+        spec,
+        take_over=take_over,
+        outage_s=outage_s,
+        replay_memory=replay_memory,
+        no_reflow=no_reflow,
+        no_replan=no_replan,
     )
     # Bound here, before the driver enters the coordinator's namespace: a socket stays in the namespace it was made in.
     listener = open_listener(host, port)
