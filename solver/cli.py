@@ -23,7 +23,6 @@ DEFAULT_OUTPUT_TOKENS = 128
 def mount(app: typer.Typer) -> None:
     """Register the solver's command."""
     app.command()(solve)
-    app.callback()(lambda: None)
 
 
 def cluster_commands() -> typer.Typer:

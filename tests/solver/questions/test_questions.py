@@ -151,6 +151,7 @@ def test_a_table_without_memory_for_any_layer_is_refused() -> None:
 def _run(*arguments: str):  # type: ignore[no-untyped-def]
     app = typer.Typer()
     cli.mount(app)
+    app.add_typer(cli.cluster_commands(), name="cluster")
     return CliRunner().invoke(app, list(arguments))
 
 
