@@ -177,7 +177,7 @@ class Replanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Recovered(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Requests in flight lost their pipeline, all at one moment.
+    """Requests in flight lost their pipeline, all in one incident; one that had to try another way counts again.
 
     ``replayed`` went on from states that a node had kept, ``prefilled`` from their tokens, ``moved`` without computing
     anything again, and the others ``waited`` for room. ``layer_tokens_again`` tokens times layers ran again, of

@@ -37,6 +37,11 @@ _log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 RENEW_S = 1.0
+INCIDENT_S = 5.0
+"""Requests that go on another way within this time of the first are recorded together: where states for a replay are
+missing, each is found out by itself, and goes on once more."""
+
+QUIET_S = 0.3
 REFLOW_S = 1.0
 LOAD_S = 300.0
 Entry: TypeAlias = Transition | Reweighted | Recovered | Replanned
@@ -107,6 +112,8 @@ class Adaptation:
         self._foreign: set[str] = set()  # nodes that serve somebody else's run
         self.log: list[Entry] = []
         self.num_recovered: dict[str, int] = {"replayed": 0, "prefilled": 0, "moved": 0, "waited": 0}
+        self._unsaid = dict(self.num_recovered)  # of those, what no line was said of yet
+        self._moved_s = now_s  # when requests last went on another way
 
     @property
     def lost(self) -> frozenset[str]:
@@ -199,7 +206,7 @@ class Adaptation:
         self._note(self.watch.drained(node, now_s=now_s))
 
     def moved(self, moved: Sequence[Moved], *, now_s: float) -> None:
-        """Requests lost their pipeline; how each goes on is recorded, and said in one line."""
+        """Requests lost their pipeline; how each goes on is recorded, those of one incident together."""
         counts = dict.fromkeys(self.num_recovered, 0)
         again = held = 0
         for one in moved:
@@ -212,20 +219,34 @@ class Adaptation:
                 counts["moved"] += 1
             else:
                 counts["prefilled" if one.recovery.source is None else "replayed"] += 1
-        self.log.append(Recovered(at_s=now_s, layer_tokens_again=again, layer_tokens_held=held, **counts))
         self.num_recovered = {what: before + counts[what] for what, before in self.num_recovered.items()}
-        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        self._say(f"{len(moved)} requests go on another way: {said}")
+        self._unsaid = {what: before + counts[what] for what, before in self._unsaid.items()}
+        self._moved_s = now_s
+        new = Recovered(at_s=now_s, layer_tokens_again=again, layer_tokens_held=held, **counts)
+        last = self.log[-1] if self.log else None
+        if isinstance(last, Recovered) and now_s - last.at_s < INCIDENT_S:
+            self.log[-1] = _sum_of(last, new)
+        else:
+            self.log.append(new)
 
     def tick(self, now_s: float) -> bool:
         """Time passed; returns whether leases are to be renewed."""
         if now_s - self._ticked_s >= TICK_S:
             self._ticked_s = now_s
             self._note(self.watch.tick(now_s))
+            self._say_moved(now_s)
         is_due = now_s - self._renewed_s >= RENEW_S
         if is_due:
             self._renewed_s = now_s
         return is_due
+
+    def _say_moved(self, now_s: float) -> None:
+        """One line for the requests that went on another way, once there were none for a moment."""
+        num_moved = sum(self._unsaid.values())
+        if num_moved and now_s - self._moved_s >= QUIET_S:
+            said = ", ".join(f"{count} {what}" for what, count in self._unsaid.items() if count)
+            self._say(f"requests went on another way: {said}")
+            self._unsaid = dict.fromkeys(self._unsaid, 0)
 
     def reflow(self, now_s: float) -> None:
         """Set the weights that fit what is known of nodes and links, where they differ enough from those in use."""
@@ -280,6 +301,19 @@ _JUST_LOADED = Report(
 
 
 _HEALTHY = frozenset({NodeState.IDLE, NodeState.PROGRESSING})  # a change between these is no news
+
+
+def _sum_of(one: Recovered, other: Recovered) -> Recovered:
+    """Both, at the time of the first."""
+    return Recovered(
+        at_s=one.at_s,
+        replayed=one.replayed + other.replayed,
+        prefilled=one.prefilled + other.prefilled,
+        moved=one.moved + other.moved,
+        waited=one.waited + other.waited,
+        layer_tokens_again=one.layer_tokens_again + other.layer_tokens_again,
+        layer_tokens_held=one.layer_tokens_held + other.layer_tokens_held,
+    )
 
 
 def recorded(log: Sequence[Entry], *, since_s: float, time_scale: float) -> AdaptationLog:
