@@ -1,11 +1,17 @@
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from helixbench.errors import InputError
+from helixbench.profiler.cluster import COORDINATOR, ClusterProfile
 from helixbench.profiler.emulated_device import EmulatedDevice, Roofline
-from helixbench.records import save_record
+from helixbench.records import load_record, save_record
 from helixbench.reference_server.testbed import spec
+
+ROOT = Path(__file__).parents[3]
+FAST = 1e8  # bytes/s of links inside a place, and more
 
 GOOD = """
 [[node]]
@@ -60,6 +66,23 @@ def test_local_and_remote_nodes_mix(tmp_path: Path) -> None:
     assert bed.key_file == tmp_path / "cluster.key"
     assert bed.node_names == ("far", "a")
     assert not bed.has_bandwidth_limits
+
+
+@pytest.mark.parametrize("name", ["published24", "three-regions"])
+def test_example_testbeds_are_the_published_cluster(name: str) -> None:
+    """The same devices as the published profile, and as many fast links."""
+    bed = spec.load_testbed(ROOT / "examples" / "testbeds" / f"{name}.toml")
+    cluster = {"published24": "published24-llama70b", "three-regions": "published24-three-regions-llama70b"}[name]
+    published = load_record(ROOT / "examples" / "data" / "clusters" / f"{cluster}.json", ClusterProfile)
+
+    def kind(name: str) -> str:
+        return name.split("-")[0]
+
+    assert Counter(kind(node.name) for node in bed.local_nodes) == Counter(kind(n.name) for n in published.nodes)
+    ours = [link.bandwidth_bytes_per_s or 0.0 for link in bed.links if COORDINATOR not in link.between]
+    pairs = itertools.permutations([node.name for node in published.nodes], 2)
+    theirs = [link.bandwidth_bytes_per_s for link in itertools.starmap(published.link, pairs) if link is not None]
+    assert 2 * sum(rate > FAST for rate in ours) == sum(rate > FAST for rate in theirs), "one direction each"
 
 
 def test_demo_testbed_is_read() -> None:
