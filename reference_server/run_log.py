@@ -235,6 +235,15 @@ class AdaptationLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     events: tuple[Happened, ...] = ()
 
     @property
+    def lost_nodes(self) -> frozenset[str]:
+        """Nodes that were lost and had not come back when the run ended, or were given no layers any more."""
+        last = {change.node: change.after for change in self.transitions if not change.peer}
+        lost = {node for node, state in last.items() if state in ("lost", "loading")}
+        if self.replanned:
+            lost |= last.keys() - self.replanned[-1].placement.keys()
+        return frozenset(lost)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing went wrong, and nothing changed."""
         return not (self.events or self.reweighted or self.recovered or any(t.after in _BAD for t in self.transitions))
@@ -262,7 +271,8 @@ class RunLog(
     ``stale`` where the profile was made on something else than was served on.
     ``output_check`` is ``None`` where the model has no reference to compare with.
     ``node_timeline`` is each node's own series (empty where none was kept), ``regions`` the place of each node.
-    ``adaptation`` is what changed in the cluster meanwhile, ``failed_requests`` ended with an error.
+    ``nodes`` has those that were there at the end. ``adaptation`` is what changed in the cluster meanwhile,
+    ``failed_requests`` ended with an error.
     ``emulated`` are the nodes that kept the times of an emulated device. All times are the devices': ``time_scale``
     times as long passed by the wall clock.
     """
@@ -317,8 +327,8 @@ class RunLog(
     @property
     def late_share(self) -> float:
         """Share of all emulated iterations in the window that took longer than the device would have."""
-        iterations = sum(self.nodes[name].iterations for name in self.emulated)
-        return sum(self.nodes[name].late_iterations for name in self.emulated) / max(1, iterations)
+        uses = [self.nodes[name] for name in self.emulated if name in self.nodes]
+        return sum(use.late_iterations for use in uses) / max(1, sum(use.iterations for use in uses))
 
     def requests_in_window(self) -> tuple[RequestRecord, ...]:
         """Requests that finished inside the window."""

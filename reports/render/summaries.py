@@ -95,12 +95,12 @@ def _emulation(run: RunLog) -> list[str]:
     """What was emulated, and how well the nodes kept to it."""
     if not run.emulated:
         return []
-    uses = [run.nodes[name] for name in run.emulated]
+    uses = [run.nodes[name] for name in run.emulated if name in run.nodes]
     iterations, late = sum(use.iterations for use in uses), sum(use.late_iterations for use in uses)
     error_s = sum(use.release_error_s for use in uses) / max(1, iterations - late)
     scale = f" at time scale {run.time_scale:g}; all times are the devices'" if run.time_scale != 1 else ""
     return [
-        f"emulated: {len(uses)} of {len(run.nodes)} nodes keep the times of other devices{scale}",
+        f"emulated: {len(run.emulated)} of {len(run.plan.placement)} nodes keep the times of other devices{scale}",
         f"{late} of {iterations} emulated iterations late ({percent(run.late_share, 1)}), "
         f"the others released {seconds(error_s)} after they were due on average",
     ]

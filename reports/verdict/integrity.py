@@ -125,7 +125,7 @@ def _ran_its_plan(run: RunLog) -> str | None:
     stated = run.provenance.inputs.get("plan")
     if stated is not None and stated != digest(run.plan):
         return f"it was made from plan {_short(stated)}, but contains plan {_short(digest(run.plan))}"
-    ran = set(run.nodes) - {COORDINATOR}
+    ran = set(run.nodes) - {COORDINATOR} | run.adaptation.lost_nodes
     if ran != set(run.plan.placement):
         odd = ", ".join(sorted(ran ^ set(run.plan.placement)))
         return f"the nodes that ran differ from the nodes of its plan: {odd}"
@@ -140,8 +140,9 @@ def _ran_its_plan(run: RunLog) -> str | None:
 def _pipeline_fault(run: RunLog, pipeline: tuple[tuple[str, int, int], ...]) -> str | None:
     reached = 0
     for name, start, end in pipeline:
-        held = run.plan.placement.get(name)
-        if held is None or start != reached or not held.start <= start < end <= held.end:
+        placements = (run.plan.placement, *(one.placement for one in run.adaptation.replanned))
+        ranges = [placement[name] for placement in placements if name in placement]
+        if start != reached or not any(held.start <= start < end <= held.end for held in ranges):
             return f"a pipeline has the hop {name}[{start},{end}) at layer {reached}, which is not in the plan"
         reached = end
     if reached != run.plan.num_layers:

@@ -175,7 +175,7 @@
     draw("tpot-chart", () => latency("tpot"));
     draw("batch-chart", () => series((point) => point[1], "decode tokens"));
     draw("busy-chart", () => series((point) => 100 * point[3], "% of time", 100));
-    draw("kv-chart", () => series((point, name) => (100 * point[2]) / (record.nodes[name].kv_capacity_tokens || 1), "% of KV cache"));
+    draw("kv-chart", () => series((point, name) => (100 * point[2]) / (record.nodes[name]?.kv_capacity_tokens || 1), "% of KV cache"));
   }
 
   function sortable(table) {

@@ -7,6 +7,7 @@ import msgspec
 from helixbench.reference_server.run_log import AdaptationLog, Happened, Recovered, RunLog, Transition
 from helixbench.reports.render.html import html_page
 from helixbench.reports.render.summaries import run_summary
+from helixbench.reports.verdict.validate import validate
 from tests.reports.report_examples import example_run
 
 LOG = AdaptationLog(
@@ -59,3 +60,26 @@ def test_the_page_has_the_events() -> None:
     page = html_page(run_with(LOG))
     assert 'id="event-table"' in page
     assert "node a: progressing -&gt; lost" in page
+
+
+def test_a_node_that_was_lost_is_missing_from_the_figures_and_nothing_else_is() -> None:
+    run = example_run()
+    lost, *others = run.plan.placement
+    change = Transition(at_s=1.0, node=lost, before="idle", after="lost", cause="its connection is closed")
+    left = msgspec.structs.replace(
+        run,
+        nodes={name: use for name, use in run.nodes.items() if name != lost},
+        emulated=(lost, *others),
+        adaptation=AdaptationLog(transitions=(change,)),
+    )
+
+    sections = {section.title: section for section in run_summary(left).sections}
+    assert {row[0] for row in sections["Nodes"].rows} == set(run.nodes) - {lost}
+    assert html_page(left)
+    assert left.late_share == 0
+    checks = {check.name: check.is_passed for check in validate(left).checks}
+    assert checks["nodes and pipelines are those of its plan"]
+    without = msgspec.structs.replace(left, adaptation=AdaptationLog())
+    assert not {check.name: check.is_passed for check in validate(without).checks}[
+        "nodes and pipelines are those of its plan"
+    ], "where nothing was lost, a missing node is a fault"
