@@ -77,6 +77,7 @@ LEAVE_S = 30.0
 """An agent that is told to end waits so long for its requests to end."""
 
 _REPORT_POLL_MS = 100
+_OWN_DELAY_S = 1.0
 _TOUCH_S = 0.05  # between two looks at peers, owner and reports
 NOTHING_DONE = Report(
     due_in_s=0.0,
@@ -253,6 +254,9 @@ class Agent:
         now_s = time.perf_counter()
         if now_s < self._touched_s + _TOUCH_S:
             return  # asking the sockets of peers takes more than an iteration may lose
+        late_s = now_s - self._touched_s
+        if late_s > _OWN_DELAY_S:  # this process did not run: its owner may not have, either, and is not late for that
+            self._lease.until_s += late_s
         self._touched_s = now_s
         self._peers.tick(now_s)
         if self._leaves_by_s is not None and (now_s > self._leaves_by_s or self._is_done_before(now_s)):
@@ -306,7 +310,7 @@ class Agent:
         held = LayerRange(command.start, command.end)
         self.hold.load(model.facts(dtype=command.dtype), held, seed=command.node)
         if command.run:
-            now_s = time.perf_counter()
+            now_s = self._touched_s = time.perf_counter()
             self._lease = Lease(command.run, command.owner, now_s + LEASE_S)
             scale = self.hold.time_scale
             self._progress = Progress(
