@@ -230,6 +230,7 @@ def test_what_ifs_by_command_say_what_moves_and_what_is_gained(tmp_path: Path) -
     cluster, plan = tmp_path / "c.json", tmp_path / "p.json"
     save_record(cluster, alike(4))
     app = typer.Typer()
+    app.callback()(lambda: None)
     cli.mount(app)
     options = ["--objective", "max-flow", "-o", str(plan)]
     result = CliRunner().invoke(app, ["solve", str(cluster), "--remove", "n2", *options])
