@@ -41,6 +41,9 @@ INCIDENT_S = 5.0
 """Requests that go on another way within this time of the first are recorded together: where states for a replay are
 missing, each is found out by itself, and goes on once more."""
 
+RELOAD_S = 10.0
+"""Between two tries to load a stage on a node that came back without one."""
+
 QUIET_S = 0.3
 REFLOW_S = 1.0
 LOAD_S = 300.0
@@ -109,6 +112,7 @@ class Adaptation:
                 adapted.capacities, adapted.plan.placement, self._observed
             )  # what it needs is loaded now, not in a crisis
         self._is_changed = False
+        self._reload_from_s: dict[str, float] = {}  # node -> when it may be told to load its stage once more
         self._foreign: set[str] = set()  # nodes that serve somebody else's run
         self.log: list[Entry] = []
         self.num_recovered: dict[str, int] = {"replayed": 0, "prefilled": 0, "moved": 0, "waited": 0}
@@ -178,6 +182,9 @@ class Adaptation:
                 self._foreign.add(node)
             return None
         self._foreign.discard(node)
+        if now_s < self._reload_from_s.get(node, now_s):
+            return None  # it could not load its stage a moment ago
+        self._reload_from_s[node] = now_s + RELOAD_S
         self.added(node, now_s=now_s)
         return self._adapted.loads[node]
 
