@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -109,7 +108,7 @@ class ServedPlan:
 
 @contextlib.contextmanager
 def serve_plan(plan_file: Path, *, model: str, testbed: Path | None) -> Iterator[ServedPlan]:
-    """Run ``helixbench serve`` on a free port; at the end stop it as Ctrl-C would.
+    """Run ``helixbench serve`` on a free port; at the end let its requests end, and stop it.
 
     Raises:
         InputError: the plan is not valid.
@@ -133,7 +132,7 @@ def serve_plan(plan_file: Path, *, model: str, testbed: Path | None) -> Iterator
             yield ServedPlan(load_record(ready, Serving), plan)
         finally:
             if server.poll() is None:
-                server.send_signal(signal.SIGINT)
+                server.terminate()  # not SIGINT, which what a shell runs in the background ignores
             server.wait(timeout=_STOP_TIMEOUT_S)
 
 

@@ -22,7 +22,7 @@ EXAMPLE = ROOT / "docs" / "examples" / "test_helixbench_gates.py"
 
 # Stands in for `python -m helixbench serve`: writes the ready file and answers completions.
 STAND_IN = """
-import http.server, json, sys, time
+import signal, http.server, json, sys, time
 from pathlib import Path
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,6 +47,7 @@ url = f"http://127.0.0.1:{server.server_port}"
 ready.with_suffix(".part").write_text(json.dumps({"schema": "helixbench.serving/1", "url": url, "model": "tiny"}))
 ready.with_suffix(".part").rename(ready)
 open("starts", "a").write("x")
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     server.serve_forever()
 except KeyboardInterrupt:
