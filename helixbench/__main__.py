@@ -37,7 +37,7 @@ COMMANDS = {
         SERVER,
         "Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem.",
     ),
-    "bench": (SERVER, "Run a plan under closed-loop load and write what was measured."),
+    "bench": (SERVER, "Run a plan under load, closed or open loop, and write what was measured."),
     "check": (
         SERVER,
         "Judge what clients saw in a run: tokens lost, duplicated or wrong. Exit code 0 where there are none, else 1.",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from helixbench.reports.compare.regression import Question, Regression
     from helixbench.reports.gate.cases import Case
+    from helixbench.reports.verdict.verdict import Band
 
 JunitFile = Annotated[Path | None, typer.Option(metavar="FILE", help="write JUnit XML")]
 BenchmarkFile = Annotated[Path | None, typer.Option(metavar="FILE", help="write pytest-benchmark JSON")]
@@ -66,6 +67,9 @@ def check_command(
     new: Annotated[Path | None, typer.Argument(help="what to compare with: again runs or a plan")] = None,
     min_ratio: Annotated[float, typer.Option(help="lowest accepted measured / expected")] = 0.85,
     max_ratio: Annotated[float, typer.Option(help="highest accepted measured / expected")] = 1.05,
+    max_latency_ratio: Annotated[
+        float, typer.Option(help="highest accepted measured / promised percentile of TTFT and TPOT (open loop)")
+    ] = 1.25,
     plan: PlanFile = None,
     metric: Metric = "total_tokens_per_s",
     min_effect: MinEffect = 0.05,
@@ -80,7 +84,7 @@ def check_command(
 
     outputs = _Outputs(junit, markdown, benchmark_json, as_json, strict)
     if new is None:
-        _gate_run(run, plan, min_ratio, max_ratio, outputs)
+        _gate_run(run, plan, _band(min_ratio, max_ratio, max_latency_ratio), outputs)
     if loading.is_plan(run):
         _gate_plans(run, new, min_effect, outputs)
     from helixbench.reports.compare.repeats import judge_recorded
@@ -116,18 +120,24 @@ def pairs_command(
     _finish_regression(measure_regression(question, measure), outputs)
 
 
-def _gate_run(run: Path, plan: Path | None, min_ratio: float, max_ratio: float, outputs: _Outputs) -> NoReturn:
+def _band(min_ratio: float, max_ratio: float, max_latency_ratio: float) -> Band:
+    from helixbench.reports.verdict.verdict import Band
+
+    try:
+        return Band(min_ratio=min_ratio, max_ratio=max_ratio, max_latency_ratio=max_latency_ratio)
+    except ValueError as error:
+        raise InputError(
+            f"--min-ratio {min_ratio:g} --max-ratio {max_ratio:g} --max-latency-ratio {max_latency_ratio:g}: {error}"
+        ) from error
+
+
+def _gate_run(run: Path, plan: Path | None, band: Band, outputs: _Outputs) -> NoReturn:
     from helixbench.reference_server.run_log import RunLog
     from helixbench.reports import loading
     from helixbench.reports.gate.benchmark_json import run_samples
     from helixbench.reports.gate.cases import ExitCode, exit_code_of, run_cases
     from helixbench.reports.verdict.validate import validate
-    from helixbench.reports.verdict.verdict import Band
 
-    try:
-        band = Band(min_ratio=min_ratio, max_ratio=max_ratio)
-    except ValueError as error:
-        raise InputError(f"--min-ratio {min_ratio:g} --max-ratio {max_ratio:g}: {error}") from error
     log = loading.load_output(run, RunLog)
     if plan is not None:
         loading.require_plan(log, plan, origin=run)

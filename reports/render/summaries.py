@@ -26,7 +26,7 @@ from helixbench.reports.loading import Record
 from helixbench.reports.render.adaptation import adaptation_sections
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 from helixbench.reports.verdict.causes import relative
-from helixbench.reports.verdict.validate import validate
+from helixbench.reports.verdict.validate import PREDICTED_ARRIVALS, validate
 from helixbench.reports.verdict.verdict import Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict
 from helixbench.solver.problem.plan import Expected, LayerRange, Plan
 
@@ -58,7 +58,10 @@ def summary(record: Record) -> Document:
 def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
     """Measured beside predicted performance; ``verdict`` if it is not that of the default band."""
     verdict, plan = verdict or validate(run), run.plan
-    load = f"{run.concurrency} requests in flight, routing {run.routing}, window {run.window.seconds:.3g} s"
+    in_flight = f"{run.concurrency} requests in flight"
+    if run.arrivals not in PREDICTED_ARRIVALS:
+        in_flight = f"arrivals: {run.arrivals}; up to {in_flight}"
+    load = f"{in_flight}, routing {run.routing}, window {run.window.seconds:.3g} s"
     return Document(
         kind="simulated run" if run.simulated else "emulated run" if run.emulated else "run",
         title=f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes",
@@ -66,6 +69,7 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
             *(["simulated: no hardware ran, all times come from the profile"] if run.simulated else []),
             *_emulation(run),
             load,
+            *_goodput(verdict),
         ),
         sections=(
             _placement(plan, run.device_names),
@@ -76,7 +80,7 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
                 "Latency",
                 "requests that finished in the window",
                 ("", ">p50", ">p90", ">p99", ">mean", ">predicted", ">off", ">requests"),
-                map(_latency_row, verdict.latencies),
+                (row for latency in verdict.latencies for row in _latency_rows(latency)),
             ),
             section("Nodes", NODE_ABOUT, NODE_COLUMNS, map(node_row, worst_nodes(verdict.nodes)), most=MAX_NODES),
             section(
@@ -297,14 +301,25 @@ def _scaled(rows: Sequence[tuple[str, float | None, tuple[str, ...]]], *, width:
         yield (name, share_bar(value / top if value is not None and top else 0.0, width), number(value), *remarks)
 
 
-def _latency_row(latency: Latency) -> Row:
-    return (
+def _goodput(verdict: Verdict) -> list[str]:
+    if verdict.goodput_per_s is None:
+        return []
+    promised = verdict.promised_goodput_per_s
+    beside = "" if promised is None else f", promised {number(promised)}"
+    return [f"goodput {number(verdict.goodput_per_s)} requests/s{beside}, within {verdict.goodput_limits}"]
+
+
+def _latency_rows(latency: Latency) -> Iterator[Row]:
+    yield (
         latency.kind.upper(),
         *(seconds(value) for value in (latency.p50_s, latency.p90_s, latency.p99_s, latency.mean_s)),
         seconds(latency.predicted_mean_s),
         signed_percent(relative(latency.mean_s, latency.predicted_mean_s)),
         str(latency.num_requests),
     )
+    if latency.promised is not None:
+        promised = latency.promised
+        yield "  promised", *(seconds(value) for value in (promised.p50_s, promised.p90_s, promised.p99_s)), *[""] * 4
 
 
 def _pair(predicted: str, measured: str) -> str:

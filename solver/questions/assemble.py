@@ -142,6 +142,7 @@ def assemble(
             concurrency=capacities.concurrency,
             notes=(
                 *notes,
+                *capacities.workload.notes,
                 *remarks,
                 *_emulated(capacities, held),
                 *region_notes(capacities.profile, capacities.regions),
