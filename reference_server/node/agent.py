@@ -58,6 +58,7 @@ from helixbench.reference_server.wire.messages import (
     Work,
     decode_command,
 )
+from helixbench.reference_server.wire.seldom import Seldom
 from helixbench.reference_server.wire.transport import Transport, reply
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.history import HistoryKeeper
@@ -154,6 +155,7 @@ class Agent:
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
         self._stopped = False
+        self._seldom = Seldom(_log)
         self._touched_s = 0.0  # when peers, owner and reports were last looked at
         self._leaves_by_s: float | None = None  # when a leaving agent stops at the latest
         self._handlers: dict[type[Command], Callable[..., Answer | None]] = {
@@ -406,7 +408,8 @@ class Agent:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            _log.warning("a peer has gone before its answer (%s)", type(answer).__name__)
+            kind = type(answer).__name__
+            self._seldom.say(logging.WARNING, f"gone before {kind}", f"a peer has gone before its answer ({kind})")
             return 0
 
     def tell_controller(self, answer: Answer) -> int:
@@ -429,10 +432,12 @@ class Agent:
 
     def _receive(self, frames: list[bytes]) -> None:
         identity, header, *rest = frames
+        kind = "unreadable"
         try:
             if len(rest) > 1:
                 raise MeasurementError(f"a message of {len(frames)} frames was received; at most 3 are sent")
             command = decode_command(header)
+            kind = type(command).__name__
             if isinstance(command, Work):
                 if command.due_s:
                     self._held.add((command, rest), due_s=command.due_s)
@@ -447,10 +452,10 @@ class Agent:
             else:
                 self._obey(identity, command)
         except HelixbenchError as error:
-            self._fail(identity, error)
+            self._fail(identity, error, kind)
         except Exception as error:
-            _log.exception("a command failed")
-            self._fail(identity, MeasurementError(f"a command failed: {error!r}; the agent's log says more"))
+            self._seldom.say(logging.ERROR, f"failed {kind}", "a command failed", exc_info=True)
+            self._fail(identity, MeasurementError(f"a command failed: {error!r}; the agent's log says more"), kind)
 
     def _obey(self, identity: bytes, command: Command) -> None:
         if type(command) not in self._handlers:
@@ -480,8 +485,8 @@ class Agent:
         payload = bytes(command.reply_bytes) if command.reply_bytes else None
         self.tell(identity, Echoed(command.number, len(rest[0]) if rest else 0), payload)
 
-    def _fail(self, identity: bytes, error: HelixbenchError) -> None:
-        _log.error("%s", error)
+    def _fail(self, identity: bytes, error: HelixbenchError, kind: str) -> None:
+        self._seldom.say(logging.ERROR, kind, str(error))
         self.tell(identity, Failed(str(error), error.exit_code))
 
     def _send(self, outbound: Outbound) -> None:
