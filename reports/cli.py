@@ -9,7 +9,7 @@ import typer
 
 from helixbench.options import AsJson, print_record
 from helixbench.reports.gate import cli as gate_cli
-from helixbench.reports.output import HtmlFile, MarkdownFile, PlanFile, show, write
+from helixbench.reports.output import ClientBenchmark, ClientFile, HtmlFile, MarkdownFile, PlanFile, show, write
 from helixbench.reports.schemas import SchemaName
 from helixbench.reports.suite import cli as suite_cli
 
@@ -31,6 +31,8 @@ def report_command(
     html: HtmlFile = None,
     markdown: MarkdownFile = None,
     plan: PlanFile = None,
+    client: ClientFile = None,
+    client_benchmark: ClientBenchmark = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a run beside its plan's prediction, or a plan or a cluster."""
@@ -38,20 +40,22 @@ def report_command(
     from helixbench.reports import loading
     from helixbench.reports.render.html import html_page
     from helixbench.reports.render.markdown import markdown as draw_markdown
-    from helixbench.reports.render.summaries import summary
+    from helixbench.reports.render.summaries import run_summary, summary
     from helixbench.reports.verdict.validate import validate
 
     loaded = loading.load_any(record)
     if plan is not None:
         loading.require_plan(loaded, plan, origin=record)
-    shown = summary(loaded)
+    other = loading.client_of_options(loaded, client, client_benchmark, origin=record)
+    verdict = validate(loaded, client=other) if isinstance(loaded, RunLog) else None
+    shown = run_summary(loaded, verdict) if isinstance(loaded, RunLog) else summary(loaded)
     show(shown, to_stderr=as_json)
     if html is not None:
         write(html, html_page(loaded))
     if markdown is not None:
         write(markdown, draw_markdown(shown))
     if as_json:
-        print_record(validate(loaded) if isinstance(loaded, RunLog) else loaded)
+        print_record(loaded if verdict is None else verdict)
 
 
 def compare_command(

@@ -19,7 +19,7 @@ from helixbench.profiler.model.hash_model import HashModel
 from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.staleness import identity_of, stale_parts
 from helixbench.progress import Reporter
-from helixbench.records import digest, load_record, provenance_now, save_record
+from helixbench.records import digest, load_record, provenance_now, save_measurement, save_record
 from helixbench.reference_server.coordinator.bench import BenchResult, run_bench
 from helixbench.reference_server.coordinator.bench_load import BenchConfig
 from helixbench.reference_server.coordinator.effects import with_predictions
@@ -188,7 +188,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         adaptation = with_predictions(result.adaptation, ready.plan, ready.plan.cluster, job.concurrency)
         result = msgspec.structs.replace(result, adaptation=adaptation)
     checked = check_outputs(ready.files, result) if isinstance(ready.files, HashModel) else None
-    save_record(job.output, _run_log(job, ready, result, checked, promised))
+    save_measurement(job.output, _run_log(job, ready, result, checked, promised))
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
     if result.failed_requests:

@@ -24,7 +24,7 @@ from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.network.nics import Nic
 from helixbench.progress import Reporter
-from helixbench.records import load_record, provenance_now, save_record
+from helixbench.records import load_record, provenance_now, save_measurement
 from helixbench.reference_server.profiling.config import NodeProfileConfig, ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
 from helixbench.reference_server.profiling.links import measure_transport
@@ -90,7 +90,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
         testbed=config.testbed,
         provenance=provenance_now(inputs={"model": files.digest()}, command=config.command),
     )
-    save_record(config.output, profile)
+    save_measurement(config.output, profile)
     return profile
 
 

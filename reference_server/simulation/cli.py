@@ -81,7 +81,7 @@ def simulate(
     """Serve a plan on a virtual clock, with the server's rules and the profile's times."""
     from helixbench.profiler.cluster import ClusterProfile
     from helixbench.progress import Reporter
-    from helixbench.records import load_record, save_record
+    from helixbench.records import load_record, require_writable, save_measurement
     from helixbench.reference_server.run_log import limits_of_options
     from helixbench.reference_server.simulation.compatibility import require_fit
     from helixbench.reference_server.simulation.config import SimulationConfig
@@ -123,6 +123,7 @@ def simulate(
     require_fit(
         made, profile, config, plan_file=str(plan), cluster_file=str(cluster), events_file=str(events or "events")
     )
+    require_writable(output)
     began = time.process_time()
     with Reporter() as reporter:
         result = run_simulation(
@@ -132,7 +133,7 @@ def simulate(
             on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
             is_interrupted=Interrupted(),
         )
-    save_record(output, result.run)
+    save_measurement(output, result.run)
     if json_:
         sys.stdout.write(output.read_text(encoding="utf-8"))
     for line in _lines(result, output, seconds=time.process_time() - began):

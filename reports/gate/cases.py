@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, StrEnum
 
 import msgspec
@@ -96,7 +96,17 @@ def run_cases(verdict: Verdict) -> tuple[Case, ...]:
         )
         for check in verdict.checks
     )
-    return (prediction, *_latency_cases(verdict), *checks)
+    return (prediction, *_latency_cases(verdict), *_client_cases(verdict, status), *checks)
+
+
+def _client_cases(verdict: Verdict, status: Mapping[Outcome, Status]) -> Iterator[Case]:
+    if (client := verdict.client) is not None:
+        yield Case(
+            suite="client",
+            name=f"{client.result.client} / expected {_load_of(verdict)}",
+            status=status.get(client.outcome, Status.FAILED),
+            message=client.statement,
+        )
 
 
 def _load_of(verdict: Verdict) -> str:

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from helixbench.errors import InputError
 from helixbench.options import AsJson, print_record
-from helixbench.reports.output import MarkdownFile, PlanFile, show, write
+from helixbench.reports.output import ClientBenchmark, ClientFile, MarkdownFile, PlanFile, show, write
 
 if TYPE_CHECKING:
     import msgspec
@@ -71,6 +71,8 @@ def check_command(
         float, typer.Option(help="highest accepted measured / promised percentile of TTFT and TPOT (open loop)")
     ] = 1.25,
     plan: PlanFile = None,
+    client: ClientFile = None,
+    client_benchmark: ClientBenchmark = None,
     metric: Metric = "total_tokens_per_s",
     min_effect: MinEffect = 0.05,
     strict: Strict = False,
@@ -84,7 +86,9 @@ def check_command(
 
     outputs = _Outputs(junit, markdown, benchmark_json, as_json, strict)
     if new is None:
-        _gate_run(run, plan, _band(min_ratio, max_ratio, max_latency_ratio), outputs)
+        _gate_run(run, plan, _band(min_ratio, max_ratio, max_latency_ratio), (client, client_benchmark), outputs)
+    if client is not None:
+        raise InputError("--client: goes with one run, which is gated on its plan")
     if loading.is_plan(run):
         _gate_plans(run, new, min_effect, outputs)
     from helixbench.reports.compare.repeats import judge_recorded
@@ -131,7 +135,9 @@ def _band(min_ratio: float, max_ratio: float, max_latency_ratio: float) -> Band:
         ) from error
 
 
-def _gate_run(run: Path, plan: Path | None, band: Band, outputs: _Outputs) -> NoReturn:
+def _gate_run(
+    run: Path, plan: Path | None, band: Band, client: tuple[Path | None, int | None], outputs: _Outputs
+) -> NoReturn:
     from helixbench.reference_server.run_log import RunLog
     from helixbench.reports import loading
     from helixbench.reports.gate.benchmark_json import run_samples
@@ -141,10 +147,12 @@ def _gate_run(run: Path, plan: Path | None, band: Band, outputs: _Outputs) -> No
     log = loading.load_output(run, RunLog)
     if plan is not None:
         loading.require_plan(log, plan, origin=run)
-    verdict = validate(log, band)
+    verdict = validate(log, band, client=loading.client_of_options(log, *client, origin=run))
     cases = run_cases(verdict)
     word = {ExitCode.PASS: "PASS  ", ExitCode.FAIL: "FAIL  "}.get(exit_code_of(cases), "")
     typer.echo(f"{word}{verdict.statement}", err=outputs.is_json)
+    if verdict.client is not None:
+        typer.echo(f"      {verdict.client.statement}", err=outputs.is_json)
     _finish(cases, verdict, run_samples(log), outputs)
 
 

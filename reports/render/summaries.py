@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from helixbench.profiler.cluster import STAGE_TIMES_FACT, ClusterProfile, Node
 from helixbench.profiler.emulated_device import DIGEST_FACT
@@ -82,6 +82,7 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
                 ("", ">p50", ">p90", ">p99", ">mean", ">predicted", ">off", ">requests"),
                 (row for latency in verdict.latencies for row in _latency_rows(latency)),
             ),
+            *_client(verdict),
             section("Nodes", NODE_ABOUT, NODE_COLUMNS, map(node_row, worst_nodes(verdict.nodes)), most=MAX_NODES),
             section(
                 "Links", "share of the tokens", LINK_COLUMNS, map(link_row, worst_links(verdict.links)), most=MAX_LINKS
@@ -307,6 +308,45 @@ def _goodput(verdict: Verdict) -> list[str]:
     promised = verdict.promised_goodput_per_s
     beside = "" if promised is None else f", promised {number(promised)}"
     return [f"goodput {number(verdict.goodput_per_s)} requests/s{beside}, within {verdict.goodput_limits}"]
+
+
+def _client(verdict: Verdict) -> Iterator[Section]:
+    """Another client's figures beside the run's and the predicted ones."""
+    if (client := verdict.client) is None:
+        return
+    theirs = client.result
+    ours: dict[str, Latency] = {latency.kind: latency for latency in verdict.latencies}
+    rows: list[Row] = [
+        _client_row("tokens/s", number, verdict.measured_tokens_per_s, theirs.total_tokens_per_s, verdict),
+        _client_row("output tokens/s", number, verdict.measured_output_tokens_per_s, theirs.output_tokens_per_s),
+    ]
+    for kind, stated in (("ttft", theirs.ttft), ("tpot", theirs.tpot)):
+        own = ours.get(kind)
+        rows += [
+            _client_row(
+                f"{kind.upper()} {name}", seconds, getattr(own, f"{name}_s", None), getattr(stated, f"{name}_s")
+            )
+            for name in ("mean", "p50", "p90", "p99")
+        ]
+    yield section(
+        "Another client",
+        f"{theirs.num_requests} requests in {theirs.duration_s:.4g} s",
+        ("", ">this run", f">{theirs.client}", ">off", ">expected"),
+        rows,
+        lines=(client.statement,),
+        is_detail=False,
+    )
+
+
+def _client_row(
+    name: str,
+    shown: Callable[[float | None], str],
+    own: float | None,
+    theirs: float | None,
+    verdict: Verdict | None = None,
+) -> Row:
+    expected = "" if verdict is None else shown(verdict.expected_tokens_per_s)
+    return name, shown(own), shown(theirs), signed_percent(relative(theirs, own)), expected
 
 
 def _latency_rows(latency: Latency) -> Iterator[Row]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.records import digest
 from helixbench.reference_server.run_log import LinkUse, NodeUse, RunLog
 from helixbench.reports.verdict.causes import likely_causes
+from helixbench.reports.verdict.client import ClientLatency, ClientResult
 from helixbench.reports.verdict.integrity import check_run
 from helixbench.reports.verdict.intervals import mean_interval
 from helixbench.reports.verdict.run_metrics import batches_of, tpots, ttfts
 from helixbench.reports.verdict.verdict import (
     Band,
     Check,
+    ClientVerdict,
     Interval,
     Latency,
     LinkResidual,
@@ -30,12 +33,13 @@ PREDICTED_ARRIVALS = ("closed loop", "offline")
 MAX_LATE_SHARE = 0.01
 
 
-def validate(run: RunLog, band: Band | None = None) -> Verdict:
+def validate(run: RunLog, band: Band | None = None, *, client: ClientResult | None = None) -> Verdict:
     """Measured performance beside predicted performance, and the verdict.
 
     The prediction is the plan's expected entry at exactly the run's concurrency; nothing is interpolated. For arrivals
     of an open loop it is the plan's simulation of them, which also promises percentiles of latency. A run that is
-    incomplete, contradicts itself or has no prediction could not be measured, which is never a pass.
+    incomplete, contradicts itself or has no prediction could not be measured, which is never a pass. What another
+    ``client`` measured of the same plan is held to the same prediction and band.
     """
     band = band or Band()
     expected = expected_at(run)
@@ -91,7 +95,59 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
         plan_digest=digest(run.plan),
         run_digest=digest(run),
         provenance=run.provenance,
+        client=None if client is None else _client_verdict(client, run, expected, measured, band),
     )
+
+
+def _client_verdict(
+    client: ClientResult, run: RunLog, expected: Expected | None, measured: float | None, band: Band
+) -> ClientVerdict:
+    total = client.total_tokens_per_s
+    to_expected = _ratio(total, expected.total_tokens_per_s if expected else None)
+    to_bound = _ratio(total, run.plan.predicted.max_flow_tokens_per_s)
+    latencies = tuple(_client_latencies(client, expected))
+    outcome = _outcome(to_expected, to_bound, latencies, band)
+    figures = f"{client.client}: {total:,.4g} tokens/s of {client.num_requests} requests"
+    if client.num_failed:
+        figures += f", {client.num_failed} more failed"
+    if client.concurrency is not None and run.arrivals in PREDICTED_ARRIVALS and client.concurrency != run.concurrency:
+        figures += f", with {client.concurrency} in flight instead of {run.concurrency}"
+    if to_expected is None:
+        return ClientVerdict(
+            result=client,
+            outcome=outcome,
+            statement=f"{figures}; there is no prediction to hold it to",
+            ratio_to_expected=None,
+            ratio_to_measured=_ratio(total, measured),
+            latencies=latencies,
+        )
+    late = "".join(f"; {one}" for one in _late(latencies, band))
+    return ClientVerdict(
+        result=client,
+        outcome=outcome,
+        statement=f"{figures} = {to_expected:.3f} x expected ({outcome}){late}",
+        ratio_to_expected=to_expected,
+        ratio_to_measured=_ratio(total, measured),
+        latencies=latencies,
+    )
+
+
+def _client_latencies(client: ClientResult, expected: Expected | None) -> Iterator[Latency]:
+    """Those of which the client states all percentiles."""
+    kinds: tuple[tuple[Literal["ttft", "tpot"], ClientLatency], ...] = (("ttft", client.ttft), ("tpot", client.tpot))
+    for kind, stated in kinds:
+        if None in (stated.mean_s, stated.p50_s, stated.p90_s, stated.p99_s):
+            continue
+        yield Latency(
+            kind=kind,
+            num_requests=client.num_requests,
+            predicted_mean_s=getattr(expected, f"{kind}_s", None),
+            mean_s=stated.mean_s or 0.0,
+            p50_s=stated.p50_s or 0.0,
+            p90_s=stated.p90_s or 0.0,
+            p99_s=stated.p99_s or 0.0,
+            promised=getattr(expected, kind, None),
+        )
 
 
 def expected_at(run: RunLog) -> Expected | None:

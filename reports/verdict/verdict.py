@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from helixbench.records import Provenance
+from helixbench.reports.verdict.client import ClientResult
 from helixbench.solver.problem.plan import LayerRange, Percentiles
 
 
@@ -137,6 +138,17 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     message: str
 
 
+class ClientVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What another client measured of the same plan, by the rules of the run's own verdict."""
+
+    result: ClientResult
+    outcome: Outcome
+    statement: str
+    ratio_to_expected: float | None
+    ratio_to_measured: float | None
+    latencies: tuple[Latency, ...] = ()
+
+
 class Verdict(
     msgspec.Struct,
     frozen=True,
@@ -183,3 +195,4 @@ class Verdict(
     plan_digest: str
     run_digest: str
     provenance: Provenance
+    client: ClientVerdict | None = None
