@@ -51,7 +51,7 @@ COMMANDS = {
         "Exit 0 pass, 1 fail, 2 invalid input, 3 could not measure, 4 undecided with --strict.",
     ),
     "validate": (REPORTS, "Compare measured with predicted performance on many testbeds and workloads."),
-    "demo": (REPORTS, "Profile, solve, serve under load and report, on this machine."),
+    "demo": (REPORTS, "Profile, solve, serve the plan and two baselines under load, and report; on this machine."),
     "schema": (REPORTS, "Print the JSON Schema of a record."),
 }
 

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from helixbench.errors import InputError
 from helixbench.options import AsJson, print_record
+from helixbench.reports.demo.settings import DemoCluster
 from helixbench.reports.gate import cli as gate_cli
 from helixbench.reports.output import ClientBenchmark, ClientFile, HtmlFile, MarkdownFile, PlanFile, show, write
 from helixbench.reports.schemas import SchemaName
@@ -85,17 +87,31 @@ def compare_command(
 
 
 def demo_command(
+    cluster: Annotated[
+        DemoCluster, typer.Option(help="which emulated cluster: two places, or a published one of 24 GPUs")
+    ] = DemoCluster.TWO_PLACES,
+    real: Annotated[bool, typer.Option("--real", help="this machine's own devices: its GPUs, or else its CPU")] = False,
+    testbed: Annotated[Path | None, typer.Option(help="a testbed TOML of your own")] = None,
     model: Annotated[
         str | None, typer.Option(help="Hugging Face model directory or hub id (default: make a small one)")
     ] = None,
-    testbed: Annotated[Path | None, typer.Option(help="testbed TOML (default: two CPU nodes on this machine)")] = None,
     out: Annotated[Path, typer.Option(help="folder for all files")] = Path("helixbench-out"),
     as_json: AsJson = False,
 ) -> None:
-    """Profile, solve, serve under load and report, on this machine."""
-    from helixbench.reports.demo import DemoConfig, run_demo
+    """Profile, solve, serve the plan and two baselines under load, and report; on this machine.
 
-    raise typer.Exit(run_demo(DemoConfig(model=model, testbed=testbed, out=out, is_json=as_json)))
+    Without options the nodes are five emulated GPUs in two places.
+    """
+    from helixbench.reports.demo.demo import DemoConfig, run_demo
+    from helixbench.reports.demo.settings import setting_of, setting_of_own_devices, setting_of_testbed
+
+    if real and testbed is not None:
+        raise InputError(f"--real: --testbed {testbed} names the devices; give one of them")
+    if testbed is not None:
+        setting = setting_of_testbed(testbed)
+    else:
+        setting = setting_of_own_devices(out) if real else setting_of(cluster)
+    raise typer.Exit(run_demo(DemoConfig(setting=setting, model=model, out=out, is_json=as_json)))
 
 
 def schema_command(record: Annotated[SchemaName, typer.Argument(help="which record", show_default=False)]) -> None:

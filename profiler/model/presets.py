@@ -53,6 +53,15 @@ _TINY = {
     "head_dim": 64,
     "max_position_embeddings": 4096,
 }
+_NANO = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 4096,
+}
 # Their default caps and multipliers are made stronger, so that one left out would change tokens.
 _GEMMA: dict[str, Any] = {
     "head_dim": 16,
@@ -66,6 +75,7 @@ _QWEN3_MOE = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_i
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset("Llama", _TINY),
+    "nano": Preset("Llama", _NANO),
     "test-llama": Preset("Llama", {"head_dim": 16}),
     "test-mistral": Preset("Mistral", {"head_dim": 16, "sliding_window": _WINDOW}),
     "test-qwen2": Preset("Qwen2", {"tie_word_embeddings": True}),

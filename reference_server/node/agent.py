@@ -44,6 +44,7 @@ from helixbench.reference_server.wire.messages import (
     LinkCounters,
     Load,
     Loaded,
+    OpenModel,
     PeerPing,
     PeerPong,
     Profile,
@@ -144,7 +145,7 @@ class Agent:
         self._runtime: NodeRuntime | None = None
         self._progress: Progress | None = None  # of the stage that is loaded
         self._lease: Lease | None = None  # of the run that it is loaded for
-        self._peers = self._make_peers({})
+        self._peers = self._make_peers({}, {})
         self._latency_s: dict[str, float] = {}  # peer -> seconds that messages there are held
         self._held: HeldMessages[tuple[Work, list[bytes]]] = HeldMessages()
         self._controller: bytes | None = None  # who loaded the stage, and gets its tokens and reports
@@ -160,6 +161,7 @@ class Agent:
         self._leaves_by_s: float | None = None  # when a leaving agent stops at the latest
         self._handlers: dict[type[Command], Callable[..., Answer | None]] = {
             Describe: self._describe,
+            OpenModel: self._open_model,
             Load: self._load_for,
             Forget: self._forget,
             SetSpeed: self._set_speed,
@@ -299,7 +301,7 @@ class Agent:
             dtype=command.dtype,
             device=self.device_name,
         )
-        self._peers = self._make_peers(command.peers)
+        self._peers = self._make_peers(command.peers, command.bytes_per_s)
         self._runtime = NodeRuntime(
             command.node,
             runner,
@@ -354,8 +356,8 @@ class Agent:
         owner = self._lease or Lease("", "", 0.0)
         self.tell(identity, Status(owner.run, owner.owner, NOTHING_DONE))
 
-    def _make_peers(self, addresses: Mapping[str, str]) -> Peers:
-        return Peers(self.transport, addresses, now_s=time.perf_counter())
+    def _make_peers(self, addresses: Mapping[str, str], bytes_per_s: Mapping[str, float]) -> Peers:
+        return Peers(self.transport, addresses, bytes_per_s, now_s=time.perf_counter())
 
     def _require_room(self, model: Model, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
@@ -377,7 +379,7 @@ class Agent:
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
         self._peers.close()
-        self._peers, self._runtime, self._sent = self._make_peers({}), None, {}
+        self._peers, self._runtime, self._sent = self._make_peers({}, {}), None, {}
         self._lease = self._progress = None
         self._latency_s, self._held = {}, HeldMessages()
         self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
@@ -506,6 +508,10 @@ class Agent:
         self._sent[name] = LinkCounters(
             before.payload_bytes + size, before.messages + 1, before.tokens + outbound.tokens
         )
+
+    def _open_model(self, command: OpenModel) -> Done:
+        self.open_model(command.model, command.model_digest)
+        return Done()
 
     def _describe(self, _: Describe) -> Description:
         return Description(
