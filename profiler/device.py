@@ -6,7 +6,6 @@ under ``not_read``, so an odd driver or container costs one fact and never the r
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
@@ -257,8 +256,7 @@ def _with_nvml(ask: Callable[[Any], Facts], load_nvml: Callable[[], Any]) -> Fac
     try:
         return ask(nvml)
     finally:
-        with contextlib.suppress(Exception):  # what was read does not depend on it
-            nvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def open_nvml() -> Any | None:
@@ -269,7 +267,7 @@ def open_nvml() -> Any | None:
         return None
     try:
         nvml.nvmlInit()
-    except Exception:  # NVMLError, or a library that does not fit its driver
+    except nvml.NVMLError:
         return None
     return nvml
 
@@ -277,8 +275,10 @@ def open_nvml() -> Any | None:
 def handle_by_uuid(nvml: Any, uuid: str) -> Any | None:
     """NVML's handle of the device with torch's UUID; ``None`` where there is none."""
     for prefix in ("GPU-", "MIG-"):
-        with contextlib.suppress(Exception):  # NVMLError, or a function that the driver lacks
+        try:
             return nvml.nvmlDeviceGetHandleByUUID(prefix + uuid)
+        except nvml.NVMLError:
+            continue
     return None
 
 
@@ -359,7 +359,7 @@ def _active_nvlinks(nvml: Any, handle: Any) -> float:
         try:
             active += int(nvml.nvmlDeviceGetNvLinkState(handle, link) == nvml.NVML_FEATURE_ENABLED)
         except nvml.NVMLError:
-            break  # a number beyond the device's links
+            break
     return float(active)
 
 

@@ -8,7 +8,7 @@ context, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,10 +23,6 @@ MAX_GATHERED_SLOTS = 1 << 15
 
 With 8 KV heads of 128 in two bytes they are 134 MB.
 """
-
-
-MAX_CAPPED_SCORES = 1 << 22
-"""Most scores that are held at once where they are capped; 16 MiB in four bytes."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -44,24 +40,14 @@ class RaggedBatch:
         spans: the sequences in the order of their tokens.
         arena: the stage's KV cache. # [L, 2, K, C, D]
         first_layer: model layer that ``arena[0]`` belongs to.
-        windows: model layer -> tokens that one sees back, itself included; ``None`` for all.
         gather_up_to: decoding sequences with contexts up to this many tokens are gathered, similar lengths together,
             into padded calls: few calls, but their keys and values are copied. Longer ones are called each on a view of
             its own slots.
     """
 
-    def __init__(
-        self,
-        spans: Sequence[Span],
-        *,
-        arena: torch.Tensor,
-        first_layer: int,
-        windows: Mapping[int, int | None],
-        gather_up_to: int,
-    ) -> None:
+    def __init__(self, spans: Sequence[Span], *, arena: torch.Tensor, first_layer: int, gather_up_to: int) -> None:
         self._arena = arena
         self._first_layer = first_layer
-        self._windows = windows
         device = arena.device
         slots: list[int] = []
         self._prefills: list[tuple[int, Span]] = []  # (index of its first token, span)
@@ -89,7 +75,7 @@ class RaggedBatch:
         value: torch.Tensor,
         *,
         scaling: float,
-        softcap: float | None = None,
+        sliding_window: int | None,
     ) -> torch.Tensor:
         """Write ``key`` and ``value``, return what each query token sees.
 
@@ -99,12 +85,11 @@ class RaggedBatch:
             key: # [1, K, T, D]
             value: # [1, K, T, D]
             scaling: factor of the scores.
-            softcap: bound that scaled scores approach; ``None`` for none.
+            sliding_window: tokens that one sees back, itself included; ``None`` for all.
 
         Returns:
             # [1, T, H, D]
         """
-        window = self._windows[layer]
         keys, values = self._arena[layer - self._first_layer]  # [K, C, D] each
         keys.index_copy_(1, self._slots, key[0])
         values.index_copy_(1, self._slots, value[0])
@@ -113,40 +98,35 @@ class RaggedBatch:
         out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)  # [T, H, D]
         for first, span in self._prefills:
             context = slice(span.offset, span.offset + span.past + span.num_tokens)
-            mask = self._prefill_mask(first, span, window)
-            seen = _attention(
+            mask = self._prefill_mask(first, span, sliding_window)
+            seen = scaled_dot_product_attention(
                 query[:, :, first : first + span.num_tokens],
                 keys[None, :, context],
                 values[None, :, context],
-                mask=mask,
+                attn_mask=mask,
                 is_causal=mask is None,
-                scaling=scaling,
-                softcap=softcap,
+                scale=scaling,
+                enable_gqa=True,
             )  # [1, H, N, D]
             out[first : first + span.num_tokens] = seen[0].transpose(0, 1)
         # One query per KV head and group member: the G heads that share a KV head stand in the place of tokens.
         grouped = query[0].transpose(0, 1).reshape(num_tokens, num_kv_heads, -1, head_dim)  # [T, K, G, D]
         for first, span in self._decodes:
             end = span.offset + span.past + 1
-            start = span.offset if window is None else max(span.offset, end - window)
-            seen = _attention(
-                grouped[first : first + 1],
-                keys[None, :, start:end],
-                values[None, :, start:end],
-                scaling=scaling,
-                softcap=softcap,
+            start = span.offset if sliding_window is None else max(span.offset, end - sliding_window)
+            seen = scaled_dot_product_attention(
+                grouped[first : first + 1], keys[None, :, start:end], values[None, :, start:end], scale=scaling
             )  # [1, K, G, D]
             out[first] = seen.view(num_heads, head_dim)
         for number, members in enumerate(self._groups):
-            rows, slots, mask = self._gathered(number, members, window)
+            rows, slots, mask = self._gathered(number, members, sliding_window)
             shape = (num_kv_heads, *slots.shape, head_dim)
-            seen = _attention(
+            seen = scaled_dot_product_attention(
                 grouped[rows],
                 keys.index_select(1, slots.flatten()).view(shape).transpose(0, 1),
                 values.index_select(1, slots.flatten()).view(shape).transpose(0, 1),
-                mask=mask,
-                scaling=scaling,
-                softcap=softcap,
+                attn_mask=mask,
+                scale=scaling,
             )  # [M, K, G, D]
             out[rows] = seen.reshape(-1, num_heads, head_dim)
         return out[None]
@@ -201,42 +181,6 @@ def _groups(decodes: list[tuple[int, Span]]) -> list[list[tuple[int, Span]]]:
     return groups
 
 
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    mask: torch.Tensor | None = None,
-    is_causal: bool = False,
-    scaling: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Attention of queries [B, H, N, D] over [B, K, C, D]; a mask is true where one is seen, [N, C] or with more axes.
-
-    Torch's own function caps no scores; with a cap they are worked out here, a few query tokens at a time.
-    """
-    if softcap is None:
-        is_grouped = query.shape[1] != key.shape[1]
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=is_grouped
-        )
-    num_heads, num_tokens, context = query.shape[1], query.shape[2], key.shape[2]
-    if is_causal:
-        mask = torch.ones((num_tokens, context), dtype=torch.bool, device=query.device).tril()
-    shared = num_heads // key.shape[1]
-    key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    parts = []
-    step = max(1, MAX_CAPPED_SCORES // (query.shape[0] * num_heads * context))
-    for begin in range(0, num_tokens, step):
-        scores = query[:, :, begin : begin + step] @ key.transpose(2, 3) * scaling  # [B, H, step, C]
-        scores = torch.tanh(scores / softcap) * softcap
-        if mask is not None:
-            seen = mask if mask.shape[-2] == 1 else mask[..., begin : begin + step, :]
-            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-        parts.append(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
 def ragged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -246,13 +190,13 @@ def ragged_attention(
     *,
     scaling: float,
     ragged: RaggedBatch,
-    softcap: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers' own attention modules call; see ``RaggedBatch.attend``."""
     layer = module.layer_idx
     assert isinstance(layer, int)
-    return ragged.attend(layer, query, key, value, scaling=scaling, softcap=softcap), None
+    return ragged.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window), None
 
 
 def register() -> None:

@@ -22,6 +22,7 @@ from helixbench.reference_server.simulation.load import Load
 from helixbench.reference_server.simulation.run_record import KvUse, Snapshot, link_uses, node_uses, snapshot
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.tables import TABLE_NOTE
 from helixbench.solver.scheduling.recover import Paths
 from helixbench.solver.scheduling.requests import InFlight, Moved, Request
 from helixbench.solver.scheduling.routings import SwarmRouter, make_router
@@ -29,7 +30,6 @@ from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, MARK
 from helixbench.solver.simulation.events import Event, name_of
 from helixbench.solver.simulation.node import SimulatedNode
-from helixbench.solver.simulation.stage_time import TABLE_NOTE, timing_of
 
 _EVENTS_A_TURN = 20_000  # between two looks at whether to go on
 
@@ -174,13 +174,12 @@ class _Simulation:
 
     def _setup(self, name: str, kv_tokens: int) -> NodeSetup:
         held, node = self._plan.placement[name], self._profile.node(name)
-        timing = timing_of(self._capacities, node, held)
         if node.cost is None and TABLE_NOTE not in self._remarks:
             self._remarks.append(TABLE_NOTE)
         return NodeSetup(
             held,
-            timing.cost,
-            max_batch_tokens=self._plan.nodes[name].max_batch_tokens or timing.max_batch_tokens,
+            self._capacities.stage_cost(name, held),
+            max_batch_tokens=self._plan.nodes[name].max_batch_tokens or self._capacities.max_batch_tokens(name, held),
             kv_slots=self._capacities.kv_slots(name, held, kv_tokens=kv_tokens, share=self._config.kv_share),
         )
 
@@ -348,7 +347,6 @@ class _Simulation:
             is_limited=self._is_limited(),
             simulated=True,
             cut_short=cut_short,
-            limits=config.limits,
             adaptation=self._adaptation_log(),
             provenance=Provenance(
                 inputs={"plan": digest(plan), "cluster": digest(profile)},

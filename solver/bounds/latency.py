@@ -114,10 +114,10 @@ def _alone_s(capacities: Capacities, name: str, run: int, alone: BatchShape) -> 
     cost = capacities.nodes[name].cost
     if cost is not None:
         return cost.stage.time_s(num_layers=run, batch=alone, first=False, last=False)
-    # A table has no time of single iterations; the least to assume is that a token takes its share of a full one.
-    return 1.0 / max(
-        _most(capacities, name, k, Capacities.tokens_per_s) for k in range(run, capacities.max_layers(name) + 1)
-    )
+    # With a table an iteration takes as long wherever the token enters the range that is held.
+    held = (capacities.middle(k) for k in range(run, capacities.max_layers(name) + 1))
+    costs = (capacities.stage_cost(name, of) for of in held)
+    return min(cost.time_s(num_layers=run, batch=alone, first=False, last=False) for cost in costs)
 
 
 def _most(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from helixbench.solver.expected.analytic import predict_analytically
-from helixbench.solver.expected.batch_limits import Batching, best_batching
+from helixbench.solver.expected.batch_limits import FINALISTS, Batching, best_batching
 from helixbench.solver.flow.max_flow import Flow
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
@@ -22,6 +22,7 @@ from helixbench.solver.problem.plan import Expected, LayerRange
 from helixbench.solver.simulation.closed_loop import (
     FEWEST_REQUESTS,
     MIN_REQUESTS,
+    MIN_ROUNDS,
     TOKENS_PER_EVENT,
     ClosedLoopResult,
     can_admit_longest,
@@ -31,28 +32,50 @@ from helixbench.solver.simulation.closed_loop import (
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a simulation may take: work, windows until two agree, requests in each window, and seeds."""
+    """How much a simulation may take: work, windows until two agree, requests and rounds in each, and seeds."""
 
     max_work: int
     max_windows: int = 1
     requests: int = MIN_REQUESTS
+    rounds: int = MIN_ROUNDS
     starts: int = 1
 
 
 RANKED = Effort(max_work=300_000)
-"""To compare placements and limits: about a second."""
-
-LIMITED = Effort(max_work=1_500_000)
-"""To compare limits alone where requests group so little under them that ``RANKED`` does not see a round: seconds."""
+"""To compare placements and limits: some two seconds."""
 
 REPORTED = Effort(max_work=2_000_000, max_windows=8, starts=3)
 """For the plan's figure at the concurrency that was asked for: seconds."""
 
-REPORTED_BESIDE = Effort(max_work=1_500_000, max_windows=8, starts=3)
-"""The same where the question was about the flow."""
+STEP = Effort(max_work=300_000, requests=32, rounds=2)
+"""For the plan's figure at each lower concurrency, where a request takes the more work the fewer are in flight."""
 
-STEP = Effort(max_work=150_000, requests=288)
-"""For the plan's figures at lower concurrency: over more requests, for with fewer the last 3 % are left to chance."""
+
+class Budget:
+    """Work left for the simulations of one plan: of work and not of time, so that a busy machine has the same answer.
+
+    Args:
+        work: events and tokens, see ``simulate_closed_loop``.
+        whole: what it is a part of.
+    """
+
+    def __init__(self, work: int, whole: Budget | None = None) -> None:
+        self.left, self._whole = work, whole
+
+    def effort(self, effort: Effort, *, share: float = 1.0) -> Effort:
+        """That effort, with no more than this share of the work that is left."""
+        return replace(effort, max_work=min(effort.max_work, int(share * self.left)))
+
+    def part(self, share: float) -> Budget:
+        """A budget of this share of the work that is left; what is spent of it is spent of the whole."""
+        return Budget(int(share * self.left), self)
+
+    def spend(self, work: int) -> None:
+        """So much of it has been done."""
+        self.left = max(0, self.left - work)
+        if self._whole is not None:
+            self._whole.spend(work)
+
 
 MAX_CHOICES = 2_000_000
 """Requests in flight times pipelines to choose from; beyond it, analytically."""
@@ -64,11 +87,12 @@ EVENTS_PER_ITERATION = 4
 HOPELESS = 4
 """Times the work allowed: a simulation that would need more if its requests never grouped is not tried."""
 
-BATCHINGS_TRIED = 8
-"""Limits on iterations that a thorough comparison tries, at least."""
+MOST_FOR_LOOKS = 0.6
+"""Share of the work of a thorough comparison of limits for the first look at each; the rest is for those that are best
+at first, until they have settled."""
 
-THOROUGH_WORK = 1_500_000
-"""The comparison is thorough where all of it is expected to take so much work at most."""
+WINDOWS_TO_SETTLE = 2
+"""First looks that such a simulation takes at least."""
 
 NO_LIMITS = Batching()
 
@@ -110,6 +134,7 @@ def simulated(
             max_decode_batch=batching.max_decode_batch,
             max_batch_tokens=batching.max_batch_tokens,
             min_requests=effort.requests if len(capacities.workload.lengths) > 1 else 0,
+            min_rounds=effort.rounds,
             max_windows=effort.max_windows,
             max_work=effort.max_work,
             seed=seed,
@@ -171,8 +196,9 @@ def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
             output_tokens_per_s=statistics.fmean(one.output_tokens_per_s for one in each),
             ttft_s=_mean(one.ttft_s for one in each),
             tpot_s=_mean(one.tpot_s for one in each),
-            low_total_tokens_per_s=_mean(one.low_total_tokens_per_s for one in each),
-            high_total_tokens_per_s=_mean(one.high_total_tokens_per_s for one in each),
+            low_total_tokens_per_s=min(_known(one.low_total_tokens_per_s for one in each), default=None),
+            high_total_tokens_per_s=max(_known(one.high_total_tokens_per_s for one in each), default=None),
+            in_flight=_mean(one.in_flight for one in each),
             node_busy={name: statistics.fmean(one.node_busy[name] for one in each) for name in names},
             node_batch_tokens={name: statistics.fmean(one.node_batch_tokens[name] for one in each) for name in names},
         ),
@@ -183,56 +209,84 @@ def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
     )
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = _known(values)
     return statistics.fmean(known) if known else None
 
 
 @dataclass(frozen=True)
 class BestLimits:
-    """Limits on iterations, what is expected under them, and about how much work it was to find them."""
+    """Limits on iterations, and what is expected under them."""
 
     batching: Batching
     expected: Expected
-    work: int
 
 
 def best_limits(
-    capacities: Capacities, placement: Mapping[str, LayerRange], flow: Flow, *, thorough: bool, effort: Effort = RANKED
+    capacities: Capacities,
+    placement: Mapping[str, LayerRange],
+    flow: Flow,
+    budget: Budget,
+    *,
+    thorough: bool,
+    effort: Effort = RANKED,
 ) -> BestLimits | None:
     """The limits on iterations that bring the most; ``None`` where the effort is too little to simulate them.
 
-    Limits decide by up to a factor of three what a long pipeline delivers. So a placement that can be simulated within
-    the effort without limits only counts as not simulated: its figure is not comparable with those of others.
+    Limits decide by up to a factor of three what a long pipeline delivers.
+
+    Args:
+        capacities: of the nodes, for what was asked.
+        placement: node -> layer range.
+        flow: through it.
+        budget: of all simulations; what they take is spent.
+        thorough: compare more limits, and the best of them until they have settled, where there is work for that.
+        effort: of one simulation.
     """
     held, concurrency = flow.used(placement), capacities.concurrency
-    unlimited = simulated(capacities, held, flow, concurrency, effort=effort)
-    if unlimited is None:
-        return None
+
+    looks = budget.part(MOST_FOR_LOOKS if thorough else 1.0)
+
+    def run(batching: Batching, effort: Effort, budget: Budget) -> ClosedLoopResult | None:
+        effort = budget.effort(effort)
+        found = simulated(capacities, held, flow, concurrency, batching=batching, effort=effort)
+        budget.spend(effort.max_work if found is None else found.work)
+        return found
+
     sizes = [max_batch_tokens(capacities, name) for name in held]
     if None in sizes:  # a table's largest batch is part of what the table means
-        return BestLimits(NO_LIMITS, unlimited.expected, unlimited.work)
-    thorough = thorough and BATCHINGS_TRIED * unlimited.work <= THOROUGH_WORK
+        unlimited = run(NO_LIMITS, effort, looks)
+        return None if unlimited is None else BestLimits(NO_LIMITS, unlimited.expected)
+    took = 0  # work of the largest simulation so far
 
     def expected_under(batching: Batching) -> Expected | None:
-        if batching == NO_LIMITS:
-            return unlimited.expected
-        found = simulated(capacities, held, flow, concurrency, batching=batching, effort=effort)
+        nonlocal took
+        found = None if looks.left < took else run(batching, effort, looks)
+        took = took if found is None else max(took, found.work)
         return None if found is None else found.expected
 
-    def settled_under(batching: Batching) -> Expected:
-        return expected_of(capacities, held, flow, concurrency, batching=batching, effort=REPORTED)
+    def settled_under(batching: Batching) -> Expected | None:
+        if settling.left < WINDOWS_TO_SETTLE * FINALISTS * took:
+            return None
+        found = run(batching, replace(REPORTED, max_work=settling.left // FINALISTS), budget)
+        return None if found is None else found.expected
 
+    settling = budget.part(1 - MOST_FOR_LOOKS)
+    asked = predict_analytically(capacities, held, flow.links, concurrency).in_flight or 1.0
     found = best_batching(
         expected_under,
-        in_flight=unlimited.expected.concurrency,
+        in_flight=asked,
         stages=max(len(pipeline) for pipeline, _ in pipelines_of(held, flow.links)),
         mix=capacities.mix,
         max_batch_tokens=max(size or 0 for size in sizes),
         thorough=thorough,
         settled_under=settled_under if thorough else None,
     )
-    return None if found is None else BestLimits(*found, BATCHINGS_TRIED // 2 * unlimited.work)
+    return None if found is None else BestLimits(*found)
 
 
 def max_batch_tokens(capacities: Capacities, name: str, batching: Batching = NO_LIMITS) -> int | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from helixbench.solver.bounds.configurations import Configurations
 from helixbench.solver.bounds.work import coordinator_bound, work_bound
 from helixbench.solver.expected.analytic import predict_analytically
+from helixbench.solver.expected.simulated import Budget
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.flow.survival import survives
 from helixbench.solver.placement import milp
@@ -27,11 +28,19 @@ LEADING = 0.7
 WRITE_UP = 3.0
 """Time to write up a plan and check it, in units of the time to score a placement."""
 
-SIMULATING = 0.1
-"""Share of the time limit kept for simulating the plan, where throughput is the objective."""
+SIMULATING = 0.2
+"""Share of the time limit for simulating the placements with the best scores, and as much again for the plan."""
 
-MOST_SIMULATING_S = 6.0
-"""Upper limit of that time."""
+LEAST_SIMULATING_S, MOST_SIMULATING_S = 1.5, 15.0
+"""Limits of either time."""
+
+WORK_PER_S = 120_000
+"""Events and tokens of a simulation in a second."""
+
+
+def simulation_budget(time_limit_s: float) -> Budget:
+    """Work of simulations within a time limit, for the plan or for the placements to choose from."""
+    return Budget(int(WORK_PER_S * min(MOST_SIMULATING_S, max(LEAST_SIMULATING_S, SIMULATING * time_limit_s))))
 
 
 class Candidate(NamedTuple):
@@ -80,7 +89,7 @@ class Search:
 
     def left(self) -> float:
         """Seconds until the search has to end, so that the plan is written up by the time limit."""
-        simulating_s = 0.0 if self.is_for_flow else min(MOST_SIMULATING_S, SIMULATING * self.limits.time_s)
+        simulating_s = 0.0 if self.is_for_flow else 2 * min(MOST_SIMULATING_S, SIMULATING * self.limits.time_s)
         return self.limits.time_s - max(simulating_s, WRITE_UP * self.score_s) - self.elapsed()
 
     def is_proven(self) -> bool:
@@ -111,18 +120,19 @@ class Search:
             return None
         began_s = time.process_time()
         flow = max_flow(self.capacities, placement)
-        self.score_s = max(self.score_s, time.process_time() - began_s)
         if flow.tokens_per_s <= above * (1 + PROVEN):
             return None
         if self.capacities.survive and not survives(self.capacities, placement):
             return None
         score = flow.tokens_per_s
         if not self.is_for_flow:
+            flow = max_flow(self.capacities, placement, spread=True)  # the one that routing follows
             held = flow.used(placement)
             expected = predict_analytically(self.capacities, held, flow.links, self.capacities.concurrency)
             score = expected.total_tokens_per_s
             kept = dict(placement) if self.capacities.survive else held  # what carries nothing now may after a loss
             self.candidates.append(Candidate(score, flow.tokens_per_s, kept))
+        self.score_s = max(self.score_s, time.process_time() - began_s)
         if score <= above * (1 + PROVEN):
             return None
         if score > self.best_score * (1 + PROVEN):

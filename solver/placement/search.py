@@ -20,7 +20,7 @@ from helixbench.solver.placement.annealing import annealed
 from helixbench.solver.placement.balanced_stages import FEW_SIDE_BY_SIDE, MOST_SIDE_BY_SIDE, stacks
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.chains import widest_chain
-from helixbench.solver.placement.incumbent import PROVEN, Candidate, Search
+from helixbench.solver.placement.incumbent import PROVEN, Candidate, Search, simulation_budget
 from helixbench.solver.placement.local_search import search_neighbourhood
 from helixbench.solver.placement.published import PUBLISHED, published_model
 from helixbench.solver.placement.regions import regional_placements
@@ -58,9 +58,6 @@ MAX_LINKED_VARIABLES = 40_000
 MOST_SIMULATED = 16
 """Number of placements to simulate of those with the best analytical score, and of those with the largest flow."""
 
-MOST_SIMULATION_WORK = 6_000_000
-"""Events and tokens of all these simulations; some ten seconds."""
-
 
 def run_search(search: Search, method: str) -> SearchStatus:
     """Search by a method until a proof, the time limit or Ctrl-C."""
@@ -70,15 +67,19 @@ def run_search(search: Search, method: str) -> SearchStatus:
             return "not searched"
         if method == PUBLISHED:
             return _solve_published(search)
+        is_out_of_time = False
         for step in _steps(search):
-            if search.left() <= 0:
-                return "time limit"
+            is_out_of_time = search.left() <= 0
+            if is_out_of_time:
+                break
             step(search)
             if search.is_over:
                 return "optimal"
+        if not search.is_for_flow:
+            _simulate_candidates(search)
     except KeyboardInterrupt:
         return "interrupted"
-    if search.left() <= 0:
+    if is_out_of_time or search.left() <= 0:
         return "time limit"
     # What is expected never exceeds the max-flow, so a score at the bound is optimal for either objective.
     return "optimal" if search.best_score * (1 + PROVEN) >= search.bound else "search done"
@@ -104,8 +105,6 @@ def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
     if not search.is_for_flow:
         yield _try_fewer_nodes
     yield search_neighbourhood
-    if not search.is_for_flow:
-        yield _simulate_candidates
 
 
 def _try_baselines(search: Search) -> None:
@@ -301,17 +300,16 @@ def _simulate_candidates(search: Search) -> None:
     """
     capacities = search.capacities
     simulated: list[Candidate] = []
-    work = 0
+    budget = simulation_budget(search.limits.time_s)
     for candidate in _chosen_candidates(search.candidates):
-        if simulated and (search.left() <= 0 or work > MOST_SIMULATION_WORK):
-            break
         flow = max_flow(capacities, candidate.placement, spread=True)
-        found = best_limits(capacities, flow.used(candidate.placement), flow, thorough=False)
+        found = best_limits(capacities, flow.used(candidate.placement), flow, budget, thorough=False)
         if found is None:
-            return
-        work += found.work
+            if budget.left:
+                return
+            break
         simulated.append(candidate._replace(score=found.expected.total_tokens_per_s))
-    if simulated:
+    if len(simulated) > 1:
         search.take(max(simulated, key=lambda candidate: candidate.score))
         search.tell("simulating the best placements")
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from helixbench.profiler.cluster import ClusterProfile, ModelFacts, Node
 from helixbench.profiler.cost.measured import MeasuredCost
-from helixbench.profiler.cost.model import BatchShape
+from helixbench.profiler.cost.model import BatchShape, StageCost
 from helixbench.solver.problem.links import LinkTable
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.problem.regions import inferred_regions
+from helixbench.solver.problem.tables import table_cost
 from helixbench.solver.problem.workload import Workload
 
 TABLE_KV_SHARE = 0.8
@@ -144,6 +145,7 @@ class Capacities:
         self.nodes: dict[str, Node] = {node.name: node for node in profile.nodes}
         self._rates: dict[tuple[int, int, bool, bool, int], Rate] = {}  # (kind, held, first, last, run) -> rate
         self._kv: dict[tuple[int, int, bool, bool], int] = {}  # (kind, held, first, last) -> KV tokens
+        self._table_costs: dict[tuple[int, int], StageCost] = {}  # (kind, held) -> stage times of a capacity table
 
     @cached_property
     def regions(self) -> dict[str, str]:
@@ -168,6 +170,22 @@ class Capacities:
     def is_measured(self, name: str) -> bool:
         """Whether the node has a measured cost; else it has a capacity table, the same for every entry."""
         return self.nodes[name].cost is not None
+
+    def stage_cost(self, name: str, held: LayerRange) -> StageCost:
+        """Stage times with that range held: as measured, or as ``tables`` reads the capacity table."""
+        node = self.nodes[name]
+        if node.cost is not None:
+            return node.cost.stage
+        key = (self._kinds[name], held.num_layers)
+        if key not in self._table_costs:
+            assert node.capacity_tokens_per_s is not None, "a node has a cost or a table"
+            self._table_costs[key] = table_cost(node.capacity_tokens_per_s, held.num_layers)
+        return self._table_costs[key]
+
+    def max_batch_tokens(self, name: str, held: LayerRange) -> int:
+        """Tokens of the node's largest iteration with that range held: the most measured, or a table's usual batch."""
+        cost = self.nodes[name].cost
+        return int(self.stage_cost(name, held).max_tokens) if cost is None else cost.max_batch_tokens
 
     def mixes_entries(self, name: str) -> bool:
         """Whether requests that enter the node at different layers take different shares of its time."""

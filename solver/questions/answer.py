@@ -9,6 +9,7 @@ import msgspec
 from helixbench.solver.bounds.latency import bound_of_expected
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.flow.survival import survives
+from helixbench.solver.placement.incumbent import simulation_budget
 from helixbench.solver.placement.progress import OnProgress
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.checker import require_sound
@@ -148,6 +149,7 @@ def _moving_least(config: SolveConfig, before: Plan, after: Plan) -> Plan:
         objective=config.objective,
         bound=after.predicted.upper_bound_tokens_per_s,
         facts=after.solver,
+        budget=simulation_budget(config.time_limit_s),
     )
     if not (
         is_as_good(swapped.predicted.max_flow_tokens_per_s, flow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 
@@ -10,18 +11,15 @@ from helixbench.profiler.staleness import identity_of_node
 from helixbench.records import digest, provenance_now
 from helixbench.solver.expected.analytic import predict_analytically
 from helixbench.solver.expected.batch_limits import Batching
+from helixbench.solver.expected.curve import expected_curve
 from helixbench.solver.expected.simulated import (
-    LIMITED,
     NO_LIMITS,
     RANKED,
-    REPORTED,
-    REPORTED_BESIDE,
-    STEP,
+    Budget,
     Effort,
     best_limits,
     expected_of,
     max_batch_tokens,
-    simulated,
 )
 from helixbench.solver.flow.bottleneck import describe
 from helixbench.solver.flow.marginal import marginals
@@ -43,14 +41,10 @@ from helixbench.solver.problem.plan import (
     Survival,
 )
 from helixbench.solver.problem.regions import region_notes
-from helixbench.solver.simulation.closed_loop import ClosedLoopResult
-from helixbench.solver.simulation.stage_time import TABLE_NOTE
+from helixbench.solver.problem.tables import TABLE_NOTE
 
-SATURATED = 0.98
-"""Share of the throughput at the highest concurrency from which more requests in flight only wait."""
-
-CHANCE = 1.03
-"""Starts that differ by more have led to other groups."""
+MOST_FOR_LIMITS = 0.35
+"""Share of the work of simulations for the comparison of limits on iterations."""
 
 WORK_AFTER_LOSSES = 600_000
 """Events and tokens of the simulations of what is left after each loss, all together: some two seconds."""
@@ -58,13 +52,8 @@ WORK_AFTER_LOSSES = 600_000
 LEAST_WORK_AFTER_LOSS = 10_000
 """The same of one of them at least."""
 
-ANALYTIC_NOTE = (
-    "expected throughput at the highest concurrency is computed analytically and can be a third too high: "
-    "there are too many requests in flight to simulate; give --concurrency for a closer figure"
-)
-
 CUT_SHORT_NOTE = (
-    "expected throughput is computed analytically and can be a third too high, and no batch limits were searched: "
+    "expected throughput is computed analytically and can be a third off, and no batch limits were searched: "
     "the plan was interrupted before it was simulated"
 )
 
@@ -81,6 +70,7 @@ def assemble(
     objective: Objective,
     bound: float,
     facts: SolverFacts,
+    budget: Budget,
     notes: tuple[str, ...] = (),
     is_analytic: bool = False,
 ) -> Plan:
@@ -92,6 +82,7 @@ def assemble(
         objective: of the search.
         bound: proven tokens/s that no placement exceeds.
         facts: how it was found.
+        budget: of the simulations.
         notes: remarks to keep with the assumptions.
         is_analytic: compute what is expected analytically, without simulation.
     """
@@ -100,14 +91,25 @@ def assemble(
     held = _kept(capacities, placement, flow) if capacities.survive else used
     bound = max(bound, flow.tokens_per_s)
     has_tables = any(capacities.nodes[name].cost is None for name in held)
-    limits = None if is_analytic or has_tables else best_limits(capacities, held, flow, thorough=True)
-    if limits is None and objective == "throughput" and not (is_analytic or has_tables):
-        limits = best_limits(capacities, held, flow, thorough=False, effort=LIMITED)
+    limits, part = None, budget.part(MOST_FOR_LIMITS)
+    if not (is_analytic or has_tables):
+        limits = best_limits(capacities, held, flow, part, thorough=True)
+        if limits is None:  # requests group so little that a short simulation does not see a round
+            longer = replace(RANKED, max_work=part.left // 3)
+            limits = best_limits(capacities, held, flow, part, thorough=False, effort=longer)
     batching = NO_LIMITS if limits is None else limits.batching
     network = build_network(capacities, held)
-    expected, remarks = _over_concurrency(
-        capacities, used, flow, batching, objective=objective, is_analytic=is_analytic
-    )
+    expected: tuple[Expected, ...]
+    remarks: tuple[str, ...]
+    if is_analytic:
+        expected, remarks = (predict_analytically(capacities, used, flow.links, capacities.concurrency),), ()
+    else:
+        expected, remarks = expected_curve(
+            capacities, used, flow, batching, budget, at_first=None if limits is None else limits.expected
+        )
+    survival = None
+    if capacities.survive:
+        survival = _survival(capacities, held, batching, is_analytic=is_analytic)
     return Plan(
         model=capacities.model.name,
         num_layers=capacities.model.num_layers,
@@ -132,7 +134,7 @@ def assemble(
             expected=expected,
             bottleneck=describe(capacities, network, flow),
             marginal=marginals(network, flow),
-            survival=_survival(capacities, held, batching, is_analytic=is_analytic) if capacities.survive else None,
+            survival=survival,
         ),
         assumptions=Assumptions(
             workload=capacities.workload,
@@ -142,8 +144,8 @@ def assemble(
             concurrency=capacities.concurrency,
             notes=(
                 *notes,
-                *capacities.workload.notes,
                 *remarks,
+                *([TABLE_NOTE] if has_tables else []),
                 *_emulated(capacities, held),
                 *region_notes(capacities.profile, capacities.regions),
             ),
@@ -192,54 +194,6 @@ def _emulated(capacities: Capacities, held: Mapping[str, LayerRange]) -> list[st
     devices = (capacities.nodes[name].device for name in held)
     labels = sorted({device.label for device in devices if device.kind == "emulated"})
     return [f"devices that were not there when the cluster was profiled: {', '.join(labels)}"] if labels else []
-
-
-def _over_concurrency(
-    capacities: Capacities,
-    held: Mapping[str, LayerRange],
-    flow: Flow,
-    batching: Batching,
-    *,
-    objective: Objective,
-    is_analytic: bool,
-) -> tuple[tuple[Expected, ...], tuple[str, ...]]:
-    """Expected at 1, 2, 4, ... and at the number asked for, or at what the KV caches hold, and notes on the last one.
-
-    The steps end where, analytically, more requests in flight bring no more.
-    """
-    asked = capacities.concurrency
-    if is_analytic:
-        return (predict_analytically(capacities, held, flow.links, asked),), ()
-    effort = REPORTED if objective == "throughput" else REPORTED_BESIDE
-    found = simulated(capacities, held, flow, asked, batching=batching, effort=effort)
-    analytic = predict_analytically(capacities, held, flow.links, asked)
-    end, notes = (analytic, (ANALYTIC_NOTE,)) if found is None else (found.expected, _notes(found))
-    if any(capacities.nodes[name].cost is None for name in held):
-        notes = (*notes, TABLE_NOTE)
-    steps, step = [], 1
-    is_fast = found is not None and found.work <= RANKED.max_work * len(found.totals)
-    while step < end.concurrency:
-        at_step = predict_analytically(capacities, held, flow.links, step)
-        steps.append(expected_of(capacities, held, flow, step, batching=batching, effort=STEP) if is_fast else at_step)
-        if at_step.total_tokens_per_s >= SATURATED * analytic.total_tokens_per_s:
-            break
-        step *= 2
-    return (*steps, end), notes
-
-
-def _notes(found: ClosedLoopResult) -> tuple[str, ...]:
-    notes = []
-    if not found.is_settled:
-        notes.append(
-            f"expected throughput had not settled after {found.rounds:.0f} simulated rounds of all requests in flight"
-        )
-    low, high = min(found.totals, default=0.0), max(found.totals, default=0.0)
-    if high > CHANCE * low:
-        notes.append(
-            f"expected throughput is the mean of {len(found.totals)} simulations with {low:,.4g} to {high:,.4g} "
-            "tokens/s: how requests group depends on how they start"
-        )
-    return tuple(notes)
 
 
 def _capacity_at(capacities: Capacities, name: str, held: LayerRange, flow: Flow) -> float:

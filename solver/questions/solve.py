@@ -6,9 +6,10 @@ Whatever ends the search (proof, time limit, Ctrl-C), the best plan so far is re
 from __future__ import annotations
 
 from helixbench.errors import InputError
+from helixbench.solver.expected.simulated import Budget
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.baselines import METHODS
-from helixbench.solver.placement.incumbent import Search
+from helixbench.solver.placement.incumbent import Search, simulation_budget
 from helixbench.solver.placement.progress import OnProgress
 from helixbench.solver.placement.search import run_search
 from helixbench.solver.problem.capacity import Capacities
@@ -55,7 +56,14 @@ def solve_placement(config: SolveConfig, on_progress: OnProgress | None = None) 
 def _written_up(search: Search, best: Placement, facts: SolverFacts) -> Plan:
     """The plan of the best placement. Ctrl-C ends its simulation; a plan is returned all the same."""
     try:
-        return assemble(search.capacities, best, objective=search.objective, bound=search.bound, facts=facts)
+        return assemble(
+            search.capacities,
+            best,
+            objective=search.objective,
+            bound=search.bound,
+            facts=facts,
+            budget=simulation_budget(search.limits.time_s),
+        )
     except KeyboardInterrupt:
         plan = assemble(
             search.capacities,
@@ -63,6 +71,7 @@ def _written_up(search: Search, best: Placement, facts: SolverFacts) -> Plan:
             objective=search.objective,
             bound=search.bound,
             facts=facts,
+            budget=Budget(0),
             notes=(CUT_SHORT_NOTE,),
             is_analytic=True,
         )

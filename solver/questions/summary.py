@@ -8,6 +8,9 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.solver.problem.plan import Objective, Plan, Survival
 from helixbench.solver.questions.what_if import bytes_to_load
 
+ADMITTED = 0.98
+"""Share of the requests in flight that were asked for; if fewer are admitted, the summary says so."""
+
 
 def summary_lines(plan: Plan) -> Iterator[str]:
     """Placement, bound, bottleneck and expected throughput, for a terminal."""
@@ -33,8 +36,13 @@ def summary_lines(plan: Plan) -> Iterator[str]:
     for number, line in enumerate(predicted.bottleneck):
         yield f"{'' if number else 'bottleneck:':<11} {line}"
     for step in predicted.expected:
+        low, high = step.low_total_tokens_per_s, step.high_total_tokens_per_s
+        span = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
         latency = "" if step.tpot_s is None else f", {step.tpot_s * 1000:.1f} ms per output token"
-        yield f"expected at {step.concurrency:5d} in flight: {step.total_tokens_per_s:10.1f} tokens/s{latency}"
+        in_flight = step.in_flight or step.concurrency
+        admitted = f", {in_flight:.0f} admitted" if in_flight < ADMITTED * step.concurrency else ""
+        at = f"expected at {step.concurrency:5d} in flight:"
+        yield f"{at} {step.total_tokens_per_s:10.1f} tokens/s{span}{latency}{admitted}"
     yield from _bounds_of_targets(plan)
     if survival is not None:
         yield _survival_line(survival, what=plan.assumptions.objective)

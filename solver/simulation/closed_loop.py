@@ -25,7 +25,6 @@ from helixbench.solver.problem.workload import Workload, draw_lengths
 from helixbench.solver.scheduling.requests import InFlight, Request
 from helixbench.solver.scheduling.router import Router
 from helixbench.solver.simulation.cluster import NodeSetup, SimulatedCluster
-from helixbench.solver.simulation.stage_time import timing_of
 
 MIN_REQUESTS = 96
 MIN_ROUNDS = 4
@@ -75,6 +74,7 @@ def simulate_closed_loop(
     max_decode_batch: int | None = None,
     max_batch_tokens: int | None = None,
     min_requests: int = MIN_REQUESTS,
+    min_rounds: int = MIN_ROUNDS,
     max_windows: int = 1,
     max_work: int = 1_000_000_000,
     seed: int = 0,
@@ -88,7 +88,8 @@ def simulate_closed_loop(
         concurrency: requests in flight; ``None`` for as many as admission lets into the KV caches.
         max_decode_batch: decoding sequences in an iteration at most; ``None`` for no such limit.
         max_batch_tokens: tokens in an iteration at most; ``None`` for what each node can do.
-        min_requests: requests in a window at least, beside ``MIN_ROUNDS``.
+        min_requests: requests in a window at least.
+        min_rounds: rounds of all that are in flight in a window at least.
         max_windows: windows at most, until two in a row agree.
         max_work: events at most, ``TOKENS_PER_EVENT`` output tokens counted as one.
         seed: of the draws.
@@ -103,7 +104,7 @@ def simulate_closed_loop(
         max_work=max_work,
         seed=seed,
     )
-    return loop.run(min_requests=min_requests, max_windows=max_windows)
+    return loop.run(min_requests=min_requests, min_rounds=min_rounds, max_windows=max_windows)
 
 
 class _Clients:
@@ -116,6 +117,7 @@ class _Clients:
         self._admitted_s: dict[InFlight, float] = {}
         self._first_token_s: dict[InFlight, float] = {}
         self.finished = self.outputs = 0
+        self._in_flight, self._counted_s, self._request_s = 0, 0.0, 0.0
         self.ttft_s: list[float] = []
         self.tpot_s: list[float] = []
 
@@ -126,11 +128,13 @@ class _Clients:
 
     def admitted(self, requests: Sequence[InFlight], now_s: float) -> None:
         """Latencies count from admission."""
+        self._count(len(requests), now_s)
         for state in requests:
             self._admitted_s[state] = now_s
 
     def answered(self, num_tokens: int, began: Sequence[InFlight], ended: Sequence[InFlight], now_s: float) -> None:
         """Count tokens and requests, and take the times of those that ended."""
+        self._count(-len(ended), now_s)
         self.outputs += num_tokens
         self.finished += len(ended)
         for state in began:
@@ -140,6 +144,16 @@ class _Clients:
             self.ttft_s.append(first_s - self._admitted_s.pop(state))
             if state.num_output > 1:
                 self.tpot_s.append((now_s - first_s) / (state.num_output - 1))
+
+    def request_s(self, now_s: float) -> float:
+        """Seconds in flight so far, over all requests."""
+        self._count(0, now_s)
+        return self._request_s
+
+    def _count(self, change: int, now_s: float) -> None:
+        """So many more are in flight from now on."""
+        self._request_s += self._in_flight * (now_s - self._counted_s)
+        self._in_flight, self._counted_s = self._in_flight + change, now_s
 
     def _make(self, prompt_tokens: int, output_tokens: int) -> Request:
         prompt = self._prompts.setdefault(prompt_tokens, (0,) * prompt_tokens)
@@ -152,6 +166,7 @@ class _Snapshot:
 
     at_s: float
     outputs: int
+    request_s: float  # seconds in flight, over all requests
     nodes: Mapping[str, tuple[float, int, int]]  # node -> seconds in iterations, iterations, tokens decoded
 
 
@@ -171,9 +186,9 @@ class _ClosedLoop:
         self._concurrency, self._max_work = concurrency, max_work
         setups = {}
         for name, held in placement.items():
-            timing = timing_of(capacities, capacities.nodes[name], held)
-            most = min(timing.max_batch_tokens, max_batch_tokens or timing.max_batch_tokens)
-            setups[name] = NodeSetup(held, timing.cost, most, capacities.kv_slots(name, held))
+            most = capacities.max_batch_tokens(name, held)
+            most = min(most, max_batch_tokens or most)
+            setups[name] = NodeSetup(held, capacities.stage_cost(name, held), most, capacities.kv_slots(name, held))
         self._clients = _Clients(capacities.workload, seed)
         self._cluster = SimulatedCluster(
             capacities.profile,
@@ -186,15 +201,15 @@ class _ClosedLoop:
             on_answer=self._stop_when_finished,
         )
         costs = [node.cost for node in (capacities.nodes[name] for name in placement) if node.cost is not None]
-        self._error = max((cost.held_out_error_median for cost in costs), default=None)
+        self._error = max((cost.held_out_error_median for cost in costs), default=0.0)
         self._tokens_per_output = capacities.mix.tokens_per_output
         self._finish_at = 0  # requests that end before the clock stops
 
-    def run(self, *, min_requests: int, max_windows: int) -> ClosedLoopResult | None:
+    def run(self, *, min_requests: int, min_rounds: int, max_windows: int) -> ClosedLoopResult | None:
         """Fill the cluster, let every one of the first requests finish, then measure windows."""
         self._cluster.start()
         clients, in_flight = self._clients, self._cluster.coordinator.num_in_flight
-        size = max(MIN_ROUNDS * in_flight, min_requests)
+        size = max(min_rounds * in_flight, min_requests)
         self._advance(in_flight)
         last: Expected | None = None
         is_settled = False
@@ -205,7 +220,7 @@ class _ClosedLoop:
             if not is_whole and (last is not None or clients.finished - before < max(in_flight, FEWEST_REQUESTS)):
                 break
             total_before = last.total_tokens_per_s if last else -1.0
-            last = self._expected(begin, self._snapshot(), in_flight)
+            last = self._expected(begin, self._snapshot())
             is_settled = is_whole and abs(last.total_tokens_per_s - total_before) <= SETTLED * total_before
             if is_settled or not is_whole:
                 break
@@ -213,7 +228,8 @@ class _ClosedLoop:
             return None
         return ClosedLoopResult(last, is_settled, clients.finished / in_flight, self._work)
 
-    def _expected(self, begin: _Snapshot, end: _Snapshot, in_flight: int) -> Expected:
+    def _expected(self, begin: _Snapshot, end: _Snapshot) -> Expected:
+        in_flight = (end.request_s - begin.request_s) / (end.at_s - begin.at_s)
         seconds = end.at_s - begin.at_s
         outputs_per_s = (end.outputs - begin.outputs) / seconds
         # Not the prompts that were counted: they come in lumps, and in a window of 96 requests were 5 to 7 % too many.
@@ -224,21 +240,22 @@ class _ClosedLoop:
             busy[name] = min(1.0, (busy_s - before[0]) / seconds)
             batches[name] = (decoded - before[2]) / max(1, iterations - before[1])
         return Expected(
-            concurrency=in_flight if self._concurrency is None else self._concurrency,
+            concurrency=round(in_flight) if self._concurrency is None else self._concurrency,
             total_tokens_per_s=total,
             output_tokens_per_s=outputs_per_s,
             ttft_s=_median(self._clients.ttft_s),
             tpot_s=_median(self._clients.tpot_s),
-            low_total_tokens_per_s=None if self._error is None else total / (1 + self._error),
-            high_total_tokens_per_s=None if self._error is None else total / max(1e-6, 1 - self._error),
-            in_flight=float(in_flight),
+            low_total_tokens_per_s=total / (1 + self._error) / (1 + SETTLED),
+            high_total_tokens_per_s=total / max(1e-6, 1 - self._error) * (1 + SETTLED),
+            in_flight=in_flight,
             node_busy=busy,
             node_batch_tokens=batches,
         )
 
     def _snapshot(self) -> _Snapshot:
         nodes = {name: (node.busy_s, node.iterations, node.decode_tokens) for name, node in self._cluster.nodes.items()}
-        return _Snapshot(self._cluster.loop.now_s, self._clients.outputs, nodes)
+        now_s = self._cluster.loop.now_s
+        return _Snapshot(now_s, self._clients.outputs, self._clients.request_s(now_s), nodes)
 
     def _advance(self, num_requests: int) -> bool:
         """Go on until this many more have ended; ``False`` where the work was used up before."""

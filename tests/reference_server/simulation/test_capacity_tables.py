@@ -7,12 +7,11 @@ import pytest
 from helixbench.profiler.cost.model import BatchShape
 from helixbench.reference_server.simulation import SimulationConfig, simulate
 from helixbench.solver import Plan, SolveConfig, solve_placement
-from helixbench.solver.expected.analytic import table_round_s
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
+from helixbench.solver.problem.tables import TABLE_NOTE
 from helixbench.solver.problem.workload import fixed_workload
 from helixbench.solver.questions.generate import make_cluster
-from helixbench.solver.simulation.stage_time import TABLE_NOTE, table_timing
 from tests.reference_server.simulation.cases import OFFLINE
 
 WORKLOAD = fixed_workload(prompt_tokens=763, output_tokens=232)
@@ -27,26 +26,13 @@ def test_a_full_iteration_carries_what_the_table_says_and_none_carries_more(capa
     for node in capacities.profile.nodes:
         for layers in range(1, node.max_layers + 1):
             held = LayerRange(0, layers)
-            timing = table_timing(capacities, node.name, held)
+            cost, most = capacities.stage_cost(node.name, held), capacities.max_batch_tokens(node.name, held)
             rates = [
-                tokens
-                / timing.cost.time_s(num_layers=n, batch=BatchShape(decode_tokens=tokens), first=True, last=False)
-                for tokens in (1, timing.max_batch_tokens / 2, timing.max_batch_tokens)
+                tokens / cost.time_s(num_layers=n, batch=BatchShape(decode_tokens=tokens), first=True, last=False)
+                for tokens in (1, most / 2, most)
                 for n in (1, layers)  # a table holds for every entry
             ]
-            assert max(rates) <= capacities.tokens_per_s(node.name, held) * (1 + 1e-9)
-            assert max(rates) == pytest.approx(
-                capacities.tokens_per_s(node.name, held), rel=1 / timing.max_batch_tokens
-            )
-
-
-def test_a_full_iteration_takes_as_long_as_the_solver_says(capacities: Capacities) -> None:
-    name = capacities.profile.nodes[0].name
-    held = LayerRange(0, 2)
-    timing = table_timing(capacities, name, held)
-    full = BatchShape(decode_tokens=timing.cost.max_tokens)
-    seconds = timing.cost.time_s(num_layers=2, batch=full, first=True, last=False)
-    assert seconds == pytest.approx(table_round_s(capacities, name, held))
+            assert max(rates) == pytest.approx(capacities.tokens_per_s(node.name, held), rel=1e-9)
 
 
 def test_a_simulated_run_stays_below_the_bound_and_says_what_it_assumed() -> None:

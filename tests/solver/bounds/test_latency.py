@@ -10,9 +10,10 @@ import pytest
 from helixbench.profiler.cluster import ClusterProfile, DefaultLink
 from helixbench.solver import Infeasible, Plan
 from helixbench.solver.bounds.latency import bound_of_expected, least_nodes, least_round_s, most_in_flight
-from helixbench.solver.expected.analytic import kv_requests, predict_analytically, visits_of
+from helixbench.solver.expected.analytic import kv_requests, predict_analytically
 from helixbench.solver.expected.simulated import expected_of
 from helixbench.solver.flow.max_flow import max_flow
+from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.problem.workload import fixed_workload
@@ -55,7 +56,7 @@ def test_no_placement_is_expected_to_give_more(seed: int) -> None:
         means = predict_analytically(capacities, held, flow.links, concurrency)
         assert means.total_tokens_per_s <= bound.tokens_per_s * (1 + 1e-9)
         assert (means.tpot_s or 0) >= bound.least_tpot_s * (1 - 1e-9)
-        assert kv_requests(capacities, held, visits_of(held, flow.links)) <= most_in_flight(capacities)
+        assert kv_requests(capacities, held, pipelines_of(held, flow.links)) <= most_in_flight(capacities)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 16])

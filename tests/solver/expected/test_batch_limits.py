@@ -39,8 +39,15 @@ def test_limits_that_only_look_best_at_first_are_left_for_those_that_last() -> N
 
 
 def test_no_limits_are_chosen_where_none_could_be_simulated() -> None:
-    """Neither at first nor until settled: there is nothing to compare, and no error."""
-
     assert best_batching(lambda _: None, **OPTIONS) is None  # type: ignore[arg-type]
-    assert best_batching(lambda b: expected(9.0) if b == Batching() else None, **OPTIONS) is None  # type: ignore[arg-type]
-    assert best_batching(lambda _: expected(9.0), **OPTIONS, settled_under=lambda _: None) is None  # type: ignore[arg-type]
+    only = best_batching(lambda b: expected(9.0) if b == Batching() else None, **OPTIONS)  # type: ignore[arg-type]
+    assert only == (Batching(), expected(9.0))
+
+
+def test_the_first_look_decides_where_nothing_settles() -> None:
+    def at_first(batching: Batching) -> Expected:
+        return expected(300.0 if batching.max_decode_batch == 6 else 100.0)
+
+    found = best_batching(at_first, **OPTIONS, settled_under=lambda _: None)  # type: ignore[arg-type]
+    assert found is not None
+    assert (found[0].max_decode_batch, found[1].total_tokens_per_s) == (6, 300.0)

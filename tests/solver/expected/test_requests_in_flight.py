@@ -48,19 +48,20 @@ def plans(cluster: ClusterProfile) -> dict[str, Placement]:
     }
 
 
-def test_the_chain_that_fills_evenly_beats_the_one_with_more_flow(
-    cluster: ClusterProfile, conversations: Workload
-) -> None:
+def test_the_chain_that_fills_evenly_admits_the_most(cluster: ClusterProfile, conversations: Workload) -> None:
     capacities = Capacities(cluster, conversations)
     flows, expected = {}, {}
     for name, placement in plans(cluster).items():
         flow = max_flow(capacities, placement, spread=True)
         flows[name] = flow.tokens_per_s
-        expected[name] = predict_analytically(capacities, placement, flow.links, None).total_tokens_per_s
+        expected[name] = predict_analytically(capacities, placement, flow.links, None)
     assert flows["flow-optimal"] == pytest.approx(2045.64, abs=0.01)
     assert flows["wide"] == pytest.approx(1495.6, abs=0.1)
     assert flows["balanced"] == pytest.approx(1476.1, abs=0.1)
-    assert expected["balanced"] > expected["flow-optimal"] > expected["wide"]
+    in_flight = {name: of.in_flight or 0.0 for name, of in expected.items()}
+    assert in_flight["balanced"] > 1.2 * in_flight["flow-optimal"]
+    assert in_flight["flow-optimal"] == in_flight["wide"]  # that of an A100 with eight layers
+    assert all(0.9 * flows[name] < of.total_tokens_per_s <= flows[name] for name, of in expected.items())
 
 
 def test_the_search_finds_a_plan_at_least_as_good_as_the_one_made_by_hand(

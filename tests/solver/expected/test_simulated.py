@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from helixbench.solver.expected.curve import _notes
 from helixbench.solver.expected.simulated import mean_of, over_starts
 from helixbench.solver.problem.plan import Expected
-from helixbench.solver.questions.assemble import _notes
 from helixbench.solver.simulation.closed_loop import ClosedLoopResult
 
 
@@ -60,7 +60,7 @@ def test_a_start_that_was_cut_off_counts_for_nothing() -> None:
 
 
 def test_a_plan_says_where_groups_are_chance() -> None:
-    assert _notes(mean_of([rolled(60.0), rolled(59.0)])) == ()
+    assert _notes(mean_of([rolled(60.0), rolled(59.0)])) == []
     (note,) = _notes(mean_of([rolled(60.0), rolled(50.0), rolled(55.0)]))
     assert "mean of 3 simulations with 50 to 60 tokens/s" in note
 

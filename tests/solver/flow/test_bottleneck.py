@@ -6,6 +6,7 @@ import pytest
 
 from helixbench.profiler.cluster import ClusterProfile, Coordinator, DefaultLink, Link
 from helixbench.solver import Plan, SolveConfig, solve_placement
+from helixbench.solver.expected.simulated import Budget
 from helixbench.solver.flow.marginal import STEP, marginals
 from helixbench.solver.flow.max_flow import max_flow
 from helixbench.solver.flow.network import build_network
@@ -20,7 +21,7 @@ FACTS = SolverFacts(method="by hand", backend="", seconds=0.0, status="not searc
 
 def plan_by_hand(profile: ClusterProfile, placement: dict[str, LayerRange]) -> Plan:
     capacities = Capacities(profile, WORKLOAD)
-    return assemble(capacities, placement, objective="max-flow", bound=0.0, facts=FACTS)
+    return assemble(capacities, placement, objective="max-flow", bound=0.0, facts=FACTS, budget=Budget(100_000))
 
 
 def in_a_row(*rates: float, links: tuple[Link, ...] = ()) -> tuple[ClusterProfile, dict[str, LayerRange]]:

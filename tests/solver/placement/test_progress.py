@@ -138,7 +138,7 @@ def test_ctrl_c_ends_the_search_and_writes_the_best_plan_so_far(tmp_path: Path, 
     assert not list(problems_of(profile, plan))
 
 
-def test_the_first_plan_for_50_nodes_takes_one_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_plan_for_50_nodes_takes_a_flow_and_its_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = make_cluster(num_nodes=50, num_types=6, num_regions=3, seed=4)
     flows: list[Flow] = []
 
@@ -154,7 +154,7 @@ def test_the_first_plan_for_50_nodes_takes_one_flow(monkeypatch: pytest.MonkeyPa
     plan = solve_placement(SolveConfig(cluster=profile, workload=WORKLOAD), stop_at_the_first_plan)
     assert isinstance(plan, Plan)
     assert plan.solver.status == "interrupted"
-    assert len(flows) == 1
+    assert len(flows) == 2
 
 
 def test_ctrl_c_while_the_plan_is_simulated_still_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_time_is_kept_for_simulating_the_plan() -> None:
     capacities = Capacities(demo_cluster(), WORKLOAD)
     for_flow = Search(capacities, "max-flow", Limits(time_s=60.0), lambda _: None)
     expected = Search(capacities, "throughput", Limits(time_s=60.0), lambda _: None)
-    assert 50.0 < expected.left() <= 54.0 < for_flow.left()
+    assert 30.0 < expected.left() <= 36.0 < for_flow.left()
 
 
 def test_a_kick_ends_when_time_is_up() -> None:

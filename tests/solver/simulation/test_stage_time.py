@@ -12,7 +12,7 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, LinkFlow
 from helixbench.solver.problem.workload import fixed_workload
 from helixbench.solver.simulation.closed_loop import simulate_closed_loop
-from helixbench.solver.simulation.stage_time import StageTimer, table_timing
+from helixbench.solver.simulation.stage_time import StageTimer
 from tests.solver.clusters import WORKLOAD, cost_node, model, table_node
 
 
@@ -68,7 +68,7 @@ def test_a_table_is_timed_where_only_its_first_range_does_not_fit() -> None:
     node = table_node("a", [100.0, 40.0], memory_bytes=1e8)
     profile = ClusterProfile(model=model(4, embedding_bytes=1e9), nodes=(node,), default_link=DefaultLink(1e9))
     capacities = Capacities(profile, WORKLOAD)
-    timing = table_timing(capacities, "a", LayerRange(1, 3))
-    full = BatchShape(decode_tokens=timing.cost.max_tokens)
-    seconds = timing.cost.time_s(num_layers=2, batch=full, first=False, last=False)
-    assert timing.cost.max_tokens / seconds == pytest.approx(40.0)
+    cost = capacities.stage_cost("a", LayerRange(1, 3))
+    full = BatchShape(decode_tokens=cost.max_tokens)
+    seconds = cost.time_s(num_layers=2, batch=full, first=False, last=False)
+    assert cost.max_tokens / seconds == pytest.approx(40.0)

@@ -1,1 +1,0 @@
-"""The demo: the whole chain on one machine, for the plan and for baselines of the same cluster."""
