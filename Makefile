@@ -17,7 +17,7 @@ demo: system $(VENV)/.installed-serve ## profile, solve, serve and verify on thi
 	$(BIN)/helixbench demo $(ARGS)
 
 test: system browser $(VENV)/.installed-dev lint types ## ruff, mypy and pytest
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -8,21 +8,31 @@ bandwidth and 0.41 to 0.80 of their peak operations per second, which is why eve
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
 
+from helixbench.profiler.cost.measured import MeasuredCost
 from helixbench.profiler.emulated_device import EmulatedDevice, ModelTimes, Roofline
 from helixbench.profiler.import_tables import MEMORY_UTILIZATION, WORKSPACE_BYTES, import_cost
+from helixbench.profiler.model.hash_model import make_hash_model
+from helixbench.profiler.model.model import open_model
+from helixbench.profiler.model.synthetic import make_model
 from helixbench.records import save_record
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "reference_server" / "testbed" / "shipped"
 TABLES = ROOT / "examples" / "data" / "gpu_profiles"
 SHIPPED = ROOT / "profiler" / "devices"
 
 FLOPS_REACHED, BANDWIDTH_REACHED = 0.6, 0.8
 LAUNCH_S, STEP_S = 40e-6, 1e-3
 GBIT = 1e9 / 8
+
+DEMO_DEVICES = ("A100-40GB", "L4", "RTX-4090", "T4", "Jetson-AGX-Orin-64GB")
+STANDS_FOR = "llama3-8b"
+"""Whose layers those of the demo's small model stand for: they take as long."""
 
 # Name -> (memory GB, dense FP16 TFLOP/s, memory GB/s, NIC Gbit/s, data sheet, table of timings)
 DEVICES: dict[str, tuple[float, float, float, float, str, str]] = {
@@ -74,8 +84,41 @@ def llama2_70b_times(table: str) -> ModelTimes:
     )
 
 
+def demo_device(name: str) -> EmulatedDevice:
+    """The device of that name for the demo's model: each of its layers takes the time of a layer of a large model."""
+    whole = device(name)
+    assert whole.roofline is not None
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder, "small"), Path(folder, "large")
+        make_model(small, preset="nano")
+        make_hash_model(large, like=STANDS_FOR)
+        computed, timed = (
+            open_model(str(path)).facts(dtype=dtype) for path, dtype in ((small, "float32"), (large, "bfloat16"))
+        )
+    cost = MeasuredCost(
+        stage=whole.roofline.stage_cost(timed),
+        samples=(),
+        held_out_error_median=0.0,
+        held_out_error_p90=0.0,
+        workspace_bytes=0.0,
+        max_batch_tokens=whole.roofline.max_batch_tokens,
+        source=f"roofline of {name} for layers of {STANDS_FOR}, for which those of this small model stand",
+    )
+    times = ModelTimes(
+        model="nano",
+        layer_weight_bytes=computed.layer_weight_bytes,
+        kv_bytes_per_token_per_layer=computed.kv_bytes_per_token_per_layer,
+        cost=cost,
+        origin="data sheet",
+    )
+    return msgspec.structs.replace(whole, times=(times,), roofline=None)
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else SHIPPED
     for each in DEVICES:
         save_record(folder / f"{each}.json", device(each))
         print(folder / f"{each}.json")
+    for each in DEMO_DEVICES if len(sys.argv) == 1 else ():
+        save_record(DEMO / f"{each}.json", demo_device(each))
+        print(DEMO / f"{each}.json")

@@ -37,7 +37,7 @@ COMMANDS = {
         SERVER,
         "Check whether nodes are fit to be profiled and to serve. Exit code 1 where there is a problem.",
     ),
-    "bench": (SERVER, "Run a plan under closed-loop load and write what was measured."),
+    "bench": (SERVER, "Run a plan under load, closed or open loop, and write what was measured."),
     "check": (
         SERVER,
         "Judge what clients saw in a run: tokens lost, duplicated or wrong. Exit code 0 where there are none, else 1.",
@@ -51,7 +51,7 @@ COMMANDS = {
         "Exit 0 pass, 1 fail, 2 invalid input, 3 could not measure, 4 undecided with --strict.",
     ),
     "validate": (REPORTS, "Compare measured with predicted performance on many testbeds and workloads."),
-    "demo": (REPORTS, "Profile, solve, serve under load and report, on this machine."),
+    "demo": (REPORTS, "Profile, solve, serve the plan and two baselines under load, and report; on this machine."),
     "schema": (REPORTS, "Print the JSON Schema of a record."),
 }
 

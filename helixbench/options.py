@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,9 +28,26 @@ PromptTokens = Annotated[int | None, typer.Option("--prompt-tokens", help="promp
 OutputTokens = Annotated[int | None, typer.Option("--output-tokens", help="output length of every request")]
 Trace = Annotated[
     Path | None,
-    typer.Option("--trace", help="CSV trace with ContextTokens and GeneratedTokens, instead of two lengths"),
+    typer.Option("--trace", help="trace of requests, plain or gzip, instead of two lengths; formats: --trace-format"),
+]
+TraceFormat = Annotated[
+    Literal["auto", "azure", "burstgpt", "mooncake", "sharegpt"],
+    typer.Option("--trace-format", help="format of the trace; auto: by the names of its columns"),
 ]
 TraceScale = Annotated[float, typer.Option("--trace-scale", help="multiply the lengths in the trace by this")]
+TraceTokenizer = Annotated[
+    Path | None,
+    typer.Option("--trace-tokenizer", help="directory or tokenizer.json of a model, for a trace of texts (sharegpt)"),
+]
+Rate = Annotated[float | None, typer.Option("--rate", help="open loop: requests/s on average")]
+Burstiness = Annotated[
+    float,
+    typer.Option("--burstiness", help="with --rate: shape of the gamma-distributed gaps; 1 is Poisson, below 1 bursty"),
+]
+Replay = Annotated[bool, typer.Option("--replay", help="open loop: requests arrive at the times of --trace")]
+Speedup = Annotated[float, typer.Option("--speedup", help="with --replay: this many times as fast")]
+MaxTtftS = Annotated[float | None, typer.Option("--max-ttft-s", help="goodput: longest time to the first token")]
+MaxTpotS = Annotated[float | None, typer.Option("--max-tpot-s", help="goodput: longest time per output token")]
 
 
 def memory_of_option(text: str) -> float | None:

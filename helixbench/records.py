@@ -22,6 +22,12 @@ from helixbench.errors import InputError
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 
+SPACE_BYTES = 16 << 20
+"""Free space that there has to be for a record; that of a run of 100 000 requests fits."""
+
+_OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
 class _AnyRecord(msgspec.Struct):
     schema: str
 
@@ -184,8 +190,30 @@ def save_bytes(path: Path, content: bytes) -> None:
                 os.unlink(temporary)
 
 
+def save_measurement(path: Path, record: msgspec.Struct) -> None:
+    """Write a record that took a measurement; where that fails, to another folder or else to stdout.
+
+    Raises:
+        InputError: it could not be written there; the message says where it is instead.
+    """
+    try:
+        save_record(path, record)
+    except InputError as error:
+        content = encode_record(record)
+        for folder in (*map(Path, _OTHER_FOLDERS), Path.home()):
+            other = folder / f"{path.stem}-{os.getpid()}{path.suffix}"
+            try:
+                save_bytes(other, content)
+            except InputError:
+                continue
+            raise InputError(f"{error}; the record of what was measured is in {other}") from error
+        sys.stdout.write(content.decode())
+        sys.stdout.flush()
+        raise InputError(f"{error}; the record of what was measured is on stdout") from error
+
+
 def require_writable(path: Path) -> None:
-    """Check that ``save_bytes`` can write there, before the work whose result goes there.
+    """Check that ``save_bytes`` can write there, before the work whose result goes there, and that there is space.
 
     Raises:
         InputError: the folder cannot be made or written, or the path is a folder itself.
@@ -194,8 +222,9 @@ def require_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, SPACE_BYTES)
     except OSError as error:
         raise _cannot_be_written(path, error) from error
 

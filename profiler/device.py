@@ -6,6 +6,7 @@ under ``not_read``, so an odd driver or container costs one fact and never the r
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -256,7 +257,8 @@ def _with_nvml(ask: Callable[[Any], Facts], load_nvml: Callable[[], Any]) -> Fac
     try:
         return ask(nvml)
     finally:
-        nvml.nvmlShutdown()
+        with contextlib.suppress(Exception):  # what was read does not depend on it
+            nvml.nvmlShutdown()
 
 
 def open_nvml() -> Any | None:
@@ -267,7 +269,7 @@ def open_nvml() -> Any | None:
         return None
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
+    except Exception:  # NVMLError, or a library that does not fit its driver
         return None
     return nvml
 
@@ -275,10 +277,8 @@ def open_nvml() -> Any | None:
 def handle_by_uuid(nvml: Any, uuid: str) -> Any | None:
     """NVML's handle of the device with torch's UUID; ``None`` where there is none."""
     for prefix in ("GPU-", "MIG-"):
-        try:
+        with contextlib.suppress(Exception):  # NVMLError, or a function that the driver lacks
             return nvml.nvmlDeviceGetHandleByUUID(prefix + uuid)
-        except nvml.NVMLError:
-            continue
     return None
 
 
@@ -359,7 +359,7 @@ def _active_nvlinks(nvml: Any, handle: Any) -> float:
         try:
             active += int(nvml.nvmlDeviceGetNvLinkState(handle, link) == nvml.NVML_FEATURE_ENABLED)
         except nvml.NVMLError:
-            break
+            break  # a number beyond the device's links
     return float(active)
 
 

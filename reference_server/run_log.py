@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import msgspec
 import numpy as np
 
+from helixbench.errors import InputError
 from helixbench.records import Provenance
-from helixbench.solver.problem.plan import Placement, Plan
+from helixbench.solver.problem.plan import Expected, Placement, Plan
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.history import History
 from helixbench.solver.scheduling.work import Routing
@@ -45,6 +46,37 @@ class RequestRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         if self.output_tokens < 2:
             return None
         return (self.finish_s - self.first_token_s) / (self.output_tokens - 1)
+
+
+class LatencyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What goodput counts: requests whose TTFT and TPOT are at most these, in seconds; ``None`` for no limit."""
+
+    max_ttft_s: float | None = None
+    max_tpot_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_ttft_s", "max_tpot_s"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < float("inf"):
+                raise ValueError(f"{name}: need more than 0 seconds, got {limit:g}")
+
+    def __str__(self) -> str:
+        named = (("TTFT", self.max_ttft_s), ("TPOT", self.max_tpot_s))
+        return ", ".join(f"{name} <= {limit:g} s" for name, limit in named if limit is not None)
+
+
+def limits_of_options(max_ttft_s: float | None, max_tpot_s: float | None) -> LatencyLimits | None:
+    """The limits that the command-line options set; ``None`` where they set none.
+
+    Raises:
+        InputError: a limit of no time.
+    """
+    if max_ttft_s is None and max_tpot_s is None:
+        return None
+    try:
+        return LatencyLimits(max_ttft_s=max_ttft_s, max_tpot_s=max_tpot_s)
+    except ValueError as error:
+        raise InputError(f"--max-ttft-s, --max-tpot-s: {error}") from error
 
 
 class NodeUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -263,9 +295,11 @@ class RunLog(
 ):
     """One measured run of a plan.
 
-    ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against. ``pipelines`` lists every distinct
-    pipeline that a request took, each a tuple of hops ``(node, start, end)``. ``timeline`` covers the run in equal
-    intervals. ``arrivals`` says how requests came: a closed loop, ``offline`` (all from the start), or at a rate.
+    ``expected`` of ``plan.predicted`` at ``concurrency`` is what it is held against, or, where requests came at times
+    of their own, ``promised``: the plan's simulation of the same requests. ``limits`` are those of goodput.
+    ``pipelines`` lists every distinct pipeline that a request took, each a tuple of hops ``(node, start, end)``.
+    ``timeline`` covers the run in equal intervals. ``arrivals`` says how requests came: a closed loop, ``offline`` (all
+    from the start), or an open loop.
     ``is_limited`` is true where the number of requests, of those admitted, or another share of the KV caches was set.
     ``simulated`` is true where no hardware ran. ``cut_short`` says why a run ended before its time,
     ``stale`` where the profile was made on something else than was served on.
@@ -304,6 +338,8 @@ class RunLog(
     cut_short: str = ""
     stale: tuple[str, ...] = ()
     output_check: OutputCheck | None = None
+    promised: Expected | None = None
+    limits: LatencyLimits | None = None
     adaptation: AdaptationLog = AdaptationLog()
     failed_requests: int = 0
     provenance: Provenance = Provenance()
@@ -323,6 +359,18 @@ class RunLog(
     def output_tokens_per_s(self) -> float:
         """Output tokens a second, inside the window."""
         return self.output_tokens / self.window.seconds
+
+    @property
+    def goodput_per_s(self) -> float | None:
+        """Requests/s that finished in the window within ``limits``; ``None`` where none are set."""
+        return None if self.limits is None else sum(map(self._is_good, self.requests_in_window())) / self.window.seconds
+
+    def _is_good(self, request: RequestRecord) -> bool:
+        assert self.limits is not None
+        limits, tpot_s = self.limits, request.tpot_s
+        return (limits.max_ttft_s is None or self.ttft_s(request) <= limits.max_ttft_s) and (
+            limits.max_tpot_s is None or tpot_s is None or tpot_s <= limits.max_tpot_s
+        )
 
     @property
     def late_share(self) -> float:

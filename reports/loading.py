@@ -11,6 +11,7 @@ from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import decode_record, digest, is_earlier, load_record
 from helixbench.reference_server.run_log import RunLog
+from helixbench.reports.verdict.client import ClientResult, load_client
 from helixbench.solver.problem.plan import Plan
 
 Record = ClusterProfile | Plan | RunLog
@@ -78,6 +79,23 @@ def require_plan(record: Record, plan: Path, *, origin: Path) -> None:
         raise InputError(f"{origin}: --plan applies to a run, and this is another record")
     if digest(record.plan) != digest(load_record(plan, Plan)):
         raise InputError(f"{origin}: a run of another plan than {plan}; name the plan that was run")
+
+
+def client_of_options(
+    record: Record, client: Path | None, benchmark: int | None, *, origin: Path
+) -> ClientResult | None:
+    """Another client's result, in the time of the devices that the run was served on; ``None`` where none is given.
+
+    Raises:
+        InputError: the record is no run, or the file no client's result.
+    """
+    if client is None:
+        if benchmark is not None:
+            raise InputError("--client-benchmark: goes with --client")
+        return None
+    if not isinstance(record, RunLog):
+        raise InputError(f"{origin}: --client applies to a run, and this is another record")
+    return load_client(client, benchmark=benchmark, time_scale=record.time_scale)
 
 
 def _read(path: Path) -> bytes:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 HtmlFile = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write one self-contained page")]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="write a pull-request comment")]
+ClientFile = Annotated[
+    Path | None,
+    typer.Option("--client", metavar="FILE", help="result of guidellm, vllm bench serve or aiperf for the same plan"),
+]
+ClientBenchmark = Annotated[
+    int | None, typer.Option("--client-benchmark", min=1, help="which of the benchmarks in guidellm's file")
+]
 PlanFile = Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="reject a run of another plan")]
 
 

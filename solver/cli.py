@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TextIO
 
 import typer
 
-from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale, note, print_record
+from helixbench.options import (
+    AsJson,
+    OutputTokens,
+    PromptTokens,
+    Trace,
+    TraceFormat,
+    TraceScale,
+    TraceTokenizer,
+    note,
+    print_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +50,9 @@ def solve(
     prompt_tokens: PromptTokens = None,
     output_tokens: OutputTokens = None,
     trace: Trace = None,
+    trace_format: TraceFormat = "auto",
     trace_scale: TraceScale = 1.0,
+    trace_tokenizer: TraceTokenizer = None,
     concurrency: Annotated[
         int | None, typer.Option(help="requests in flight [default: as many as the KV caches hold]")
     ] = None,
@@ -72,14 +84,18 @@ def solve(
     from helixbench.records import load_record, require_writable, save_record
     from helixbench.solver.placement.progress import shown_progress
     from helixbench.solver.problem.plan import Infeasible
+    from helixbench.solver.problem.traces import read_trace
     from helixbench.solver.problem.workload import fixed_workload, workload_of_options
     from helixbench.solver.questions.answer import answer
     from helixbench.solver.questions.config import SolveConfig
     from helixbench.solver.questions.summary import difference_lines, summary_lines
     from helixbench.solver.questions.what_if import parse_pins, with_nodes, without_nodes
 
+    traced = (
+        None if trace is None else read_trace(trace, kind=trace_format, scale=trace_scale, tokenizer=trace_tokenizer)
+    )
     workload = workload_of_options(
-        prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=trace, trace_scale=trace_scale
+        prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=traced
     ) or fixed_workload(prompt_tokens=DEFAULT_PROMPT_TOKENS, output_tokens=DEFAULT_OUTPUT_TOKENS)
     as_it_is = without_nodes(load_record(cluster, ClusterProfile), exclude or [])
     config = SolveConfig(

@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from helixbench.profiler.model.presets import PRESETS
+
+FAMILIES = tuple(preset for preset in PRESETS if preset.startswith("test-"))
+"""A small model of each family that is compared with transformers."""
+
 # Logits of batches of other shapes differ by some 1e-5 in float32. A reference whose two best logits are nearer than
 # this at some token would make equality a matter of luck; such a prompt is replaced by another one.
 MIN_MARGIN = 2e-4

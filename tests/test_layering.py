@@ -26,8 +26,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("cli", "__init__"),
     ),
     "reference_server": (
-        *("run_log", "wire", "fitness", "testbed", "node", "coordinator", "http", "profiling", "launch", "jobs"),
-        *("doctor", "commands", "simulation", "cli", "__init__"),
+        *("run_log", "wire", "fitness", "testbed", "node", "coordinator", "simulation"),
+        *("http", "profiling", "launch", "jobs"),
+        *("doctor", "commands", "cli", "__init__"),
     ),
     "reports": (
         *("verdict", "formatting", "loading", "compare", "render", "output", "gate", "suite", "served_plan"),

@@ -18,7 +18,16 @@ from tests.distributions import ROOT, modules
 PACKAGES = ("profiler", "solver", "reference_server", "reports")
 PYTEST_PLUGIN = "reports/pytest_plugin.py"
 """Loaded by pytest alone, so pytest is there whenever it is imported."""
-RUN_AS_TOOLS = {"check_jsonschema", "mypy", "pytest_timeout", "ruff", "scipy_stubs", "setuptools", "types_networkx"}
+RUN_AS_TOOLS = {
+    "check_jsonschema",
+    "mypy",
+    "pytest_timeout",
+    "ruff",
+    "scipy_stubs",
+    "setuptools",
+    "types_networkx",
+    "pytest_xdist",
+}
 """Development requirements that are run, loaded as plugins or read by mypy, not imported."""
 
 

@@ -15,11 +15,11 @@ from benchmarks.study.spec import PlacementSpec, StudySpec, WorkloadSpec, cluste
 from helixbench.errors import InputError, MeasurementError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.records import digest, load_record, save_record
-from helixbench.reference_server.simulation.arrivals import TracedRequest
 from helixbench.reference_server.simulation.config import SimulationConfig
 from helixbench.reference_server.simulation.simulator import SimulationResult, simulate
 from helixbench.solver import Infeasible, SolveConfig, solve_placement
 from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.traces import TracedRequest
 from helixbench.solver.problem.workload import Workload
 
 

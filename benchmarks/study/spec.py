@@ -12,9 +12,10 @@ from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.import_tables import with_imported_costs
 from helixbench.records import load_record, require_unique
-from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, read_trace
 from helixbench.solver.placement import baselines
-from helixbench.solver.problem.workload import Workload, fixed_workload, trace_workload
+from helixbench.solver.problem.arrivals import Arrivals
+from helixbench.solver.problem.traces import TracedRequest, read_trace
+from helixbench.solver.problem.workload import Workload, fixed_workload
 from helixbench.solver.questions.generate import make_cluster
 from helixbench.solver.scheduling.work import Routing
 
@@ -190,12 +191,14 @@ def workload_of(spec: WorkloadSpec, folder: Path) -> tuple[Workload, tuple[Trace
         assert spec.output_tokens is not None
         return fixed_workload(prompt_tokens=spec.prompt_tokens, output_tokens=spec.output_tokens), ()
     path = folder / spec.trace
-    whole = trace_workload(path)
-    lengths = tuple(pair for pair in whole.lengths if _is_within(spec, *pair))
-    if not lengths:
+    whole = read_trace(path)
+    traced = tuple(r for r in whole.requests if _is_within(spec, r.prompt_tokens, r.output_tokens))
+    if not traced:
         raise InputError(f"{path}: no request within max_prompt_tokens and max_output_tokens of {spec.name}")
-    traced = tuple(r for r in read_trace(path) if _is_within(spec, r.prompt_tokens, r.output_tokens))
-    return Workload(source=whole.source, lengths=lengths), traced if spec.replay else ()
+    if spec.replay and not whole.has_arrivals:
+        raise InputError(f"{path}: replay of {spec.name} needs the times of arrivals, which this trace does not have")
+    lengths = tuple((r.prompt_tokens, r.output_tokens) for r in traced)
+    return Workload(source=whole.source, lengths=lengths, notes=whole.notes), traced if spec.replay else ()
 
 
 def _is_within(spec: WorkloadSpec, prompt_tokens: int, output_tokens: int) -> bool:

@@ -1,22 +1,22 @@
-"""A Hugging Face model on disk: its config, which file holds which tensor, and the families that a stage can run."""
+"""A Hugging Face model on disk, opened and checked: its config, its weights and its architecture."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ModelFacts
-from helixbench.profiler.model.dtypes import dtype_bytes
+from helixbench.profiler.model.checkpoint import PLAIN_DTYPES, Checkpoint
+from helixbench.profiler.model.dtypes import dtype_bytes, torch_dtype
 
 if TYPE_CHECKING:
-    import torch
-
-# model_type in config.json -> prefix of transformers' class names in models/<model_type>/modeling_<model_type>.py
-FAMILIES: dict[str, str] = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    from helixbench.profiler.model.architecture import Architecture
+    from helixbench.profiler.model.weights import Weights
 
 # Kinds of rotary embedding whose frequencies are the same for every sequence. Others change them with the longest one
 # of a batch, so that sequences would influence each other.
@@ -24,38 +24,48 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class ModelFiles:
-    """One model directory, opened: ``config`` (transformers') and the place of every tensor.
+    """One model directory, opened and checked.
+
+    Every tensor that a stage will need is there, in the shape that the config asks for, in a dtype that is served.
+
+    Attributes:
+        config: transformers' config.
+        architecture: the model that it stands for.
+        weights: its parameters.
 
     Raises:
-        InputError: not a model directory, a family that is not supported, or tensor files that are missing or broken.
+        InputError: not a model directory, a family that is not supported, quantised weights, or files that are missing,
+            broken or not those of the config.
     """
 
     def __init__(self, model: str) -> None:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig
-
         self.directory = resolve_model(model)
-        path = self.directory / "config.json"
-        declared = declared_model_type(self.directory)
-        if not isinstance(declared, str) or declared not in FAMILIES:
-            raise InputError(f"{path}: model_type {declared!r} is not supported; supported: {', '.join(FAMILIES)}")
-        self.family: str = declared
+        self.config: Any = _read_config(self.directory)
+        self._checkpoint = Checkpoint(self.directory)
+        _require_plain(self.directory, self.config, self._checkpoint)
+        self._eos_token_ids = _read_eos_token_ids(self.directory, self.config)
+
+        import torch
+
+        from helixbench.profiler.model import architecture
+        from helixbench.profiler.model.weights import Weights
+
         try:
-            self.config: Any = AutoConfig.from_pretrained(self.directory, local_files_only=True)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-            raise InputError(f"{path}: transformers cannot read it ({error})") from error
-        if self.num_layers < 1:
-            raise InputError(f"{path}: num_hidden_layers is {self.num_layers}; need at least 1")
-        rope_type = (self.config.rope_parameters or {}).get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise InputError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-        # tensor name -> file name; older models saved the rotary frequencies, which follow from the config
-        self._file_of = {name: file for name, file in self._index().items() if not name.endswith(".inv_freq")}
+            self.architecture: Architecture = architecture.describe(self.config)
+        except InputError as error:
+            raise InputError(f"{self.directory / 'config.json'}: {error}") from error
+        self._causal = architecture.build(self.config, attention="eager", dtype=torch.float32)
+        self.weights: Weights = Weights(self._causal, self._checkpoint)
 
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
-        return int(self.config.num_hidden_layers)
+        return len(self.architecture.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.config.hidden_size)
 
     @property
     def vocab_size(self) -> int:
@@ -63,10 +73,30 @@ class ModelFiles:
         return int(self.config.vocab_size)
 
     @property
+    def num_kv_heads(self) -> int:
+        """Heads of the cached keys and values."""
+        return self.architecture.attention[0].num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a cached key or value."""
+        return self.architecture.attention[0].head_dim
+
+    @property
     def max_sequence_tokens(self) -> int | None:
-        """Tokens of a sequence at most; ``None`` where its config names no limit."""
+        """Tokens of a sequence at most; ``None`` where its config names no limit.
+
+        Scaled rotary embeddings raise it: YaRN to the factor times the length that the model was first trained with,
+        linear scaling to the factor times the limit. Where layers have several, the limit takes them into account.
+        """
         limit = getattr(self.config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        if limit is None:
+            return None
+        rope = self.config.rope_parameters or {}
+        factor = float(rope.get("factor") or 1.0)
+        if rope.get("rope_type") == "yarn":
+            return max(int(limit), int(factor * (rope.get("original_max_position_embeddings") or limit)))
+        return int(limit * factor) if rope.get("rope_type") == "linear" else int(limit)
 
     @property
     def saved_dtype(self) -> str:
@@ -76,65 +106,7 @@ class ModelFiles:
 
     def eos_token_ids(self) -> frozenset[int]:
         """Tokens that end an output: those of the generation config, which may list several, or else of the config."""
-        from transformers import GenerationConfig
-
-        has_own = (self.directory / "generation_config.json").exists()
-        source = GenerationConfig.from_pretrained(self.directory, local_files_only=True) if has_own else self.config
-        ids = source.eos_token_id
-        return frozenset(() if ids is None else ids if isinstance(ids, list | tuple) else (ids,))
-
-    @property
-    def head_tensor(self) -> str:
-        """Name of the LM head's weight: its own, or the embedding's where the two are tied."""
-        if "lm_head.weight" in self._file_of:
-            return "lm_head.weight"
-        if not self.config.tie_word_embeddings:
-            raise InputError(f"{self.directory}: no tensor lm_head.weight, and config.json does not tie it")
-        return "model.embed_tokens.weight"
-
-    def names(self, prefix: str) -> list[str]:
-        """Tensors whose name begins with ``prefix``, sorted.
-
-        Raises:
-            InputError: there are none.
-        """
-        found = sorted(name for name in self._file_of if name.startswith(prefix))
-        if not found:
-            raise InputError(f"{self.directory}: no tensor named {prefix}*; the model files are not complete")
-        return found
-
-    def load(self, names: list[str], *, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-        """Those tensors and no others, each in memory of its own."""
-        from safetensors import SafetensorError, safe_open
-
-        tensors: dict[str, torch.Tensor] = {}
-        for file in sorted({self._file_of[name] for name in names}):
-            try:
-                with safe_open(self.directory / file, framework="pt") as opened:
-                    for name in names:
-                        if self._file_of[name] == file:
-                            tensors[name] = opened.get_tensor(name).to(device=device, dtype=dtype, copy=True)
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{self.directory / file}: cannot be read ({error})") from error
-        return tensors
-
-    def num_elements(self, names: list[str]) -> int:
-        """Elements of those tensors together, from the files' headers."""
-        from safetensors import SafetensorError, safe_open
-
-        total = 0
-        for file in sorted({self._file_of[name] for name in names}):
-            try:
-                with safe_open(self.directory / file, framework="pt") as opened:
-                    for name in names:
-                        if self._file_of[name] == file:
-                            size = 1
-                            for extent in opened.get_slice(name).get_shape():
-                                size *= extent
-                            total += size
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{self.directory / file}: cannot be read ({error})") from error
-        return total
+        return self._eos_token_ids
 
     def require_range(self, start: int, end: int) -> None:
         """Check that the model has layers ``[start, end)``.
@@ -145,6 +117,14 @@ class ModelFiles:
         if not 0 <= start < end <= self.num_layers:
             raise InputError(f"layer range [{start},{end}): the model has layers [0,{self.num_layers})")
 
+    def parameters(self, start: int, end: int) -> Iterator[tuple[str, ...]]:
+        """Names of the parameters that a stage of layers ``[start, end)`` holds, those of a layer together."""
+        has_embedding, has_head = start == 0, end == self.num_layers
+        ends = (self.architecture.embedding if has_embedding else ()) + (self.architecture.head if has_head else ())
+        if ends:
+            yield ends  # together, for they may be tied
+        yield from self.architecture.layers[start:end]
+
     def range_bytes(self, start: int, end: int, *, dtype: str) -> int:
         """Weights of a stage of layers ``[start, end)`` in that dtype, embedding and head included where it has them.
 
@@ -152,68 +132,93 @@ class ModelFiles:
             InputError: the model does not have these layers.
         """
         self.require_range(start, end)
-        names = {name for i in range(start, end) for name in self.names(f"model.layers.{i}.")}
-        if start == 0:
-            names.add("model.embed_tokens.weight")
-        if end == self.num_layers:
-            names |= {self.head_tensor, "model.norm.weight"}
-        return self.num_elements(sorted(names)) * dtype_bytes(dtype)
+        return sum(self._bytes(names, dtype) for names in self.parameters(start, end))
 
     def digest(self) -> str:
-        """Digest of the config and of every tensor file's name, size and header: tells models apart in milliseconds."""
-        state = hashlib.sha256((self.directory / "config.json").read_bytes())
-        for file in sorted(set(self._file_of.values())):
-            path = self.directory / file
-            with path.open("rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-                state.update(f"{file} {path.stat().st_size} ".encode() + opened.read(min(length, 1 << 26)))
-                state.update(opened.read(1 << 16))
-        return "sha256:" + state.hexdigest()
+        """Digest of the config and of samples of every tensor: tells models apart in a moment."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        content = (self.directory / "config.json").read_bytes() + self._checkpoint.digest().encode()
+        return "sha256:" + hashlib.sha256(content).hexdigest()
 
     def facts(self, *, dtype: str) -> ModelFacts:
-        """Sizes of the model in that dtype, from its files."""
+        """Sizes of the model in that dtype, from its files; of a layer, where they differ, those of the largest."""
         element = dtype_bytes(dtype)
-        config = self.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        layers = [self.num_elements(self.names(f"model.layers.{i}.")) for i in range(self.num_layers)]
         return ModelFacts(
             name=self.directory.name,
             num_layers=self.num_layers,
-            activation_bytes_per_token=config.hidden_size * element,
+            activation_bytes_per_token=self.hidden_size * element,
             token_bytes=4,
-            layer_weight_bytes=max(layers) * element,
-            kv_bytes_per_token_per_layer=2 * config.num_key_value_heads * head_dim * element,
-            embedding_bytes=self.num_elements(["model.embed_tokens.weight"]) * element,
-            head_bytes=self.num_elements([self.head_tensor, "model.norm.weight"]) * element,
+            layer_weight_bytes=max(self._bytes(names, dtype) for names in self.architecture.layers),
+            kv_bytes_per_token_per_layer=2 * self.num_kv_heads * self.head_dim * element,
+            embedding_bytes=self._bytes(self.architecture.embedding, dtype),
+            head_bytes=self._bytes(self.architecture.head, dtype),
             dtype=dtype,
             digest=self.digest(),
         )
 
-    def _index(self) -> dict[str, str]:
-        index = self.directory / "model.safetensors.index.json"
-        if index.exists():
-            try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                names = {str(name): str(file) for name, file in weight_map.items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{index}: not a safetensors index ({error!r})") from error
-            for file in sorted(set(names.values())):
-                if Path(file).name != file or not (self.directory / file).is_file():
-                    raise InputError(f"{index}: names {file}, which is not beside it; fetch the missing file")
-            return names
-        return dict(_tensor_names(self.directory / "model.safetensors"))
+    def _bytes(self, names: tuple[str, ...], dtype: str) -> int:
+        """Memory of these parameters; such that are one tensor count once."""
+        return self.weights.num_bytes(names, self._causal, dtype=torch_dtype(dtype))
 
 
-def _tensor_names(path: Path) -> Iterator[tuple[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def _read_config(directory: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
+    path = directory / "config.json"
+    if not isinstance(declared := declared_model_type(directory), str):
+        raise InputError(f"{path}: model_type {declared!r} is not supported: need the name of a family")
     try:
-        with safe_open(path, framework="pt") as opened:
-            yield from ((name, path.name) for name in opened.keys())  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; need the model's weights as safetensors") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a complete safetensors file ({error})") from error
+        config: Any = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{path}: transformers cannot read it ({error})") from error
+    num_layers = getattr(config, "num_hidden_layers", 1)
+    if num_layers < 1:
+        raise InputError(f"{path}: num_hidden_layers is {num_layers}; need at least 1")
+    for rope_type in _rope_types(config):
+        if rope_type not in ROPE_TYPES:
+            raise InputError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+    return config
+
+
+def _rope_types(config: Any) -> list[str]:
+    """Kinds of rotary embedding: one, or one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    return [part.get("rope_type", "default") for part in parts]
+
+
+def _require_plain(directory: Path, config: Any, checkpoint: Checkpoint) -> None:
+    """Refuse quantised weights, which a stage does not run; what they take is in the files' headers."""
+    stored = checkpoint.dtypes()
+    quantised = {name: size for name, size in stored.items() if name not in PLAIN_DTYPES}
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if quantised or method:
+        sizes = ", ".join(f"{size / 1e6:.4g} MB of {name}" for name, size in stored.items())
+        raise InputError(
+            f"{directory}: quantised weights ({f'{method}; ' if method else ''}{sizes}) are not served; use the "
+            "model's checkpoint in bfloat16, float16 or float32"
+        )
+
+
+def _read_eos_token_ids(directory: Path, config: Any) -> frozenset[int]:
+    from transformers import GenerationConfig
+
+    path = directory / "generation_config.json"
+    try:
+        source = GenerationConfig.from_pretrained(directory, local_files_only=True) if path.exists() else config
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: transformers cannot read it ({error})") from error
+    ids = source.eos_token_id
+    found = () if ids is None else ids if isinstance(ids, list | tuple) else (ids,)
+    if not all(isinstance(each, int) for each in found):
+        raise InputError(
+            f"{path if path.exists() else directory / 'config.json'}: eos_token_id {ids!r}: need token ids"
+        )
+    return frozenset(found)
 
 
 def declared_model_type(directory: Path) -> object:
@@ -250,8 +255,3 @@ def resolve_model(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"--model {model}: no such directory, and the hub did not give it ({error})") from error
-
-
-def state_for(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors under ``prefix``, named as a module of that place names them."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from helixbench.errors import InputError
 from helixbench.profiler.model.directory import write_model_directory
+from helixbench.profiler.model.presets import BOS_ID, EOS_ID, PAD_ID, PRESETS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -30,8 +31,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-BOS_ID, EOS_ID, PAD_ID = 256, 257, 258
-VOCAB_SIZE = 320  # bytes and specials, padded to a multiple of 64
 
 # Spread of the weights. Attention logits near 2.5 let a query pick single positions, and each branch of a layer carries
 # about as much as the embedding that it is added to, so that a new token depends on more than the one before it.
@@ -39,6 +38,7 @@ EMBEDDING_STD = 0.35
 ATTENTION_LOGIT_STD = 2.5
 ATTENTION_GAIN = 1.4
 MLP_GAIN = 1.0
+ROUTER_GAIN = 2.0
 HEAD_STD = 2.0
 REFERENCE_LAYERS = 6
 HEAD_EMBEDDING_SHARE = 0.7  # of an untied head's rows: the token's own embedding, which the last norm turns against it
@@ -60,19 +60,27 @@ def make_model(directory: Path, *, preset: str = "tiny", seed: int = 0) -> None:
         raise InputError(f"--preset {preset!r}: no such preset; there are {', '.join(PRESETS)}")
     if seed < 0:
         raise InputError(f"--seed {seed}: need a whole number >= 0")
-    config = PRESETS[preset]()
+    config = PRESETS[preset].config()
     write_model_directory(directory, lambda folder: _write_model(folder, config, seed), preset=preset, seed=seed)
 
 
 def _write_model(directory: Path, config: PretrainedConfig, seed: int) -> None:
-    from safetensors.numpy import save_file
-    from transformers import GenerationConfig
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
-    config.save_pretrained(directory)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config)  # whose own draws are replaced
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(_draw_parameter(name, parameter.numpy(), config, seed)))
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    model.save_pretrained(directory)  # in the names of the family's checkpoints, each expert by itself
+    if shows_progress:
+        logging.enable_progress_bar()
     GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID).save_pretrained(directory)
-    weights = directory / "model.safetensors"
-    save_file(dict(_draw_weights(config, seed)), weights, metadata={"format": "pt"})
-    shutil.copymode(directory / "config.json", weights)  # safetensors makes it readable by its owner alone
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")  # written readable by its owner alone
     _write_tokenizer(directory, max_length=config.max_position_embeddings)
 
 
@@ -114,48 +122,62 @@ def _byte_alphabet() -> Iterator[str]:
             next_stand_in += 1
 
 
-def _draw_weights(config: PretrainedConfig, seed: int) -> Iterator[tuple[str, Float32Array]]:
-    """Every parameter of the model by name. Each has its own stream, so the order of drawing does not matter."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
-        yield name, _draw_parameter(name, tuple(parameter.shape), config, seed)
-
-
-def _draw_parameter(name: str, shape: tuple[int, ...], config: PretrainedConfig, seed: int) -> Float32Array:
+def _draw_parameter(name: str, initial: Float32Array, config: PretrainedConfig, seed: int) -> Float32Array:
+    """Values of a parameter by its name. Each has its own stream, so the order of drawing does not matter."""
     module, kind = name.split(".")[-2:]
+    shape = initial.shape
+    branch = EMBEDDING_STD * math.sqrt(REFERENCE_LAYERS / config.num_hidden_layers)
     if module.endswith("norm"):
-        return np.full(shape, _norm_weight(name, module), dtype=np.float32)
+        # Families that norm by 1 + weight begin at zero.
+        return np.full(shape, _norm_weight(name, module, config, branch), dtype=np.float32) + initial - 1
     if kind == "bias":
         return _scaled(_normal(name, shape, seed), 0.0 if module == "v_proj" else 0.3)
     if module == "embed_tokens":
         return _draw_embedding(shape, config, seed)
     if module == "lm_head":
         return _draw_head(name, shape, seed)
-    branch = EMBEDDING_STD * math.sqrt(REFERENCE_LAYERS / config.num_hidden_layers)
+    projection = kind if module == "experts" else module
+    if projection == "qkv_proj":
+        rows = _scaled(_normal(name, shape, seed), math.sqrt(ATTENTION_LOGIT_STD / shape[1]))
+        num_values = shape[0] * config.num_key_value_heads
+        num_values //= config.num_attention_heads + 2 * config.num_key_value_heads
+        rows[-num_values:] /= math.sqrt(ATTENTION_LOGIT_STD)
+        return rows
     gain = {
         "q_proj": math.sqrt(ATTENTION_LOGIT_STD),
         "k_proj": math.sqrt(ATTENTION_LOGIT_STD),
         "v_proj": 1.0,
         "o_proj": ATTENTION_GAIN * branch,
+        "gate": ROUTER_GAIN,
         "gate_proj": 1.0,
         "up_proj": 1.0,
+        "gate_up_proj": 1.0,
         "down_proj": MLP_GAIN * branch,
-    }[module]
-    return _scaled(_normal(name, shape, seed), gain / math.sqrt(shape[1]))
+    }[projection]
+    return _scaled(_normal(name, shape, seed), gain / math.sqrt(shape[-1]))
 
 
-def _norm_weight(name: str, module: str) -> float:
+def _norm_weight(name: str, module: str, config: PretrainedConfig, branch: float) -> float:
     if name == "model.norm.weight":
-        return -1.0  # turns a token's own embedding against its logit: no token calls for itself again and again
-    return math.sqrt(ATTENTION_LOGIT_STD) if module in ("q_norm", "k_norm") else 1.0
+        # Turns a token's own embedding against its logit: no token calls for itself again and again.
+        return -_embedding_factor(config)
+    if module in ("q_norm", "k_norm"):
+        return math.sqrt(ATTENTION_LOGIT_STD)
+    is_after_branch = module == "post_feedforward_layernorm" or (
+        module == "post_attention_layernorm" and config.model_type in ("olmo2", "gemma2", "gemma3_text")
+    )
+    return branch if is_after_branch else 1.0
+
+
+def _embedding_factor(config: PretrainedConfig) -> float:
+    """What the model multiplies embeddings by, which are drawn as much smaller."""
+    if config.model_type in ("gemma2", "gemma3_text"):
+        return math.sqrt(config.hidden_size)
+    return float(getattr(config, "embedding_multiplier", 1.0))
 
 
 def _draw_embedding(shape: tuple[int, ...], config: PretrainedConfig, seed: int) -> Float32Array:
-    rows = _scaled(_normal("model.embed_tokens.weight", shape, seed), EMBEDDING_STD)
+    rows = _scaled(_normal("model.embed_tokens.weight", shape, seed), EMBEDDING_STD / _embedding_factor(config))
     return _with_rare_tokens(rows) if config.tie_word_embeddings else rows
 
 
@@ -179,72 +201,3 @@ def _normal(name: str, shape: tuple[int, ...], seed: int) -> Float32Array:
 
 def _scaled(values: Float32Array, factor: float) -> Float32Array:
     return values * np.float32(factor)
-
-
-def _common(**overrides: Any) -> dict[str, Any]:
-    sizes = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": False,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
-        "dtype": "float32",
-    }
-    return sizes | overrides
-
-
-def _tiny() -> PretrainedConfig:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        **_common(
-            architectures=["LlamaForCausalLM"],
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=16,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=64,
-            max_position_embeddings=4096,
-        )
-    )
-
-
-def _test_llama() -> PretrainedConfig:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(**_common(architectures=["LlamaForCausalLM"], head_dim=16))
-
-
-def _test_mistral() -> PretrainedConfig:
-    from transformers import MistralConfig
-
-    return MistralConfig(**_common(architectures=["MistralForCausalLM"], head_dim=16, sliding_window=24))
-
-
-def _test_qwen2() -> PretrainedConfig:
-    from transformers import Qwen2Config
-
-    return Qwen2Config(**_common(architectures=["Qwen2ForCausalLM"], tie_word_embeddings=True))
-
-
-def _test_qwen3() -> PretrainedConfig:
-    from transformers import Qwen3Config
-
-    # head_dim apart from hidden_size / num_attention_heads, as the family's real models have it
-    return Qwen3Config(**_common(architectures=["Qwen3ForCausalLM"], head_dim=32, tie_word_embeddings=True))
-
-
-PRESETS: dict[str, Callable[[], PretrainedConfig]] = {
-    "tiny": _tiny,
-    "test-llama": _test_llama,
-    "test-mistral": _test_mistral,
-    "test-qwen2": _test_qwen2,
-    "test-qwen3": _test_qwen3,
-}

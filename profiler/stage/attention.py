@@ -8,7 +8,7 @@ context, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,10 @@ MAX_GATHERED_SLOTS = 1 << 15
 
 With 8 KV heads of 128 in two bytes they are 134 MB.
 """
+
+
+MAX_CAPPED_SCORES = 1 << 22
+"""Most scores that are held at once where they are capped; 16 MiB in four bytes."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -40,14 +44,24 @@ class RaggedBatch:
         spans: the sequences in the order of their tokens.
         arena: the stage's KV cache. # [L, 2, K, C, D]
         first_layer: model layer that ``arena[0]`` belongs to.
+        windows: model layer -> tokens that one sees back, itself included; ``None`` for all.
         gather_up_to: decoding sequences with contexts up to this many tokens are gathered, similar lengths together,
             into padded calls: few calls, but their keys and values are copied. Longer ones are called each on a view of
             its own slots.
     """
 
-    def __init__(self, spans: Sequence[Span], *, arena: torch.Tensor, first_layer: int, gather_up_to: int) -> None:
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        *,
+        arena: torch.Tensor,
+        first_layer: int,
+        windows: Mapping[int, int | None],
+        gather_up_to: int,
+    ) -> None:
         self._arena = arena
         self._first_layer = first_layer
+        self._windows = windows
         device = arena.device
         slots: list[int] = []
         self._prefills: list[tuple[int, Span]] = []  # (index of its first token, span)
@@ -75,7 +89,7 @@ class RaggedBatch:
         value: torch.Tensor,
         *,
         scaling: float,
-        sliding_window: int | None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         """Write ``key`` and ``value``, return what each query token sees.
 
@@ -85,11 +99,12 @@ class RaggedBatch:
             key: # [1, K, T, D]
             value: # [1, K, T, D]
             scaling: factor of the scores.
-            sliding_window: tokens that one sees back, itself included; ``None`` for all.
+            softcap: bound that scaled scores approach; ``None`` for none.
 
         Returns:
             # [1, T, H, D]
         """
+        window = self._windows[layer]
         keys, values = self._arena[layer - self._first_layer]  # [K, C, D] each
         keys.index_copy_(1, self._slots, key[0])
         values.index_copy_(1, self._slots, value[0])
@@ -98,35 +113,40 @@ class RaggedBatch:
         out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype, device=query.device)  # [T, H, D]
         for first, span in self._prefills:
             context = slice(span.offset, span.offset + span.past + span.num_tokens)
-            mask = self._prefill_mask(first, span, sliding_window)
-            seen = scaled_dot_product_attention(
+            mask = self._prefill_mask(first, span, window)
+            seen = _attention(
                 query[:, :, first : first + span.num_tokens],
                 keys[None, :, context],
                 values[None, :, context],
-                attn_mask=mask,
+                mask=mask,
                 is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=True,
+                scaling=scaling,
+                softcap=softcap,
             )  # [1, H, N, D]
             out[first : first + span.num_tokens] = seen[0].transpose(0, 1)
         # One query per KV head and group member: the G heads that share a KV head stand in the place of tokens.
         grouped = query[0].transpose(0, 1).reshape(num_tokens, num_kv_heads, -1, head_dim)  # [T, K, G, D]
         for first, span in self._decodes:
             end = span.offset + span.past + 1
-            start = span.offset if sliding_window is None else max(span.offset, end - sliding_window)
-            seen = scaled_dot_product_attention(
-                grouped[first : first + 1], keys[None, :, start:end], values[None, :, start:end], scale=scaling
+            start = span.offset if window is None else max(span.offset, end - window)
+            seen = _attention(
+                grouped[first : first + 1],
+                keys[None, :, start:end],
+                values[None, :, start:end],
+                scaling=scaling,
+                softcap=softcap,
             )  # [1, K, G, D]
             out[first] = seen.view(num_heads, head_dim)
         for number, members in enumerate(self._groups):
-            rows, slots, mask = self._gathered(number, members, sliding_window)
+            rows, slots, mask = self._gathered(number, members, window)
             shape = (num_kv_heads, *slots.shape, head_dim)
-            seen = scaled_dot_product_attention(
+            seen = _attention(
                 grouped[rows],
                 keys.index_select(1, slots.flatten()).view(shape).transpose(0, 1),
                 values.index_select(1, slots.flatten()).view(shape).transpose(0, 1),
-                attn_mask=mask,
-                scale=scaling,
+                mask=mask,
+                scaling=scaling,
+                softcap=softcap,
             )  # [M, K, G, D]
             out[rows] = seen.reshape(-1, num_heads, head_dim)
         return out[None]
@@ -181,6 +201,42 @@ def _groups(decodes: list[tuple[int, Span]]) -> list[list[tuple[int, Span]]]:
     return groups
 
 
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    scaling: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention of queries [B, H, N, D] over [B, K, C, D]; a mask is true where one is seen, [N, C] or with more axes.
+
+    Torch's own function caps no scores; with a cap they are worked out here, a few query tokens at a time.
+    """
+    if softcap is None:
+        is_grouped = query.shape[1] != key.shape[1]
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=is_grouped
+        )
+    num_heads, num_tokens, context = query.shape[1], query.shape[2], key.shape[2]
+    if is_causal:
+        mask = torch.ones((num_tokens, context), dtype=torch.bool, device=query.device).tril()
+    shared = num_heads // key.shape[1]
+    key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    parts = []
+    step = max(1, MAX_CAPPED_SCORES // (query.shape[0] * num_heads * context))
+    for begin in range(0, num_tokens, step):
+        scores = query[:, :, begin : begin + step] @ key.transpose(2, 3) * scaling  # [B, H, step, C]
+        scores = torch.tanh(scores / softcap) * softcap
+        if mask is not None:
+            seen = mask if mask.shape[-2] == 1 else mask[..., begin : begin + step, :]
+            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        parts.append(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
 def ragged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -190,13 +246,13 @@ def ragged_attention(
     *,
     scaling: float,
     ragged: RaggedBatch,
-    sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers' own attention modules call; see ``RaggedBatch.attend``."""
     layer = module.layer_idx
     assert isinstance(layer, int)
-    return ragged.attend(layer, query, key, value, scaling=scaling, sliding_window=sliding_window), None
+    return ragged.attend(layer, query, key, value, scaling=scaling, softcap=softcap), None
 
 
 def register() -> None:

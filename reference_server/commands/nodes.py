@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from helixbench.reference_server.testbed.spec import TestbedSpec
     from helixbench.reference_server.testbed.testbed import Testbed
 
-TestbedFile = Annotated[Path | None, typer.Option("--testbed", help="testbed TOML; default: the demo's two nodes")]
+TestbedFile = Annotated[
+    Path | None,
+    typer.Option("--testbed", help="testbed TOML, or the name of one that comes with helixbench; default: two-cpus"),
+]
 RunningAgents = Annotated[
     list[str] | None, typer.Option("--agent", help="NAME=HOST:PORT of a running agent, repeated for each; with --key")
 ]
@@ -96,20 +99,17 @@ def rig_of(bed: Testbed) -> Rig:
 
 
 def nodes_of_options(testbed: Path | None, agents: list[str] | None, key: Path | None) -> TestbedSpec:
-    """The testbed of a file, of agents that run already, or of the demo.
+    """The testbed of a file, of agents that run already, or of two nodes on this machine's CPU.
 
     Raises:
         InputError: options that exclude each other, or an invalid testbed.
     """
-    from importlib import resources
-
-    from helixbench.reference_server.testbed.spec import load_testbed, testbed_from_tree
+    from helixbench.reference_server.testbed.spec import MACHINES_OWN, load_testbed, testbed_from_tree
 
     if not agents:
         if key is not None:
             raise InputError("--key: belongs to --agent NAME=HOST:PORT; a testbed file names its key itself")
-        demo = resources.files("helixbench.reference_server.testbed") / "demo.toml"
-        return load_testbed(testbed or Path(str(demo)))
+        return load_testbed(testbed or Path(MACHINES_OWN))
     if testbed is not None or key is None:
         raise InputError("--agent: give --key FILE with it, and no --testbed")
     nodes = [{"name": name, "address": address} for name, address in agent_addresses(agents).items()]

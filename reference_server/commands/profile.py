@@ -140,7 +140,7 @@ def _profile_here(config: NodeProfileConfig, output: Path, *, resume: bool, as_j
     from rich.console import Console
 
     from helixbench.progress import Reporter
-    from helixbench.records import require_writable, save_record
+    from helixbench.records import require_writable, save_measurement
     from helixbench.reference_server.profiling.local import profile_node
     from helixbench.reference_server.profiling.table import node_table, quality_lines
 
@@ -158,7 +158,7 @@ def _profile_here(config: NodeProfileConfig, output: Path, *, resume: bool, as_j
             kept = f"what was measured is in {partial}; continue with --resume" if partial.exists() else "nothing kept"
             note(f"helixbench: interrupted; {kept}")
             raise typer.Exit(EXIT_CODE) from None
-    save_record(output, made)
+    save_measurement(output, made)
     if as_json:
         print_record(made)
     else:

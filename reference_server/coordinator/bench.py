@@ -1,9 +1,8 @@
-"""Closed-loop load on an engine: a fixed number of requests in flight, a warm-up, and a steady window that counts."""
+"""Load on an engine, closed or open loop: a warm-up, and a steady window that counts."""
 
 from __future__ import annotations
 
-import array
-import random
+import math
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -13,6 +12,7 @@ import msgspec
 from helixbench.errors import MeasurementError
 from helixbench.profiler.model.hash_reference import Output
 from helixbench.reference_server.coordinator.adaptation import recorded
+from helixbench.reference_server.coordinator.bench_load import BenchConfig, BenchLoad
 from helixbench.reference_server.coordinator.effects import with_effects
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.coordinator.history import HistoryWriter
@@ -29,28 +29,9 @@ from helixbench.reference_server.run_log import (
     token_counts,
 )
 from helixbench.reference_server.wire.messages import Counters, LinkCounters
-from helixbench.solver.problem.workload import Workload, draw_lengths
-from helixbench.solver.scheduling.requests import Request, TokenEvent
 
 _COUNTERS_TIMEOUT_S = 60.0
-
-
-class BenchConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What load to make.
-
-    Either ``num_requests`` finish inside the window, or the window lasts ``duration_s``. The warm-up ends when as many
-    requests as are in flight have finished, but not before ``warmup_s``. ``keep_outputs``: tokens of finished requests
-    stay in memory, to be checked.
-    """
-
-    workload: Workload
-    concurrency: int
-    seed: int
-    vocab_size: int
-    num_requests: int | None = None
-    duration_s: float | None = None
-    warmup_s: float = 0.0
-    keep_outputs: bool = False
+_PATIENCE_MS = 50  # of one turn
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,88 +49,10 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     cut_short: str
     adaptation: AdaptationLog = AdaptationLog()
     failed_requests: int = 0
-
-
-class _Running(msgspec.Struct):
-    prompt_tokens: int
-    arrival_s: float
-    first_token_s: float | None = None
-    output_tokens: int = 0
-    prompt: tuple[int, ...] = ()  # where outputs are kept, as is ``tokens``
-    tokens: list[int] = []
+    peak_in_flight: int = 0
 
 
 _Snapshot: TypeAlias = tuple[float, dict[str, Counters], dict[str, LinkCounters]]
-
-
-class _Load:
-    """The requests of a closed loop, and what became of them."""
-
-    def __init__(self, config: BenchConfig, clock: Callable[[], float], history: HistoryWriter | None = None) -> None:
-        self._config = config
-        self._clock = clock
-        # drawn as the simulator does: one seed, the same requests
-        self._lengths = draw_lengths(config.workload, random.Random(config.seed))
-        self._tokens = random.Random(f"tokens {config.seed}")
-        self._running: dict[int, _Running] = {}  # request -> its times
-        self._next_number = 0
-        self._history = history
-        self.num_failed = 0  # requests that ended with an error
-        self.finished: list[RequestRecord] = []
-        self.outputs: list[Output] = []  # of the finished ones, where they are kept
-        self.counts: list[tuple[float, int, int]] = []  # (time, prompt tokens, output tokens) of each event
-
-    def new_requests(self, count: int, now: float) -> list[Request]:
-        """That many requests, arriving at ``now``."""
-        requests = []
-        for _ in range(count):
-            prompt_tokens, output_tokens = next(self._lengths)
-            prompt = tuple(self._tokens.randrange(self._config.vocab_size) for _ in range(prompt_tokens))
-            requests.append(Request(number=self._next_number, prompt=prompt, max_tokens=output_tokens))
-            kept = prompt if self._config.keep_outputs else ()
-            self._running[self._next_number] = _Running(prompt_tokens, now, prompt=kept)
-            self._next_number += 1
-            if self._history is not None:
-                self._history.sent(requests[-1], now)
-        return requests
-
-    def record(self, events: list[TokenEvent]) -> list[Request]:
-        """Note what happened, now; every request that finished is followed by a new one."""
-        now = self._clock()
-        num_finished = len(self.finished)
-        for event in events:
-            if self._history is not None:
-                self._history.heard(event, now)
-            if event.token is None:
-                del self._running[event.request]
-                self.num_failed += 1
-                continue
-            running = self._running[event.request]
-            prompt_tokens = 0
-            if running.first_token_s is None:
-                running.first_token_s = now
-                prompt_tokens = running.prompt_tokens
-            running.output_tokens += 1
-            self.counts.append((now, prompt_tokens, 1))
-            if self._config.keep_outputs:
-                running.tokens.append(event.token)
-            if event.reason:
-                assert event.pipeline is not None, "nothing is aborted here"
-                del self._running[event.request]
-                if self._config.keep_outputs:
-                    prompt, tokens = array.array("i", running.prompt), array.array("i", running.tokens)
-                    self.outputs.append(Output(event.request, prompt, tokens))
-                self.finished.append(
-                    RequestRecord(
-                        arrival_s=running.arrival_s,
-                        first_token_s=running.first_token_s,
-                        finish_s=now,
-                        prompt_tokens=running.prompt_tokens,
-                        output_tokens=running.output_tokens,
-                        pipeline=event.pipeline,
-                    )
-                )
-        return self.new_requests(len(self.finished) - num_finished, now)
 
 
 def run_bench(
@@ -179,12 +82,14 @@ def run_bench(
     def clock() -> float:
         return (time.perf_counter() - started) / engine.timing.time_scale
 
-    load = _Load(config, clock, history)
+    load = BenchLoad(config, clock, history)
 
     def step() -> None:
         if events is not None:
             events.tick(clock())
-        engine.step(50, on_events=load.record)
+        if due := load.due(clock()):
+            load.record(engine.submit(due))
+        engine.step(_patience_ms(load, clock(), engine.timing.time_scale), on_events=load.record)
 
     def is_over() -> str:
         """Why the run ends before its time; empty while it does not."""
@@ -192,20 +97,27 @@ def run_bench(
             return f"{load.num_failed} requests failed"
         return "interrupted" if is_interrupted() else ""
 
-    engine.submit(load.new_requests(config.concurrency, clock()))
-    while not is_over() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
-        step()
-        on_progress("warming up", min(len(load.finished), config.concurrency), config.concurrency)
+    if config.arrivals.is_open_loop:
+        while not is_over() and clock() < config.warmup_s:
+            step()
+            on_progress("warming up", min(clock(), config.warmup_s), config.warmup_s)
+    else:
+        assert config.concurrency is not None, "a closed loop keeps so many in flight"
+        engine.submit(load.new_requests(config.concurrency, clock()))
+        while not is_over() and (len(load.finished) < config.concurrency or clock() < config.warmup_s):
+            step()
+            on_progress("warming up", min(len(load.finished), config.concurrency), config.concurrency)
     if cut_short := is_over():
         raise MeasurementError(f"{cut_short} during the warm-up: nothing was measured")
     begin = _snapshot(engine, step, clock)
     warm_requests = len(load.finished)
-    while not is_over() and not _is_over(config, clock() - begin[0], len(load.finished) - warm_requests):
+    while not is_over() and not _is_over(config, load, clock() - begin[0], len(load.finished) - warm_requests):
         step()
         if config.duration_s is not None:
             on_progress("measuring", min(clock() - begin[0], config.duration_s), config.duration_s)
-        elif config.num_requests is not None:
-            on_progress("measuring", min(len(load.finished) - warm_requests, config.num_requests), config.num_requests)
+        else:
+            total = len(config.trace) if config.num_requests is None else config.num_requests
+            on_progress("measuring", min(len(load.finished) - warm_requests, total), total)
     end = _snapshot(engine, step, clock)
     happened = () if events is None else tuple(events.happened)
     log = [] if engine.adaptation is None else engine.adaptation.log
@@ -220,11 +132,19 @@ def run_bench(
     )
 
 
-def _is_over(config: BenchConfig, elapsed_s: float, num_finished: int) -> bool:
-    if config.num_requests is not None:
-        return num_finished >= config.num_requests
-    assert config.duration_s is not None
-    return elapsed_s >= config.duration_s
+def _is_over(config: BenchConfig, load: BenchLoad, elapsed_s: float, num_finished: int) -> bool:
+    if config.duration_s is not None and elapsed_s >= config.duration_s:
+        return True
+    if config.arrivals.is_open_loop:
+        return load.is_over
+    return config.num_requests is not None and num_finished >= config.num_requests
+
+
+def _patience_ms(load: BenchLoad, now: float, time_scale: float) -> int:
+    """How long to wait for agents: not beyond the next request that is due."""
+    if load.next_due_s is None:
+        return _PATIENCE_MS
+    return max(0, min(_PATIENCE_MS, math.ceil(1000 * (load.next_due_s - now) * time_scale)))
 
 
 def _snapshot(engine: Engine, step: Callable[[], None], clock: Callable[[], float]) -> _Snapshot:
@@ -239,7 +159,9 @@ def _snapshot(engine: Engine, step: Callable[[], None], clock: Callable[[], floa
     return asked_s, counters, sent
 
 
-def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, adaptation: AdaptationLog, cut_short: str) -> BenchResult:
+def _result(
+    load: BenchLoad, begin: _Snapshot, end: _Snapshot, *, adaptation: AdaptationLog, cut_short: str
+) -> BenchResult:
     window = Window(begin[0], end[0])
     inside = [(p, o) for at, p, o in load.counts if window.start_s <= at < window.end_s]
     return BenchResult(
@@ -255,6 +177,7 @@ def _result(load: _Load, begin: _Snapshot, end: _Snapshot, *, adaptation: Adapta
         cut_short=cut_short,
         adaptation=with_effects(adaptation, load.counts, load.finished, window.end_s),
         failed_requests=load.num_failed,
+        peak_in_flight=load.peak_in_flight,
     )
 
 

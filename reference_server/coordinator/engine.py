@@ -32,6 +32,7 @@ from helixbench.reference_server.wire.messages import (
     Status,
     Work,
 )
+from helixbench.reference_server.wire.seldom import Seldom
 from helixbench.solver.problem.plan import Infeasible, Pipeline, Plan
 from helixbench.solver.scheduling.coordinator import Coordinator
 from helixbench.solver.scheduling.requests import Actions, Request, TokenEvent
@@ -83,6 +84,7 @@ class Engine:
         self.coordinator = coordinator
         self.pipelines = pipelines
         self.sent: dict[str, LinkCounters] = {}  # node -> what went there
+        self._seldom = Seldom(_log)
         self._asked: set[str] = set()  # nodes whose counters are wanted
         self._counters: dict[str, Counters] = {}  # node -> its answer to the question under way
 
@@ -160,7 +162,7 @@ class Engine:
         elif isinstance(answer, Failed):
             adaptation.gone(node, Cause.FAILED, now_s=now_s, detail=answer.message)
         else:
-            _log.warning("node %s: %s", node, answer)
+            self._seldom.say(logging.WARNING, f"{node} {type(answer).__name__}", f"node {node}: {answer}")
 
     def _adapt(self, adaptation: Adaptation, on_events: OnEvents) -> None:
         now_s = time.perf_counter()

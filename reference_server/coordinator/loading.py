@@ -105,6 +105,7 @@ class _Served(NamedTuple):
                 max_decode_batch=plan.max_decode_batch,
                 peers={peer: self.agents.addresses[peer] for peer in sorted(plan.placement) if peer != node},
                 latency_s=self.timing.held_s(node),
+                bytes_per_s=_rates(plan, node, self.timing.time_scale),
                 run=self.run,
                 owner=_owner(),
                 take_over=self.options.take_over,
@@ -122,6 +123,18 @@ class _Served(NamedTuple):
             outage_s=self.options.outage_s,
             reflows=self.options.reflows,
         )
+
+
+def _rates(plan: Plan, node: str, time_scale: float) -> dict[str, float]:
+    """Peer -> bytes/s, by the wall clock, of the link from that node."""
+    if plan.cluster is None:
+        return {}
+    links = {peer: plan.cluster.link(node, peer) for peer in plan.placement if peer != node}
+    return {
+        peer: link.bandwidth_bytes_per_s / time_scale
+        for peer, link in links.items()
+        if link is not None and link.bandwidth_bytes_per_s is not None
+    }
 
 
 def _owner() -> str:

@@ -19,8 +19,9 @@ from helixbench.profiler.model.hash_model import HashModel
 from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.staleness import identity_of, stale_parts
 from helixbench.progress import Reporter
-from helixbench.records import digest, load_record, provenance_now, save_record
-from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
+from helixbench.records import digest, load_record, provenance_now, save_measurement, save_record
+from helixbench.reference_server.coordinator.bench import BenchResult, run_bench
+from helixbench.reference_server.coordinator.bench_load import BenchConfig
 from helixbench.reference_server.coordinator.effects import with_predictions
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.coordinator.history import history_to
@@ -30,11 +31,13 @@ from helixbench.reference_server.coordinator.outputs import check_outputs
 from helixbench.reference_server.jobs.job import BenchJob, Job, ProfileJob, ServeJob, Serving, decode_job
 from helixbench.reference_server.profiling.cluster import profile_cluster
 from helixbench.reference_server.run_log import OutputCheck, RunLog
+from helixbench.reference_server.simulation.config import SimulationConfig
+from helixbench.reference_server.simulation.promise import promise
 from helixbench.reference_server.testbed.emulation import require_time_scale
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import Description
-from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.plan import Expected, Plan
 
 
 def open_plan(path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False) -> tuple[Plan, Model]:
@@ -113,7 +116,14 @@ def plan_on_agents(job: BenchJob | ServeJob, reporter: Reporter) -> Iterator[Rea
         require_time_scale(described, job.timing)
         if isinstance(job, BenchJob):
             engine = load_plan(
-                agents, plan, files, routing=job.routing, seed=job.seed, timing=job.timing, options=job.adapt
+                agents,
+                plan,
+                files,
+                routing=job.routing,
+                seed=job.seed,
+                max_concurrency=job.concurrency if job.arrivals.is_open_loop else None,
+                timing=job.timing,
+                options=job.adapt,
             )
         else:
             engine = load_plan(agents, plan, files, timing=job.timing, options=job.adapt)
@@ -140,6 +150,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         MeasurementError: an agent failed, or the run was interrupted before anything was measured.
     """
     interrupted = Interrupted()
+    promised = _promise(job, reporter, interrupted) if job.arrivals.is_open_loop else None
     with plan_on_agents(job, reporter) as ready:
         largest = ready.engine.coordinator.largest_request_tokens()
         if job.workload.max_kv_tokens - 1 > largest:
@@ -153,8 +164,11 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
             seed=job.seed,
             vocab_size=ready.files.vocab_size,
             keep_outputs=isinstance(ready.files, HashModel),
+            arrivals=job.arrivals,
+            trace=job.trace,
             num_requests=job.num_requests,
             duration_s=job.duration_s,
+            warmup_s=job.warmup_s,
         )
         events = LiveEvents(job.events, job.rig, set_speed=ready.engine.set_speed, drain=ready.engine.drain)
         try:
@@ -174,7 +188,7 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         adaptation = with_predictions(result.adaptation, ready.plan, ready.plan.cluster, job.concurrency)
         result = msgspec.structs.replace(result, adaptation=adaptation)
     checked = check_outputs(ready.files, result) if isinstance(ready.files, HashModel) else None
-    save_record(job.output, _run_log(job, ready, result, checked))
+    save_measurement(job.output, _run_log(job, ready, result, checked, promised))
     if result.cut_short:
         reporter.say(f"{result.cut_short}; what was measured until then is in {job.output}")
     if result.failed_requests:
@@ -188,11 +202,40 @@ def run_bench_job(job: BenchJob, reporter: Reporter) -> None:
         reporter.say(checked.statement)
 
 
-def _run_log(job: BenchJob, ready: Ready, result: BenchResult, checked: OutputCheck | None) -> RunLog:
+def _promise(job: BenchJob, reporter: Reporter, interrupted: Interrupted) -> Expected | None:
+    """What the plan promises for the job's arrivals; it is made before anything is measured."""
+    config = SimulationConfig(
+        workload=job.workload,
+        arrivals=job.arrivals,
+        trace=job.trace,
+        routing=job.routing,
+        seed=job.seed,
+        concurrency=job.concurrency,
+        num_requests=job.num_requests,
+        duration_s=job.duration_s,
+        warmup_s=job.warmup_s,
+        limits=job.limits,
+    )
+    return promise(
+        load_record(job.plan, Plan),
+        config,
+        on_progress=lambda done, total: reporter.update("simulating these arrivals", min(done, total), total),
+        is_interrupted=interrupted,
+    )
+
+
+def _run_log(
+    job: BenchJob, ready: Ready, result: BenchResult, checked: OutputCheck | None, promised: Expected | None
+) -> RunLog:
+    is_open = job.arrivals.is_open_loop
     return RunLog(
         plan=ready.plan,
         workload=job.workload,
-        concurrency=job.concurrency,
+        concurrency=max(1, result.peak_in_flight) if is_open else job.concurrency or result.peak_in_flight,
+        arrivals=str(job.arrivals),
+        is_limited=is_open and (job.concurrency is not None or job.num_requests is not None),
+        promised=promised,
+        limits=job.limits,
         routing=job.routing,
         seed=job.seed,
         window=result.window,

@@ -10,11 +10,15 @@ from typing import TypeAlias
 
 import msgspec
 
+from helixbench.reference_server.coordinator.bench_load import CLOSED_LOOP
 from helixbench.reference_server.coordinator.live_events import Rig
 from helixbench.reference_server.coordinator.options import AdaptOptions
 from helixbench.reference_server.http.options import HttpOptions
 from helixbench.reference_server.profiling.config import ProfileConfig
+from helixbench.reference_server.run_log import LatencyLimits
 from helixbench.reference_server.testbed.emulation import Timing
+from helixbench.solver.problem.arrivals import Arrivals
+from helixbench.solver.problem.traces import TracedRequest
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.events import Event
@@ -40,21 +44,24 @@ class _PlanJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BenchJob(_PlanJob, frozen=True, kw_only=True, tag="bench"):
-    """Run a plan under closed-loop load and write the run log.
+    """Run a plan under load and write the run log.
 
-    ``concurrency`` is in requests, ``duration_s`` in the devices' time. The window ends after ``num_requests`` or
-    ``duration_s``. ``command`` is the user's. ``events`` happen to ``rig``. ``history`` is where to write what
-    clients saw.
+    The load is as in ``BenchConfig``; times are the devices'. ``command`` is the user's. ``limits`` are those of
+    goodput. ``events`` happen to ``rig``. ``history`` is where to write what clients saw.
     """
 
     command: str
     output: Path
     workload: Workload
-    concurrency: int
+    concurrency: int | None
     routing: Routing
     seed: int
     num_requests: int | None = None
     duration_s: float | None = None
+    arrivals: Arrivals = CLOSED_LOOP
+    trace: tuple[TracedRequest, ...] = ()
+    warmup_s: float = 0.0
+    limits: LatencyLimits | None = None
     events: tuple[Event, ...] = ()
     rig: Rig = Rig()
     history: Path | None = None

@@ -44,6 +44,7 @@ from helixbench.reference_server.wire.messages import (
     LinkCounters,
     Load,
     Loaded,
+    OpenModel,
     PeerPing,
     PeerPong,
     Profile,
@@ -58,6 +59,7 @@ from helixbench.reference_server.wire.messages import (
     Work,
     decode_command,
 )
+from helixbench.reference_server.wire.seldom import Seldom
 from helixbench.reference_server.wire.transport import Transport, reply
 from helixbench.solver.problem.plan import LayerRange
 from helixbench.solver.scheduling.history import HistoryKeeper
@@ -143,7 +145,7 @@ class Agent:
         self._runtime: NodeRuntime | None = None
         self._progress: Progress | None = None  # of the stage that is loaded
         self._lease: Lease | None = None  # of the run that it is loaded for
-        self._peers = self._make_peers({})
+        self._peers = self._make_peers({}, {})
         self._latency_s: dict[str, float] = {}  # peer -> seconds that messages there are held
         self._held: HeldMessages[tuple[Work, list[bytes]]] = HeldMessages()
         self._controller: bytes | None = None  # who loaded the stage, and gets its tokens and reports
@@ -154,10 +156,12 @@ class Agent:
         self._tokens = {True: 0, False: 0}  # is decode -> tokens run
         self._history = HistoryKeeper()
         self._stopped = False
+        self._seldom = Seldom(_log)
         self._touched_s = 0.0  # when peers, owner and reports were last looked at
         self._leaves_by_s: float | None = None  # when a leaving agent stops at the latest
         self._handlers: dict[type[Command], Callable[..., Answer | None]] = {
             Describe: self._describe,
+            OpenModel: self._open_model,
             Load: self._load_for,
             Forget: self._forget,
             SetSpeed: self._set_speed,
@@ -297,7 +301,7 @@ class Agent:
             dtype=command.dtype,
             device=self.device_name,
         )
-        self._peers = self._make_peers(command.peers)
+        self._peers = self._make_peers(command.peers, command.bytes_per_s)
         self._runtime = NodeRuntime(
             command.node,
             runner,
@@ -352,8 +356,8 @@ class Agent:
         owner = self._lease or Lease("", "", 0.0)
         self.tell(identity, Status(owner.run, owner.owner, NOTHING_DONE))
 
-    def _make_peers(self, addresses: Mapping[str, str]) -> Peers:
-        return Peers(self.transport, addresses, now_s=time.perf_counter())
+    def _make_peers(self, addresses: Mapping[str, str], bytes_per_s: Mapping[str, float]) -> Peers:
+        return Peers(self.transport, addresses, bytes_per_s, now_s=time.perf_counter())
 
     def _require_room(self, model: Model, command: Load) -> None:
         """Check that weights and KV cache fit, before anything is loaded."""
@@ -375,7 +379,7 @@ class Agent:
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
         self._peers.close()
-        self._peers, self._runtime, self._sent = self._make_peers({}), None, {}
+        self._peers, self._runtime, self._sent = self._make_peers({}, {}), None, {}
         self._lease = self._progress = None
         self._latency_s, self._held = {}, HeldMessages()
         self._busy_s, self._iterations, self._tokens = 0.0, 0, {True: 0, False: 0}
@@ -406,7 +410,8 @@ class Agent:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            _log.warning("a peer has gone before its answer (%s)", type(answer).__name__)
+            kind = type(answer).__name__
+            self._seldom.say(logging.WARNING, f"gone before {kind}", f"a peer has gone before its answer ({kind})")
             return 0
 
     def tell_controller(self, answer: Answer) -> int:
@@ -429,10 +434,12 @@ class Agent:
 
     def _receive(self, frames: list[bytes]) -> None:
         identity, header, *rest = frames
+        kind = "unreadable"
         try:
             if len(rest) > 1:
                 raise MeasurementError(f"a message of {len(frames)} frames was received; at most 3 are sent")
             command = decode_command(header)
+            kind = type(command).__name__
             if isinstance(command, Work):
                 if command.due_s:
                     self._held.add((command, rest), due_s=command.due_s)
@@ -447,10 +454,10 @@ class Agent:
             else:
                 self._obey(identity, command)
         except HelixbenchError as error:
-            self._fail(identity, error)
+            self._fail(identity, error, kind)
         except Exception as error:
-            _log.exception("a command failed")
-            self._fail(identity, MeasurementError(f"a command failed: {error!r}; the agent's log says more"))
+            self._seldom.say(logging.ERROR, f"failed {kind}", "a command failed", exc_info=True)
+            self._fail(identity, MeasurementError(f"a command failed: {error!r}; the agent's log says more"), kind)
 
     def _obey(self, identity: bytes, command: Command) -> None:
         if type(command) not in self._handlers:
@@ -480,8 +487,8 @@ class Agent:
         payload = bytes(command.reply_bytes) if command.reply_bytes else None
         self.tell(identity, Echoed(command.number, len(rest[0]) if rest else 0), payload)
 
-    def _fail(self, identity: bytes, error: HelixbenchError) -> None:
-        _log.error("%s", error)
+    def _fail(self, identity: bytes, error: HelixbenchError, kind: str) -> None:
+        self._seldom.say(logging.ERROR, kind, str(error))
         self.tell(identity, Failed(str(error), error.exit_code))
 
     def _send(self, outbound: Outbound) -> None:
@@ -501,6 +508,10 @@ class Agent:
         self._sent[name] = LinkCounters(
             before.payload_bytes + size, before.messages + 1, before.tokens + outbound.tokens
         )
+
+    def _open_model(self, command: OpenModel) -> Done:
+        self.open_model(command.model, command.model_digest)
+        return Done()
 
     def _describe(self, _: Describe) -> Description:
         return Description(

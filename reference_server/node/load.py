@@ -50,4 +50,4 @@ def prepare_for(model: Model, *, threads: int) -> None:
         from helixbench.profiler.stage.stage import preload
 
         torch.set_num_threads(threads)
-        preload()
+        preload(model.config)

@@ -24,7 +24,7 @@ from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.network.nics import Nic
 from helixbench.progress import Reporter
-from helixbench.records import load_record, provenance_now, save_record
+from helixbench.records import load_record, provenance_now, save_measurement
 from helixbench.reference_server.profiling.config import NodeProfileConfig, ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
 from helixbench.reference_server.profiling.links import measure_transport
@@ -33,11 +33,11 @@ from helixbench.reference_server.testbed.emulation import Timing, require_time_s
 from helixbench.reference_server.testbed.wiring import SHAPED
 from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import ClusterKey
-from helixbench.reference_server.wire.messages import Description, Profile, Profiled
+from helixbench.reference_server.wire.messages import Description, Done, OpenModel, Profile, Profiled
 from helixbench.reference_server.wire.transport import Transport
 
 _PROFILE_SILENCE_S = 120.0  # an agent reports progress every second, but loading can take long
-_CHECKED_AT_ONCE = 4  # emulated nodes: they wait far more than they compute
+_CHECKED_AT_ONCE = 4
 EndT = TypeVar("EndT", Node, Coordinator)
 
 
@@ -63,6 +63,8 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             )
         else:
             measured: dict[str, Profiled] = {}
+            opening = OpenModel(str(files.directory), files.digest())
+            agents.ask(dict.fromkeys(described, opening), Done, timeout_s=_PROFILE_SILENCE_S)
             for turn in profiling_turns(described):
                 measured |= agents.ask(
                     dict.fromkeys(turn, profile_command(files, config)),
@@ -90,7 +92,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
         testbed=config.testbed,
         provenance=provenance_now(inputs={"model": files.digest()}, command=config.command),
     )
-    save_record(config.output, profile)
+    save_measurement(config.output, profile)
     return profile
 
 

@@ -29,7 +29,8 @@ CHECKED_SEQUENCES = (1, 8)
 CHECKED_ITERATIONS = 5  # of each batch, after one that warms up
 CHECKED_LAYERS = 4
 MOST_ERROR = 0.05
-"""Relative: iterations that miss the device's time by more are not those of the device."""
+"""Relative: a node whose iterations all miss the device's time by more cannot keep it. That one of them does says
+nothing of the node: this machine did something else for a moment."""
 
 _PROMPT_TOKENS = 8
 _TURN_TIMEOUT_MS = 60_000
@@ -95,30 +96,27 @@ def _checked(agent: Agent, device: EmulatedNode, command: Profile, cost: StageCo
     try:
         errors = []
         for sequences in CHECKED_SEQUENCES:
-            took_s, device_s = _iterations(agent, cost, sequences=sequences, num_layers=num_layers)
-            took_s /= device.time_scale
-            error = took_s / device_s - 1
-            if error > MOST_ERROR:
+            ratios = _iterations(agent, device, cost, sequences=sequences, num_layers=num_layers)
+            if min(ratios) > 1 + MOST_ERROR:
                 raise MeasurementError(
-                    f"iterations of {sequences} sequences take {1e3 * took_s:.3g} ms of the device's time instead of "
-                    f"{1e3 * device_s:.3g} ms: this machine is too slow to "
-                    f"emulate {agent.device.name} at a time scale of {device.time_scale:g}; set `time_scale` in the "
-                    "testbed file to a larger one"
+                    f"iterations of {sequences} sequences take {min(ratios):.3g} times what the device takes at least: "
+                    f"this machine is too slow to emulate {agent.device.name} at a time scale of "
+                    f"{device.time_scale:g}; set `time_scale` in the testbed file to a larger one"
                 )
-            errors.append(abs(error))
+            errors.append(abs(statistics.median(ratios) - 1))
         return errors
     finally:
         agent.unload()
 
 
-def _iterations(agent: Agent, cost: StageCost, *, sequences: int, num_layers: int) -> tuple[float, float]:
-    """Median seconds of a decoding iteration here, and what the device takes for one."""
+def _iterations(agent: Agent, device: EmulatedNode, cost: StageCost, *, sequences: int, num_layers: int) -> list[float]:
+    """Time of decoding iterations here, over what the device takes for each."""
     requests = range(sequences)
     hops = (Hop(SELF, 0, num_layers), Hop(RING, num_layers, num_layers + 1))
     size = _PROMPT_TOKENS + CHECKED_ITERATIONS + 2
     opens = tuple(OpenRequest(request, hops, size, SamplingParams()) for request in requests)
     agent.runtime.accept(Work(opens=opens), None)
-    took_s, device_s = [], []
+    ratios = []
     for past in range(_PROMPT_TOKENS, _PROMPT_TOKENS + CHECKED_ITERATIONS + 1):
         items = tuple(WorkItem(request, past, 1, sample=True, is_decode=True) for request in requests)
         payload = array.array("i", [1] * sequences).tobytes()
@@ -126,9 +124,9 @@ def _iterations(agent: Agent, cost: StageCost, *, sequences: int, num_layers: in
         agent.send_to_peer(RING, Work(items=items), memoryview(payload))
         while not agent.turn(_TURN_TIMEOUT_MS):
             pass
-        took_s.append(time.perf_counter() - begin)
+        took_s = (time.perf_counter() - begin) / device.time_scale
         agent.discard_message(_TURN_TIMEOUT_MS)
         batch = BatchShape(0, 0, 0, sequences, sequences * (past + 1), sequences)
-        device_s.append(cost.time_s(num_layers=num_layers, batch=batch, first=True, last=False))
+        ratios.append(took_s / cost.time_s(num_layers=num_layers, batch=batch, first=True, last=False))
     agent.runtime.accept(Work(closes=tuple(requests)), None)
-    return statistics.median(took_s[1:]), statistics.median(device_s[1:])
+    return ratios[1:]

@@ -38,12 +38,13 @@ from helixbench.reference_server.wire.messages import (
 from helixbench.reference_server.wire.transport import Transport, host_of, send
 
 NUM_ROUND_TRIPS = 30
-_FRAME_BYTES = 1 << 20  # of the transport's own bandwidth measurement
+_FRAME_BYTES, _MIN_FRAME_BYTES, _FRAMES = 1 << 20, 1 << 14, 3  # of the transport's own bandwidth measurement
 _ANSWER_S = 30.0
 _MIN_MESSAGES = 3
 _MESSAGES_S = 0.05  # spent on each message size, where the fewest messages take less
 _BLOCKS = 32  # in an iperf3 interval
 _MIN_BLOCK_BYTES = 4096
+_ALIKE = 0.5  # of the fastest rate
 _FASTEST_LINKS, _TRANSPORT_S = 3, 0.2  # over how many the transport's time per byte is measured, for how long each
 _SPARE_PORTS = 2  # tried where an iperf3 server does not come to listen
 
@@ -115,19 +116,21 @@ class TransportTime(NamedTuple):
 def measure_transport(transport: Transport, bytes_per_s: Mapping[str, float]) -> TransportTime:
     """Measure to agents over links whose rates are known: address -> bytes/s.
 
-    Per message it is the median over all agents of half a round trip. Per byte it is the median over the fastest links,
-    for over others the rate's own error would be larger than what is left.
+    Per message it is the median over all agents of half a round trip. Per byte it is the median over the fastest links
+    that are about alike, for over others the rate's own error would be larger than what is left.
 
     Raises:
         MeasurementError: an agent does not answer.
     """
-    fastest = sorted(bytes_per_s, key=lambda address: -bytes_per_s[address])[:_FASTEST_LINKS]
+    top = max(bytes_per_s.values())
+    alike = [address for address, rate in bytes_per_s.items() if rate >= _ALIKE * top][:_FASTEST_LINKS]
     latencies, byte_times = [], []
     for address, rate in bytes_per_s.items():
         with contextlib.closing(_Probe(transport, address)) as probe:
             latencies.append(probe.round_trip_s() / 2)
-            if address in fastest:
-                byte_times.append(1 / probe.bytes_per_s(_TRANSPORT_S, 2 * latencies[-1], reverse=False) - 1 / rate)
+            if address in alike:
+                own = probe.bytes_per_s(_TRANSPORT_S, 2 * latencies[-1], reverse=False, rough=rate)
+                byte_times.append(1 / own - 1 / rate)
     return TransportTime(statistics.median(latencies), max(0.0, statistics.median(byte_times)))
 
 
@@ -167,7 +170,7 @@ def _bandwidth(probe: _Probe, command: MeasureLink, round_trip_s: float, rough: 
                 block_bytes=_block_bytes(rough),
             )
             return rate.bytes_per_s, iperf3_source()
-    return probe.bytes_per_s(command.seconds, round_trip_s, reverse=command.reverse), ""
+    return probe.bytes_per_s(command.seconds, round_trip_s, reverse=command.reverse, rough=rough), ""
 
 
 def _block_bytes(rough: float | None) -> int | None:
@@ -218,17 +221,20 @@ class _Probe:
             taken.append(self._echo(payload, reply_bytes=size if reverse else 0))
         return statistics.median(taken)
 
-    def bytes_per_s(self, seconds: float, round_trip_s: float, *, reverse: bool) -> float:
-        """Bandwidth from frames of 1 MiB, each answered with a few bytes, less the round trip.
+    def bytes_per_s(self, seconds: float, round_trip_s: float, *, reverse: bool, rough: float | None) -> float:
+        """Bandwidth from frames of 1 MiB at most, each answered with a few bytes, less the round trip.
 
-        At most half of the time is subtracted: on a busy machine a round trip may take as long as a frame.
+        At most half of the time is subtracted: on a busy machine a round trip may take as long as a frame. A link whose
+        ``rough`` rate is so slow that some frames would take longer than ``seconds`` gets smaller ones.
         """
-        frame = bytes(_FRAME_BYTES)
+        fits = _FRAME_BYTES if rough is None else int(rough * seconds / _FRAMES)
+        size = max(_MIN_FRAME_BYTES, min(_FRAME_BYTES, fits))
+        frame = bytes(size)
         times: list[float] = []
-        while sum(times) < seconds or len(times) < 3:
-            times.append(self._echo(reply_bytes=_FRAME_BYTES) if reverse else self._echo(payload=frame))
+        while sum(times) < seconds or len(times) < _FRAMES:
+            times.append(self._echo(reply_bytes=size) if reverse else self._echo(payload=frame))
         median_s = statistics.median(times)
-        return _FRAME_BYTES / max(median_s - round_trip_s, median_s / 2)
+        return size / max(median_s - round_trip_s, median_s / 2)
 
     def _echo(self, payload: bytes | None = None, reply_bytes: int = 0) -> float:
         self._number += 1

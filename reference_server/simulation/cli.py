@@ -11,10 +11,23 @@ import typer
 
 from helixbench.errors import InputError
 from helixbench.interrupted import Interrupted
-from helixbench.options import AsJson, OutputTokens, PromptTokens, Trace, TraceScale
+from helixbench.options import (
+    AsJson,
+    Burstiness,
+    MaxTpotS,
+    MaxTtftS,
+    OutputTokens,
+    PromptTokens,
+    Rate,
+    Replay,
+    Speedup,
+    Trace,
+    TraceFormat,
+    TraceScale,
+    TraceTokenizer,
+)
 
 if TYPE_CHECKING:
-    from helixbench.reference_server.simulation.arrivals import Arrivals
     from helixbench.reference_server.simulation.simulator import SimulationResult
 
 DEFAULT_DURATION_S = 600.0
@@ -31,15 +44,18 @@ def simulate(
     cluster: Annotated[Path, typer.Option("--cluster", help="The cluster profile, for iteration times and links.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The run record to write.")],
     trace: Trace = None,
+    trace_format: TraceFormat = "auto",
     trace_scale: TraceScale = 1.0,
+    trace_tokenizer: TraceTokenizer = None,
     prompt_tokens: PromptTokens = None,
     output_tokens: OutputTokens = None,
     offline: Annotated[bool, typer.Option("--offline", help="All requests arrive at the start.")] = False,
-    rate: Annotated[Optional[float], typer.Option("--rate", help="Open loop: average requests/s.")] = None,  # noqa: UP045
-    burstiness: Annotated[
-        float, typer.Option(help="With --rate: shape of the gamma-distributed gaps; 1 is Poisson, below 1 bursty.")
-    ] = 1.0,
-    replay: Annotated[bool, typer.Option("--replay", help="Requests arrive at the times of --trace.")] = False,
+    rate: Rate = None,
+    burstiness: Burstiness = 1.0,
+    replay: Replay = False,
+    speedup: Speedup = 1.0,
+    max_ttft_s: MaxTtftS = None,
+    max_tpot_s: MaxTpotS = None,
     concurrency: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Requests in flight: all the time in a closed loop, else at most."),
@@ -65,25 +81,26 @@ def simulate(
     """Serve a plan on a virtual clock, with the server's rules and the profile's times."""
     from helixbench.profiler.cluster import ClusterProfile
     from helixbench.progress import Reporter
-    from helixbench.records import load_record, save_record
-    from helixbench.reference_server.simulation.arrivals import read_trace
+    from helixbench.records import load_record, require_writable, save_measurement
+    from helixbench.reference_server.run_log import limits_of_options
     from helixbench.reference_server.simulation.compatibility import require_fit
     from helixbench.reference_server.simulation.config import SimulationConfig
     from helixbench.reference_server.simulation.simulator import simulate as run_simulation
+    from helixbench.solver.problem.arrivals import arrivals_of_options
     from helixbench.solver.problem.plan import Plan
+    from helixbench.solver.problem.traces import read_trace
     from helixbench.solver.problem.workload import workload_of_options
     from helixbench.solver.simulation.events import load_events
 
     made = load_record(plan, Plan)
     profile = load_record(cluster, ClusterProfile)
-    given = workload_of_options(
-        prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=trace, trace_scale=trace_scale
+    traced = (
+        None if trace is None else read_trace(trace, kind=trace_format, scale=trace_scale, tokenizer=trace_tokenizer)
     )
-    arrivals = _arrivals(offline=offline, rate=rate, burstiness=burstiness, replay=replay)
-    if replay and trace is None:
-        raise InputError("--replay: needs --trace, which has the arrival times")
-    if replay and trace_scale != 1:
-        raise InputError("--replay: takes the trace's lengths as they are; leave out --trace-scale")
+    given = workload_of_options(prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=traced)
+    arrivals = arrivals_of_options(
+        offline=offline, rate=rate, burstiness=burstiness, replay=replay, speedup=speedup, trace=traced
+    )
     if kv_share is not None and not 0 < kv_share <= 1:
         raise InputError(f"--kv-share {kv_share}: need more than 0 and at most 1")
     is_closed = arrivals.kind == "closed loop"
@@ -92,7 +109,7 @@ def simulate(
     config = SimulationConfig(
         workload=given or made.assumptions.workload,
         arrivals=arrivals,
-        trace=read_trace(trace) if replay and trace else (),
+        trace=traced.requests if replay and traced else (),
         routing=routing,
         seed=seed,
         concurrency=(concurrency or made.assumptions.concurrency) if is_closed else concurrency,
@@ -101,10 +118,12 @@ def simulate(
         warmup_s=(0.0 if requests is not None else DEFAULT_WARMUP_S) if warmup_s is None else warmup_s,
         kv_share=kv_share,
         events=load_events(events) if events is not None else (),
+        limits=limits_of_options(max_ttft_s, max_tpot_s),
     )
     require_fit(
         made, profile, config, plan_file=str(plan), cluster_file=str(cluster), events_file=str(events or "events")
     )
+    require_writable(output)
     began = time.process_time()
     with Reporter() as reporter:
         result = run_simulation(
@@ -114,7 +133,7 @@ def simulate(
             on_progress=lambda done, total: reporter.update("simulating", min(done, total), total),
             is_interrupted=Interrupted(),
         )
-    save_record(output, result.run)
+    save_measurement(output, result.run)
     if json_:
         sys.stdout.write(output.read_text(encoding="utf-8"))
     for line in _lines(result, output, seconds=time.process_time() - began):
@@ -130,27 +149,15 @@ def _lines(result: SimulationResult, output: Path, *, seconds: float) -> list[st
         f"  {run.arrivals}, up to {run.concurrency} in flight, routing {run.routing}, {run.window.seconds:.4g} s",
     ]
     for kind in ("ttft", "tpot"):
-        percentiles = run.latency_percentiles("ttft" if kind == "ttft" else "tpot", (50, 99))
+        percentiles = run.latency_percentiles("ttft" if kind == "ttft" else "tpot", (50, 90, 99))
         if percentiles is not None:
-            lines.append(f"  {kind.upper()} p50 {percentiles[0]:.4g} s, p99 {percentiles[1]:.4g} s")
-    lines += [f"  note: {remark}" for remark in result.remarks]
+            p50_s, p90_s, p99_s = percentiles
+            lines.append(f"  {kind.upper()} p50 {p50_s:.4g} s, p90 {p90_s:.4g} s, p99 {p99_s:.4g} s")
+    if run.limits is not None:
+        lines.append(f"  goodput {run.goodput_per_s:.4g} requests/s within {run.limits}")
+    lines += [f"  note: {remark}" for remark in (*run.workload.notes, *result.remarks)]
     if run.cut_short:
         lines.append(f"  cut short: {run.cut_short}")
     lines.append(f"  {result.num_events} events in {seconds:.3g} CPU s ({result.num_events / seconds:.0f} events/s)")
     lines.append(f"{output} written; see it with: helixbench report {output}")
     return lines
-
-
-def _arrivals(*, offline: bool, rate: float | None, burstiness: float, replay: bool) -> Arrivals:
-    from helixbench.reference_server.simulation.arrivals import Arrivals
-
-    if sum((offline, rate is not None, replay)) > 1:
-        raise InputError("--offline, --rate, --replay: give one of them at most; without one it is a closed loop")
-    if burstiness != 1 and rate is None:
-        raise InputError("--burstiness: goes with --rate")
-    try:
-        if rate is not None:
-            return Arrivals(kind="poisson" if burstiness == 1 else "gamma", rate_per_s=rate, burstiness=burstiness)
-        return Arrivals(kind="offline" if offline else "replay" if replay else "closed loop")
-    except ValueError as error:
-        raise InputError(f"--rate, --burstiness: {error}") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest
+from helixbench.reference_server.run_log import LatencyLimits
+from helixbench.solver.problem.arrivals import Arrivals
+from helixbench.solver.problem.traces import TracedRequest
 from helixbench.solver.problem.workload import Workload
 from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.events import Event
@@ -21,6 +23,7 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: requests of a closed loop; of other arrivals the most that are in flight.
         kv_share: share of each KV cache that admission fills; ``None`` for all of it, and for 80 % where a node has
             only a capacity table, on which the table's meaning rests.
+        limits: of goodput.
     """
 
     workload: Workload
@@ -34,6 +37,7 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True):
     warmup_s: float = 60.0
     kv_share: float | None = None
     events: tuple[Event, ...] = ()
+    limits: LatencyLimits | None = None
 
     @property
     def is_closed_loop(self) -> bool:

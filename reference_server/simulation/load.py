@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from helixbench.reference_server.run_log import RequestRecord, TokenCount, token_counts
-from helixbench.reference_server.simulation.arrivals import Arrivals, TracedRequest, draw_times
+from helixbench.solver.problem.arrivals import Arrivals, timed_requests
+from helixbench.solver.problem.traces import TracedRequest
 from helixbench.solver.problem.workload import Workload, draw_lengths
 from helixbench.solver.scheduling.requests import InFlight, Request
 
@@ -46,13 +47,8 @@ class Load:
         seed: int = 0,
     ) -> None:
         self._kind, self._concurrency, self._limit = arrivals.kind, concurrency, limit
-        self._lengths = draw_lengths(workload, random.Random(seed))
-        self._timed: Iterator[tuple[float, int, int]] = iter(())
-        if arrivals.kind == "replay":
-            self._timed = ((request.arrival_s, request.prompt_tokens, request.output_tokens) for request in trace)
-        elif arrivals.rate_per_s is not None:
-            times = draw_times(arrivals, random.Random(f"arrivals {seed}"))
-            self._timed = ((at_s, *lengths) for at_s, lengths in zip(times, self._lengths, strict=False))
+        self._lengths = draw_lengths(workload, random.Random(seed))  # of requests that follow others
+        self._timed = timed_requests(arrivals, workload, trace=trace, seed=seed)
         self._prompts: dict[int, tuple[int, ...]] = {}  # length -> a prompt of it; what is in it does not matter
         self._times: dict[int, _Times] = {}  # request that has not ended -> its times
         self._numbers = itertools.count()

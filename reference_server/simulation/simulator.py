@@ -347,6 +347,7 @@ class _Simulation:
             is_limited=self._is_limited(),
             simulated=True,
             cut_short=cut_short,
+            limits=config.limits,
             adaptation=self._adaptation_log(),
             provenance=Provenance(
                 inputs={"plan": digest(plan), "cluster": digest(profile)},

@@ -107,12 +107,35 @@ class TestbedSpec(msgspec.Struct, frozen=True, kw_only=True):
         return any(link.latency_s > 0 for link in self.links)
 
 
+SHIPPED = Path(__file__).with_name("shipped")
+"""Testbeds that come with helixbench; each can be given by its name instead of a file."""
+
+MACHINES_OWN = "two-cpus"
+"""The one of them that takes nothing but this machine's processor."""
+
+
+def testbed_path(named: Path) -> Path:
+    """The file of a testbed: that file, or one that comes with helixbench by its name.
+
+    Raises:
+        InputError: neither a file nor a known name.
+    """
+    shipped = SHIPPED / f"{named}.toml"
+    if len(named.parts) == 1 and not named.suffix and not named.exists():
+        if shipped.is_file():
+            return shipped
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+        raise InputError(f"testbed {named}: no such file, and none of {known}")
+    return named
+
+
 def load_testbed(path: Path) -> TestbedSpec:
-    """Read a testbed file.
+    """Read a testbed file, or the testbed of that name that comes with helixbench.
 
     Raises:
         InputError: not TOML, an unknown key, a wrong type or value, or names that do not fit together.
     """
+    path = testbed_path(path)
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -116,12 +116,20 @@ class Description(msgspec.Struct, frozen=True, tag="description"):
     time_scale: float = 1.0
 
 
+class OpenModel(msgspec.Struct, frozen=True, tag="open-model"):
+    """Open a model and import what its stages compute with, before anything is measured. The answer is ``Done``."""
+
+    model: str
+    model_digest: str
+
+
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Load layers ``[start, end)`` of a model; ``peers`` maps the next nodes of its pipelines to their addresses.
 
-    ``latency_s`` maps them and the coordinator to the time for which messages there are held. With a ``run`` the agent
-    belongs to ``owner``, in words, for as long as that renews it, and reports its progress; another run is refused
-    unless it takes over. Iterations are compared with ``cost`` where that is given.
+    ``latency_s`` maps them and the coordinator to the time for which messages there are held, ``bytes_per_s`` those of
+    them whose link is known to what it carries; both by the wall clock. With a ``run`` the agent belongs to ``owner``,
+    in words, for as long as that renews it, and reports its progress; another run is refused unless it takes over.
+    Iterations are compared with ``cost`` where that is given.
     """
 
     model: str
@@ -135,6 +143,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     max_decode_batch: int | None
     peers: dict[str, str]
     latency_s: dict[str, float] = {}
+    bytes_per_s: dict[str, float] = {}
     run: str = ""
     owner: str = ""
     take_over: bool = False
@@ -318,6 +327,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 Command: TypeAlias = (
     Describe
+    | OpenModel
     | Load
     | Forget
     | Renew

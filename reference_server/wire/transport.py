@@ -71,7 +71,8 @@ def host_of(address: str) -> str:
 def own_address(address: str) -> str:
     """Address at which a process reaches itself, given the one that it listens at."""
     host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "*") else address
+    anywhere = {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "[::]": "[::1]"}
+    return f"{anywhere.get(host, host)}:{port}"
 
 
 class Transport:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, StrEnum
 
 import msgspec
 
 from helixbench.reports.compare.regression import Answer, Regression
 from helixbench.reports.formatting import number
+from helixbench.reports.verdict.validate import PREDICTED_ARRIVALS
 from helixbench.reports.verdict.verdict import Outcome, Verdict
 from helixbench.solver.problem.plan import Plan
 
@@ -81,7 +82,7 @@ def run_cases(verdict: Verdict) -> tuple[Case, ...]:
     }
     prediction = Case(
         suite="prediction",
-        name=f"{'simulated' if verdict.is_simulated else 'measured'} / expected at concurrency {verdict.concurrency}",
+        name=f"{'simulated' if verdict.is_simulated else 'measured'} / expected {_load_of(verdict)}",
         status=status.get(verdict.outcome, Status.FAILED),
         message=verdict.statement,
         details=tuple(filter(None, (*verdict.causes, verdict.testbed, *verdict.stale, *verdict.notes))),
@@ -95,7 +96,36 @@ def run_cases(verdict: Verdict) -> tuple[Case, ...]:
         )
         for check in verdict.checks
     )
-    return (prediction, *checks)
+    return (prediction, *_latency_cases(verdict), *_client_cases(verdict, status), *checks)
+
+
+def _client_cases(verdict: Verdict, status: Mapping[Outcome, Status]) -> Iterator[Case]:
+    if (client := verdict.client) is not None:
+        yield Case(
+            suite="client",
+            name=f"{client.result.client} / expected {_load_of(verdict)}",
+            status=status.get(client.outcome, Status.FAILED),
+            message=client.statement,
+        )
+
+
+def _load_of(verdict: Verdict) -> str:
+    if verdict.arrivals in PREDICTED_ARRIVALS:
+        return f"at concurrency {verdict.concurrency}"
+    return f"with arrivals: {verdict.arrivals}"
+
+
+def _latency_cases(verdict: Verdict) -> Iterator[Case]:
+    """Each percentile of latency that is promised and settled by the requests."""
+    most = verdict.band.max_latency_ratio
+    for latency in verdict.latencies:
+        for percent, ratio in latency.ratios.items():
+            yield Case(
+                suite="latency",
+                name=f"{latency.kind.upper()} p{percent} measured / promised",
+                status=Status.PASSED if ratio <= most else Status.FAILED,
+                message=f"{ratio:.3f}; at most {most:g}",
+            )
 
 
 def regression_cases(regression: Regression) -> tuple[Case, ...]:

@@ -12,13 +12,14 @@ from typer.core import TyperGroup
 
 from helixbench.errors import InputError
 from helixbench.options import AsJson, print_record
-from helixbench.reports.output import MarkdownFile, PlanFile, show, write
+from helixbench.reports.output import ClientBenchmark, ClientFile, MarkdownFile, PlanFile, show, write
 
 if TYPE_CHECKING:
     import msgspec
 
     from helixbench.reports.compare.regression import Question, Regression
     from helixbench.reports.gate.cases import Case
+    from helixbench.reports.verdict.verdict import Band
 
 JunitFile = Annotated[Path | None, typer.Option(metavar="FILE", help="write JUnit XML")]
 BenchmarkFile = Annotated[Path | None, typer.Option(metavar="FILE", help="write pytest-benchmark JSON")]
@@ -66,7 +67,12 @@ def check_command(
     new: Annotated[Path | None, typer.Argument(help="what to compare with: again runs or a plan")] = None,
     min_ratio: Annotated[float, typer.Option(help="lowest accepted measured / expected")] = 0.85,
     max_ratio: Annotated[float, typer.Option(help="highest accepted measured / expected")] = 1.05,
+    max_latency_ratio: Annotated[
+        float, typer.Option(help="highest accepted measured / promised percentile of TTFT and TPOT (open loop)")
+    ] = 1.25,
     plan: PlanFile = None,
+    client: ClientFile = None,
+    client_benchmark: ClientBenchmark = None,
     metric: Metric = "total_tokens_per_s",
     min_effect: MinEffect = 0.05,
     strict: Strict = False,
@@ -80,7 +86,9 @@ def check_command(
 
     outputs = _Outputs(junit, markdown, benchmark_json, as_json, strict)
     if new is None:
-        _gate_run(run, plan, min_ratio, max_ratio, outputs)
+        _gate_run(run, plan, _band(min_ratio, max_ratio, max_latency_ratio), (client, client_benchmark), outputs)
+    if client is not None:
+        raise InputError("--client: goes with one run, which is gated on its plan")
     if loading.is_plan(run):
         _gate_plans(run, new, min_effect, outputs)
     from helixbench.reports.compare.repeats import judge_recorded
@@ -116,25 +124,35 @@ def pairs_command(
     _finish_regression(measure_regression(question, measure), outputs)
 
 
-def _gate_run(run: Path, plan: Path | None, min_ratio: float, max_ratio: float, outputs: _Outputs) -> NoReturn:
+def _band(min_ratio: float, max_ratio: float, max_latency_ratio: float) -> Band:
+    from helixbench.reports.verdict.verdict import Band
+
+    try:
+        return Band(min_ratio=min_ratio, max_ratio=max_ratio, max_latency_ratio=max_latency_ratio)
+    except ValueError as error:
+        raise InputError(
+            f"--min-ratio {min_ratio:g} --max-ratio {max_ratio:g} --max-latency-ratio {max_latency_ratio:g}: {error}"
+        ) from error
+
+
+def _gate_run(
+    run: Path, plan: Path | None, band: Band, client: tuple[Path | None, int | None], outputs: _Outputs
+) -> NoReturn:
     from helixbench.reference_server.run_log import RunLog
     from helixbench.reports import loading
     from helixbench.reports.gate.benchmark_json import run_samples
     from helixbench.reports.gate.cases import ExitCode, exit_code_of, run_cases
     from helixbench.reports.verdict.validate import validate
-    from helixbench.reports.verdict.verdict import Band
 
-    try:
-        band = Band(min_ratio=min_ratio, max_ratio=max_ratio)
-    except ValueError as error:
-        raise InputError(f"--min-ratio {min_ratio:g} --max-ratio {max_ratio:g}: {error}") from error
     log = loading.load_output(run, RunLog)
     if plan is not None:
         loading.require_plan(log, plan, origin=run)
-    verdict = validate(log, band)
+    verdict = validate(log, band, client=loading.client_of_options(log, *client, origin=run))
     cases = run_cases(verdict)
     word = {ExitCode.PASS: "PASS  ", ExitCode.FAIL: "FAIL  "}.get(exit_code_of(cases), "")
     typer.echo(f"{word}{verdict.statement}", err=outputs.is_json)
+    if verdict.client is not None:
+        typer.echo(f"      {verdict.client.statement}", err=outputs.is_json)
     _finish(cases, verdict, run_samples(log), outputs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from helixbench.profiler.cluster import STAGE_TIMES_FACT, ClusterProfile, Node
 from helixbench.profiler.emulated_device import DIGEST_FACT
@@ -26,7 +26,7 @@ from helixbench.reports.loading import Record
 from helixbench.reports.render.adaptation import adaptation_sections
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 from helixbench.reports.verdict.causes import relative
-from helixbench.reports.verdict.validate import validate
+from helixbench.reports.verdict.validate import PREDICTED_ARRIVALS, validate
 from helixbench.reports.verdict.verdict import Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict
 from helixbench.solver.problem.plan import Expected, LayerRange, Plan
 
@@ -58,7 +58,10 @@ def summary(record: Record) -> Document:
 def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
     """Measured beside predicted performance; ``verdict`` if it is not that of the default band."""
     verdict, plan = verdict or validate(run), run.plan
-    load = f"{run.concurrency} requests in flight, routing {run.routing}, window {run.window.seconds:.3g} s"
+    in_flight = f"{run.concurrency} requests in flight"
+    if run.arrivals not in PREDICTED_ARRIVALS:
+        in_flight = f"arrivals: {run.arrivals}; up to {in_flight}"
+    load = f"{in_flight}, routing {run.routing}, window {run.window.seconds:.3g} s"
     return Document(
         kind="simulated run" if run.simulated else "emulated run" if run.emulated else "run",
         title=f"{plan.model}: {plan.num_layers} layers on {len(plan.placement)} nodes",
@@ -66,6 +69,7 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
             *(["simulated: no hardware ran, all times come from the profile"] if run.simulated else []),
             *_emulation(run),
             load,
+            *_goodput(verdict),
         ),
         sections=(
             _placement(plan, run.device_names),
@@ -76,8 +80,9 @@ def run_summary(run: RunLog, verdict: Verdict | None = None) -> Document:
                 "Latency",
                 "requests that finished in the window",
                 ("", ">p50", ">p90", ">p99", ">mean", ">predicted", ">off", ">requests"),
-                map(_latency_row, verdict.latencies),
+                (row for latency in verdict.latencies for row in _latency_rows(latency)),
             ),
+            *_client(verdict),
             section("Nodes", NODE_ABOUT, NODE_COLUMNS, map(node_row, worst_nodes(verdict.nodes)), most=MAX_NODES),
             section(
                 "Links", "share of the tokens", LINK_COLUMNS, map(link_row, worst_links(verdict.links)), most=MAX_LINKS
@@ -297,14 +302,64 @@ def _scaled(rows: Sequence[tuple[str, float | None, tuple[str, ...]]], *, width:
         yield (name, share_bar(value / top if value is not None and top else 0.0, width), number(value), *remarks)
 
 
-def _latency_row(latency: Latency) -> Row:
-    return (
+def _goodput(verdict: Verdict) -> list[str]:
+    if verdict.goodput_per_s is None:
+        return []
+    promised = verdict.promised_goodput_per_s
+    beside = "" if promised is None else f", promised {number(promised)}"
+    return [f"goodput {number(verdict.goodput_per_s)} requests/s{beside}, within {verdict.goodput_limits}"]
+
+
+def _client(verdict: Verdict) -> Iterator[Section]:
+    """Another client's figures beside the run's and the predicted ones."""
+    if (client := verdict.client) is None:
+        return
+    theirs = client.result
+    ours: dict[str, Latency] = {latency.kind: latency for latency in verdict.latencies}
+    rows: list[Row] = [
+        _client_row("tokens/s", number, verdict.measured_tokens_per_s, theirs.total_tokens_per_s, verdict),
+        _client_row("output tokens/s", number, verdict.measured_output_tokens_per_s, theirs.output_tokens_per_s),
+    ]
+    for kind, stated in (("ttft", theirs.ttft), ("tpot", theirs.tpot)):
+        own = ours.get(kind)
+        rows += [
+            _client_row(
+                f"{kind.upper()} {name}", seconds, getattr(own, f"{name}_s", None), getattr(stated, f"{name}_s")
+            )
+            for name in ("mean", "p50", "p90", "p99")
+        ]
+    yield section(
+        "Another client",
+        f"{theirs.num_requests} requests in {theirs.duration_s:.4g} s",
+        ("", ">this run", f">{theirs.client}", ">off", ">expected"),
+        rows,
+        lines=(client.statement,),
+        is_detail=False,
+    )
+
+
+def _client_row(
+    name: str,
+    shown: Callable[[float | None], str],
+    own: float | None,
+    theirs: float | None,
+    verdict: Verdict | None = None,
+) -> Row:
+    expected = "" if verdict is None else shown(verdict.expected_tokens_per_s)
+    return name, shown(own), shown(theirs), signed_percent(relative(theirs, own)), expected
+
+
+def _latency_rows(latency: Latency) -> Iterator[Row]:
+    yield (
         latency.kind.upper(),
         *(seconds(value) for value in (latency.p50_s, latency.p90_s, latency.p99_s, latency.mean_s)),
         seconds(latency.predicted_mean_s),
         signed_percent(relative(latency.mean_s, latency.predicted_mean_s)),
         str(latency.num_requests),
     )
+    if latency.promised is not None:
+        promised = latency.promised
+        yield "  promised", *(seconds(value) for value in (promised.p50_s, promised.p90_s, promised.p99_s)), *[""] * 4
 
 
 def _pair(predicted: str, measured: str) -> str:

@@ -17,9 +17,12 @@ IS_HIGHER_BETTER = {
     "ttft_mean_s": False,
     "tpot_mean_s": False,
     "ttft_p50_s": False,
+    "ttft_p90_s": False,
     "ttft_p99_s": False,
     "tpot_p50_s": False,
+    "tpot_p90_s": False,
     "tpot_p99_s": False,
+    "goodput_per_s": True,
 }
 
 
@@ -29,10 +32,12 @@ def metrics_of(run: RunLog) -> dict[str, float]:
         return {}
     found = {"total_tokens_per_s": run.total_tokens_per_s, "output_tokens_per_s": run.output_tokens_per_s}
     for kind, values in (("ttft", ttfts(run)), ("tpot", tpots(run))):
-        percentiles = run.latency_percentiles("ttft" if kind == "ttft" else "tpot", (50.0, 99.0))
+        percentiles = run.latency_percentiles("ttft" if kind == "ttft" else "tpot", (50.0, 90.0, 99.0))
         if values and percentiles:
             found[f"{kind}_mean_s"] = sum(values) / len(values)
-            found[f"{kind}_p50_s"], found[f"{kind}_p99_s"] = percentiles
+            found[f"{kind}_p50_s"], found[f"{kind}_p90_s"], found[f"{kind}_p99_s"] = percentiles
+    if run.goodput_per_s is not None:
+        found["goodput_per_s"] = run.goodput_per_s
     return found
 
 

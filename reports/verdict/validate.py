@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.records import digest
 from helixbench.reference_server.run_log import LinkUse, NodeUse, RunLog
 from helixbench.reports.verdict.causes import likely_causes
+from helixbench.reports.verdict.client import ClientLatency, ClientResult
 from helixbench.reports.verdict.integrity import check_run
 from helixbench.reports.verdict.intervals import mean_interval
 from helixbench.reports.verdict.run_metrics import batches_of, tpots, ttfts
 from helixbench.reports.verdict.verdict import (
     Band,
     Check,
+    ClientVerdict,
     Interval,
     Latency,
     LinkResidual,
@@ -21,20 +24,22 @@ from helixbench.reports.verdict.verdict import (
     Outcome,
     Verdict,
 )
-from helixbench.solver.problem.plan import Expected, LinkFlow
+from helixbench.solver.problem.plan import Expected, LinkFlow, Percentiles
 
 PERCENTS = (50.0, 90.0, 99.0)
-# Only these arrivals keep a known number of requests in flight, which is what a plan predicts for.
+# These arrivals keep a known number of requests in flight, for which the plan has its own entries.
 PREDICTED_ARRIVALS = ("closed loop", "offline")
 # Share of emulated iterations that may take longer than on their device.
 MAX_LATE_SHARE = 0.01
 
 
-def validate(run: RunLog, band: Band | None = None) -> Verdict:
+def validate(run: RunLog, band: Band | None = None, *, client: ClientResult | None = None) -> Verdict:
     """Measured performance beside predicted performance, and the verdict.
 
-    The prediction is the plan's expected entry at exactly the run's concurrency; nothing is interpolated. A run that is
-    incomplete, contradicts itself or has no prediction could not be measured, which is never a pass.
+    The prediction is the plan's expected entry at exactly the run's concurrency; nothing is interpolated. For arrivals
+    of an open loop it is the plan's simulation of them, which also promises percentiles of latency. A run that is
+    incomplete, contradicts itself or has no prediction could not be measured, which is never a pass. What another
+    ``client`` measured of the same plan is held to the same prediction and band.
     """
     band = band or Band()
     expected = expected_at(run)
@@ -44,17 +49,19 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
     bound = run.plan.predicted.max_flow_tokens_per_s
     to_expected = _ratio(measured, expected.total_tokens_per_s if expected else None)
     to_bound = _ratio(measured, bound)
-    outcome = Outcome.NOT_MEASURED if reasons else _outcome(to_expected, to_bound, band)
+    latencies = latencies_of(run, expected)
+    outcome = Outcome.NOT_MEASURED if reasons else _outcome(to_expected, to_bound, latencies, band)
     if not reasons and (late := _why_unsound(run)):
         outcome, reasons = Outcome.UNSOUND, (late,)
     nodes = _node_residuals(run, expected)
     return Verdict(
         outcome=outcome,
-        statement=_statement(run, outcome, to_expected, to_bound, band, reasons),
+        statement=_statement(run, outcome, to_expected, to_bound, latencies, band, reasons),
         reasons=reasons,
         causes=() if reasons else likely_causes(nodes, ratio=to_expected),
         band=band,
         concurrency=run.concurrency,
+        arrivals=run.arrivals,
         bound_tokens_per_s=bound,
         upper_bound_tokens_per_s=run.plan.predicted.upper_bound_tokens_per_s,
         expected_tokens_per_s=expected.total_tokens_per_s if expected else None,
@@ -64,30 +71,94 @@ def validate(run: RunLog, band: Band | None = None) -> Verdict:
         measured_output_tokens_per_s=run.output_tokens_per_s if measured is not None else None,
         ratio_to_expected=to_expected,
         ratio_to_bound=to_bound,
+        goodput_per_s=run.goodput_per_s,
+        promised_goodput_per_s=expected.goodput_per_s if expected else None,
+        goodput_limits="" if run.limits is None else str(run.limits),
         bottleneck=run.plan.predicted.bottleneck,
         nodes=nodes,
         links=_link_residuals(run),
-        latencies=latencies_of(run, expected),
+        latencies=latencies,
         checks=checks,
         is_simulated=run.simulated,
         is_emulated=bool(run.emulated),
         testbed=run.testbed,
         stale=run.stale,
-        notes=(*([run.output_check.statement] if run.output_check else []), *run.plan.assumptions.notes),
+        notes=tuple(
+            dict.fromkeys(
+                (
+                    *([run.output_check.statement] if run.output_check else []),
+                    *run.workload.notes,
+                    *run.plan.assumptions.notes,
+                )
+            )
+        ),
         plan_digest=digest(run.plan),
         run_digest=digest(run),
         provenance=run.provenance,
+        client=None if client is None else _client_verdict(client, run, expected, measured, band),
     )
 
 
-def expected_at(run: RunLog) -> Expected | None:
-    """The plan's prediction for exactly this load; ``None`` if it has none, as for open-loop arrivals.
+def _client_verdict(
+    client: ClientResult, run: RunLog, expected: Expected | None, measured: float | None, band: Band
+) -> ClientVerdict:
+    total = client.total_tokens_per_s
+    to_expected = _ratio(total, expected.total_tokens_per_s if expected else None)
+    to_bound = _ratio(total, run.plan.predicted.max_flow_tokens_per_s)
+    latencies = tuple(_client_latencies(client, expected))
+    outcome = _outcome(to_expected, to_bound, latencies, band)
+    figures = f"{client.client}: {total:,.4g} tokens/s of {client.num_requests} requests"
+    if client.num_failed:
+        figures += f", {client.num_failed} more failed"
+    if client.concurrency is not None and run.arrivals in PREDICTED_ARRIVALS and client.concurrency != run.concurrency:
+        figures += f", with {client.concurrency} in flight instead of {run.concurrency}"
+    if to_expected is None:
+        return ClientVerdict(
+            result=client,
+            outcome=outcome,
+            statement=f"{figures}; there is no prediction to hold it to",
+            ratio_to_expected=None,
+            ratio_to_measured=_ratio(total, measured),
+            latencies=latencies,
+        )
+    late = "".join(f"; {one}" for one in _late(latencies, band))
+    return ClientVerdict(
+        result=client,
+        outcome=outcome,
+        statement=f"{figures} = {to_expected:.3f} x expected ({outcome}){late}",
+        ratio_to_expected=to_expected,
+        ratio_to_measured=_ratio(total, measured),
+        latencies=latencies,
+    )
 
+
+def _client_latencies(client: ClientResult, expected: Expected | None) -> Iterator[Latency]:
+    """Those of which the client states all percentiles."""
+    kinds: tuple[tuple[Literal["ttft", "tpot"], ClientLatency], ...] = (("ttft", client.ttft), ("tpot", client.tpot))
+    for kind, stated in kinds:
+        if None in (stated.mean_s, stated.p50_s, stated.p90_s, stated.p99_s):
+            continue
+        yield Latency(
+            kind=kind,
+            num_requests=client.num_requests,
+            predicted_mean_s=getattr(expected, f"{kind}_s", None),
+            mean_s=stated.mean_s or 0.0,
+            p50_s=stated.p50_s or 0.0,
+            p90_s=stated.p90_s or 0.0,
+            p99_s=stated.p99_s or 0.0,
+            promised=getattr(expected, kind, None),
+        )
+
+
+def expected_at(run: RunLog) -> Expected | None:
+    """The plan's prediction for exactly this load; ``None`` if it has none.
+
+    For arrivals of an open loop that is the simulation of them that the run was made with.
     Usually the entry at the run's concurrency. An offline run without limits keeps the KV caches full, so it also
     matches the entry that a plan without a set concurrency makes for full caches: its last one.
     """
     if run.arrivals not in PREDICTED_ARRIVALS:
-        return None
+        return run.promised
     entries = run.plan.predicted.expected
     for entry in entries:
         if entry.concurrency == run.concurrency:
@@ -108,12 +179,17 @@ def measured_interval(run: RunLog) -> Interval | None:
 def latencies_of(run: RunLog, expected: Expected | None) -> tuple[Latency, ...]:
     """TTFT and TPOT of the requests that finished in the window; those without any value are left out."""
     ttft_s, tpot_s = (expected.ttft_s, expected.tpot_s) if expected else (None, None)
-    found = (_latency(run, "ttft", ttfts(run), ttft_s), _latency(run, "tpot", tpots(run), tpot_s))
+    ttft, tpot = (expected.ttft, expected.tpot) if expected else (None, None)
+    found = (_latency(run, "ttft", ttfts(run), ttft_s, ttft), _latency(run, "tpot", tpots(run), tpot_s, tpot))
     return tuple(latency for latency in found if latency is not None)
 
 
 def _latency(
-    run: RunLog, kind: Literal["ttft", "tpot"], values: list[float], predicted_s: float | None
+    run: RunLog,
+    kind: Literal["ttft", "tpot"],
+    values: list[float],
+    predicted_s: float | None,
+    promised: Percentiles | None,
 ) -> Latency | None:
     percentiles = run.latency_percentiles(kind, PERCENTS)
     if percentiles is None:
@@ -127,6 +203,7 @@ def _latency(
         p50_s=p50_s,
         p90_s=p90_s,
         p99_s=p99_s,
+        promised=promised,
     )
 
 
@@ -140,8 +217,13 @@ def _why_not_measured(run: RunLog, expected: Expected | None, checks: tuple[Chec
         reasons.append("no request finished inside the window: run longer, or with shorter outputs")
     if run.prompt_tokens + run.output_tokens == 0:
         reasons.append("no token was counted inside the window")
-    if run.arrivals not in PREDICTED_ARRIVALS:
-        reasons.append(f"no prediction for open-loop arrivals ({run.arrivals})")
+    if run.arrivals not in PREDICTED_ARRIVALS and expected is None:
+        why = (
+            "a simulation of them is itself the prediction"
+            if run.simulated
+            else "the plan does not hold the profile to simulate them on; profile and solve again"
+        )
+        reasons.append(f"no prediction for open-loop arrivals ({run.arrivals}): {why}")
     elif expected is None:
         known = ", ".join(str(entry.concurrency) for entry in run.plan.predicted.expected) or "no concurrency"
         reasons.append(
@@ -167,14 +249,24 @@ def _ratio(value: float | None, to: float | None) -> float | None:
     return None if value is None or not to else value / to
 
 
-def _outcome(to_expected: float | None, to_bound: float | None, band: Band) -> Outcome:
+def _outcome(to_expected: float | None, to_bound: float | None, latencies: tuple[Latency, ...], band: Band) -> Outcome:
     if to_expected is None or to_bound is None:
         return Outcome.NOT_MEASURED
     if to_bound > band.max_bound_ratio:
         return Outcome.ABOVE_BOUND
-    if to_expected < band.min_ratio:
+    if to_expected < band.min_ratio or _late(latencies, band):
         return Outcome.BELOW_EXPECTED
     return Outcome.ABOVE_EXPECTED if to_expected > band.max_ratio else Outcome.AS_PREDICTED
+
+
+def _late(latencies: tuple[Latency, ...], band: Band) -> list[str]:
+    """Percentiles of latency that are above what was promised by more than the band allows."""
+    return [
+        f"{latency.kind.upper()} p{percent} is {ratio:.3f} x promised"
+        for latency in latencies
+        for percent, ratio in latency.ratios.items()
+        if ratio > band.max_latency_ratio
+    ]
 
 
 def _statement(
@@ -182,6 +274,7 @@ def _statement(
     outcome: Outcome,
     to_expected: float | None,
     to_bound: float | None,
+    latencies: tuple[Latency, ...],
     band: Band,
     reasons: tuple[str, ...],
 ) -> str:
@@ -193,6 +286,8 @@ def _statement(
     verb = "simulated" if run.simulated else "measured on emulated devices" if run.emulated else "measured"
     result = f"{verb} {run.total_tokens_per_s:,.4g} tokens/s = {to_expected:.3f} x expected, {to_bound:.3f} x bound"
     within = f"{band.min_ratio:g} .. {band.max_ratio:g}"
+    if outcome is Outcome.BELOW_EXPECTED and (late := _late(latencies, band)):
+        return f"Below expected: {result}; {'; '.join(late)}, and at most {band.max_latency_ratio:g} is accepted."
     return {
         Outcome.AS_PREDICTED: f"As predicted: {result}; the ratio to expected is within {within}.",
         Outcome.BELOW_EXPECTED: f"Below expected: {result}; the ratio to expected must be at least {band.min_ratio:g}.",

@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from helixbench.records import Provenance
-from helixbench.solver.problem.plan import LayerRange
+from helixbench.reports.verdict.client import ClientResult
+from helixbench.solver.problem.plan import LayerRange, Percentiles
 
 
 class Outcome(StrEnum):
@@ -33,6 +34,7 @@ class Outcome(StrEnum):
 class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Accepted range of measured / expected, and the largest accepted measured / bound.
 
+    ``max_latency_ratio`` is the largest accepted measured / promised percentile of TTFT and TPOT, if one is promised.
     ``max_bound_ratio`` leaves room for noise. No run can exceed the bound, so a larger ratio means that the cost model
     or a unit is wrong.
     """
@@ -40,12 +42,15 @@ class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     min_ratio: float = 0.85
     max_ratio: float = 1.05
     max_bound_ratio: float = 1.05
+    max_latency_ratio: float = 1.25
 
     def __post_init__(self) -> None:
         if not 0 < self.min_ratio <= self.max_ratio < float("inf"):
             raise ValueError(f"need 0 < min_ratio <= max_ratio, got {self.min_ratio} and {self.max_ratio}")
         if not 1 <= self.max_bound_ratio < float("inf"):
             raise ValueError(f"max_bound_ratio: need >= 1, got {self.max_bound_ratio}")
+        if not 1 <= self.max_latency_ratio < float("inf"):
+            raise ValueError(f"max_latency_ratio: need >= 1, got {self.max_latency_ratio}")
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
@@ -86,8 +91,15 @@ class LinkResidual(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     measured_bytes_per_s: float
 
 
+MIN_BEYOND = 10
+
+
 class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Latency of the requests that finished in the window; the plan predicts the mean."""
+    """Latency of the requests that finished in the window.
+
+    The plan predicts a typical value for requests in flight, and percentiles (``promised``) for arrivals of an open
+    loop.
+    """
 
     kind: Literal["ttft", "tpot"]
     num_requests: int
@@ -96,6 +108,26 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     p50_s: float
     p90_s: float
     p99_s: float
+    promised: Percentiles | None = None
+
+    @property
+    def ratios(self) -> dict[int, float]:
+        """Percentile -> measured / promised, for those that the requests settle.
+
+        A percentile is settled where at least ``MIN_BEYOND`` requests are beyond it: 20 requests for p50, 1000 for p99.
+        """
+        if self.promised is None:
+            return {}
+        pairs = {
+            50: (self.p50_s, self.promised.p50_s),
+            90: (self.p90_s, self.promised.p90_s),
+            99: (self.p99_s, self.promised.p99_s),
+        }
+        return {
+            percent: measured / promised
+            for percent, (measured, promised) in pairs.items()
+            if promised > 0 and self.num_requests * (100 - percent) >= 100 * MIN_BEYOND
+        }
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -104,6 +136,17 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     name: str
     is_passed: bool
     message: str
+
+
+class ClientVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What another client measured of the same plan, by the rules of the run's own verdict."""
+
+    result: ClientResult
+    outcome: Outcome
+    statement: str
+    ratio_to_expected: float | None
+    ratio_to_measured: float | None
+    latencies: tuple[Latency, ...] = ()
 
 
 class Verdict(
@@ -126,6 +169,7 @@ class Verdict(
     causes: tuple[str, ...]
     band: Band
     concurrency: int
+    arrivals: str = "closed loop"
     bound_tokens_per_s: float
     upper_bound_tokens_per_s: float
     expected_tokens_per_s: float | None
@@ -135,6 +179,9 @@ class Verdict(
     measured_output_tokens_per_s: float | None
     ratio_to_expected: float | None
     ratio_to_bound: float | None
+    goodput_per_s: float | None = None
+    promised_goodput_per_s: float | None = None
+    goodput_limits: str = ""
     bottleneck: tuple[str, ...]
     nodes: tuple[NodeResidual, ...]
     links: tuple[LinkResidual, ...]
@@ -148,3 +195,4 @@ class Verdict(
     plan_digest: str
     run_digest: str
     provenance: Provenance
+    client: ClientVerdict | None = None

@@ -86,12 +86,21 @@ class NodeFlow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     made_on: dict[str, str] = {}
 
 
+class Percentiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds within which half, 90 % and 99 % of the requests are."""
+
+    p50_s: float
+    p90_s: float
+    p99_s: float
+
+
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Predicted throughput and latency with ``concurrency`` requests in flight; totals count prompt and output tokens.
 
     ``low`` and ``high`` bound ``total_tokens_per_s`` by the held-out error of the cost models; ``None`` where the nodes
     have only capacity tables. ``node_busy`` is each node's share of time in iterations, ``node_batch_tokens`` its mean
-    decode tokens an iteration.
+    decode tokens an iteration. ``ttft``, ``tpot`` and ``goodput_per_s`` (requests/s within the limits that were set)
+    are there for arrivals of an open loop; ``concurrency`` is then the most in flight.
     """
 
     concurrency: int
@@ -104,6 +113,9 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     in_flight: float | None = None
     node_busy: dict[str, float] = {}
     node_batch_tokens: dict[str, float] = {}
+    ttft: Percentiles | None = None
+    tpot: Percentiles | None = None
+    goodput_per_s: float | None = None
 
 
 class Marginal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import random
 from collections.abc import Iterator
@@ -13,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helixbench.errors import InputError
+from helixbench.solver.problem.traces import Trace, read_trace
 
 
-class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Lengths of requests. ``lengths`` are (prompt tokens, output tokens), each at least 1, drawn with equal chance."""
+class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Lengths of requests. ``lengths`` are (prompt tokens, output tokens), each at least 1, drawn with equal chance.
+
+    ``notes`` say what of its source they leave out.
+    """
 
     source: str
     lengths: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -98,7 +102,7 @@ def fixed_workload(*, prompt_tokens: int, output_tokens: int) -> Workload:
 
 
 def workload_of_options(
-    *, prompt_tokens: int | None, output_tokens: int | None, trace: Path | None, trace_scale: float
+    *, prompt_tokens: int | None, output_tokens: int | None, trace: Trace | None
 ) -> Workload | None:
     """The workload that the shared command-line options describe; ``None`` where none of them is given.
 
@@ -108,7 +112,7 @@ def workload_of_options(
     if trace is not None:
         if prompt_tokens is not None or output_tokens is not None:
             raise InputError("--trace and --prompt-tokens/--output-tokens: give one of them")
-        return trace_workload(trace, scale=trace_scale)
+        return workload_of_trace(trace)
     if prompt_tokens is None and output_tokens is None:
         return None
     if prompt_tokens is None or output_tokens is None:
@@ -116,44 +120,12 @@ def workload_of_options(
     return fixed_workload(prompt_tokens=prompt_tokens, output_tokens=output_tokens)
 
 
-def trace_workload(path: Path, *, scale: float = 1.0, max_requests: int | None = None) -> Workload:
-    """Lengths of a CSV trace with the columns ``ContextTokens`` and ``GeneratedTokens`` (the Azure LLM traces).
-
-    Args:
-        path: the trace.
-        scale: every length is multiplied by this and rounded up to at least 1.
-        max_requests: take only that many rows from the start.
-
-    Raises:
-        InputError: not such a file, no usable row, or a scale that is no finite number above 0.
-    """
-    if not 0 < scale < float("inf"):
-        raise InputError(f"--trace-scale {scale}: need a finite number of more than 0")
-    lengths: list[tuple[int, int]] = []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            missing = {"ContextTokens", "GeneratedTokens"} - set(rows.fieldnames or ())
-            if missing:
-                raise InputError(f"{path}: no column {', '.join(sorted(missing))}; need ContextTokens, GeneratedTokens")
-            for row in rows:
-                if max_requests is not None and len(lengths) >= max_requests:
-                    break
-                lengths.append(_scaled_lengths(row, scale, origin=f"{path}:{rows.line_num}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a CSV trace ({error})") from error
-    if not lengths:
-        raise InputError(f"{path}: no requests in it")
-    suffix = "" if scale == 1.0 else f" x {scale:g}"
-    return Workload(source=f"{path.name}{suffix}", lengths=tuple(lengths))
+def workload_of_trace(trace: Trace) -> Workload:
+    """The lengths of a trace's requests."""
+    lengths = tuple((request.prompt_tokens, request.output_tokens) for request in trace.requests)
+    return Workload(source=trace.source, lengths=lengths, notes=trace.notes)
 
 
-def _scaled_lengths(row: dict[str, str], scale: float, *, origin: str) -> tuple[int, int]:
-    try:
-        prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{origin}: ContextTokens and GeneratedTokens must be whole numbers ({error})") from error
-    try:
-        return max(1, round(prompt * scale)), max(1, round(output * scale))
-    except OverflowError as error:
-        raise InputError(f"{origin}: {prompt} and {output} tokens x --trace-scale {scale:g} are too many") from error
+def trace_workload(path: Path, *, scale: float = 1.0) -> Workload:
+    """The lengths of the requests in a file; see ``read_trace``."""
+    return workload_of_trace(read_trace(path, scale=scale))

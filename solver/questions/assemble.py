@@ -144,6 +144,7 @@ def assemble(
             concurrency=capacities.concurrency,
             notes=(
                 *notes,
+                *capacities.workload.notes,
                 *remarks,
                 *([TABLE_NOTE] if has_tables else []),
                 *_emulated(capacities, held),

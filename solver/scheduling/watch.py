@@ -71,7 +71,7 @@ class Cause(enum.StrEnum):
 
 
 class PeerSeen(msgspec.Struct, frozen=True, array_like=True):
-    """How an agent sees a peer that it sends work to: whether connected, and seconds since the peer last answered."""
+    """How an agent sees a peer that it sends work to: whether connected, and by how much its answer is overdue."""
 
     peer: str
     is_connected: bool

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from helixbench.records import (
     require_unique,
     require_writable,
     save_bytes,
+    save_measurement,
     save_record,
     source_commit,
 )
@@ -194,6 +197,49 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(
 
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["cluster.json"]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from helixbench import records
+from helixbench.errors import InputError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+records._OTHER_FOLDERS = tuple(sys.argv[2:])
+record = records.Provenance(note="measured for an hour" * 9)
+try:
+    if sys.argv[2:]:
+        records.save_measurement(Path(sys.argv[1]), record)
+    records.require_writable(Path(sys.argv[1]))
+except InputError as error:
+    print(error, file=sys.stderr)
+"""
+
+
+def test_space_is_tried_before_the_work(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path / "run.json"], capture_output=True, text=True)
+    assert "run.json: cannot be written (File too large); choose another place" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measurement_that_nothing_has_room_for_is_on_stdout(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", FULL_DISK, tmp_path / "run.json", tmp_path / "other"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)})
+    assert json.loads(done.stdout)["note"] == "measured for an hour" * 9
+    assert done.stderr.strip().endswith("the record of what was measured is on stdout")
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_a_measurement_that_cannot_be_written_is_in_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").write_text("a file where a folder was")
+    monkeypatch.setattr("helixbench.records._OTHER_FOLDERS", (str(tmp_path / "full"), str(tmp_path / "other")))
+    with pytest.raises(InputError, match=r"full/run\.json: cannot be written .*is in .*/other/run-\d+\.json"):
+        save_measurement(tmp_path / "full" / "run.json", cluster())
+    (saved,) = (tmp_path / "other").iterdir()
+    assert load_record(saved, ClusterProfile) == cluster()
 
 
 def test_a_file_in_the_way_of_the_folder_is_an_input_error(tmp_path: Path) -> None:

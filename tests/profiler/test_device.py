@@ -261,6 +261,19 @@ def test_a_driver_library_that_cannot_start_costs_no_more_than_its_facts() -> No
     assert nvml_facts("aaaa", load_nvml=Broken) == {"nvml": "not available: libnvidia-ml.so: version mismatch"}
 
 
+@pytest.mark.parametrize("lacks", ["nvmlDeviceGetHandleByUUID", "nvmlShutdown"])
+def test_a_function_that_the_driver_lacks_ends_nothing(lacks: str) -> None:
+    class Old(FakeNvml):
+        pass
+
+    def missing(*_: object) -> None:
+        raise AttributeError(lacks)
+
+    setattr(Old, lacks, missing)
+    facts = nvml_facts("1234", load_nvml=Old)
+    assert facts.keys() == ({"nvml"} if "UUID" in lacks else nvml_facts("1234", load_nvml=FakeNvml).keys())
+
+
 def test_the_drivers_versions_are_read_without_a_device() -> None:
     assert driver_facts(load_nvml=FakeNvml) == {"driver": "570.1", "cuda_driver": "12.8"}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from helixbench.profiler.model.files import FAMILIES
 from helixbench.profiler.model.model import open_model
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.coordinator.loading import AdaptOptions, load_plan
@@ -42,7 +41,8 @@ def _forks() -> ForkServerContext:
     context.set_forkserver_preload(
         [
             "helixbench.reference_server.node.agent",
-            *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+            "helixbench.profiler.stage.stage",
+            "transformers.models.llama.modeling_llama",
         ]
     )
     return context

@@ -59,7 +59,7 @@ def test_transformers_loads_every_parameter(made: Path, preset: str) -> None:
 def test_presets_cover_tied_heads_and_a_sliding_window(made: Path) -> None:
     configs = {name: AutoModelForCausalLM.from_pretrained(made / name).config for name in TEST_PRESETS}
 
-    assert {config.model_type for config in configs.values()} == {"llama", "mistral", "qwen2", "qwen3"}
+    assert len({config.model_type for config in configs.values()}) == len(TEST_PRESETS) == 12
     assert {config.tie_word_embeddings for config in configs.values()} == {True, False}
     assert configs["test-mistral"].sliding_window == 24
 

@@ -19,7 +19,14 @@ SIZES = st.lists(st.tuples(st.integers(0, 30), st.one_of(st.just(1), st.integers
 
 
 def by_definition(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, past: int, scaling: float, window: int | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    past: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> torch.Tensor:
     """Softmax over what each query sees, one query and one head at a time: [N, H, D] of [N, H, D] and [C, K, D]."""
     out = torch.empty_like(query)
@@ -28,7 +35,8 @@ def by_definition(
         begin = 0 if window is None else max(0, position - window + 1)
         for h in range(HEADS):
             seen_keys = key[begin : position + 1, h // GROUP]  # [S, D]
-            weights = torch.softmax(seen_keys @ query[n, h] * scaling, dim=0)  # [S]
+            scores = seen_keys @ query[n, h] * scaling  # [S]
+            weights = torch.softmax(scores if softcap is None else softcap * torch.tanh(scores / softcap), dim=0)
             out[n, h] = weights @ value[begin : position + 1, h // GROUP]
     return out
 
@@ -37,12 +45,13 @@ def by_definition(
 @given(
     sizes=SIZES,
     window=st.one_of(st.none(), st.integers(1, 40)),
+    softcap=st.sampled_from((None, 0.5, 4.0)),
     gather_up_to=st.sampled_from((0, 12, 10**6)),
     gap=st.integers(0, 5),
     seed=st.integers(0, 2**16),
 )
 def test_ragged_attention_is_attention_of_each_sequence(
-    sizes: list[tuple[int, int]], window: int | None, gather_up_to: int, gap: int, seed: int
+    sizes: list[tuple[int, int]], window: int | None, softcap: float | None, gather_up_to: int, gap: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -66,8 +75,8 @@ def test_ragged_attention_is_attention_of_each_sequence(
         contexts.append(torch.cat((cached, new), dim=2))  # [2, K, C, D]
         first += span.num_tokens
 
-    batch = RaggedBatch(spans, arena=arena, first_layer=5, gather_up_to=gather_up_to)
-    out = batch.attend(6, query, key, value, scaling=0.3, sliding_window=window)
+    batch = RaggedBatch(spans, arena=arena, first_layer=5, windows={6: window}, gather_up_to=gather_up_to)
+    out = batch.attend(6, query, key, value, scaling=0.3, softcap=softcap)
 
     assert out.shape == (1, num_tokens, HEADS, HEAD_DIM)
     first = 0
@@ -80,6 +89,7 @@ def test_ragged_attention_is_attention_of_each_sequence(
             past=span.past,
             scaling=0.3,
             window=window,
+            softcap=softcap,
         )
         assert torch.allclose(out[0, rows], expected, atol=TOLERANCE)
         written = arena[1, :, :, span.offset : span.offset + span.past + span.num_tokens]
@@ -90,12 +100,27 @@ def test_ragged_attention_is_attention_of_each_sequence(
     assert (arena[1] == 1e6).sum() == 2 * KV_HEADS * HEAD_DIM * (offset - owned), "a slot of nobody was written"
 
 
+def test_capped_scores_in_parts_are_those_of_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 9, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
+
+    def attend() -> torch.Tensor:
+        arena = torch.zeros((1, 2, KV_HEADS, 9, HEAD_DIM))
+        batch = RaggedBatch([Span(0, 0, 9)], arena=arena, first_layer=0, windows={0: 4}, gather_up_to=0)
+        return batch.attend(0, query, key, value, scaling=0.3, softcap=2.0)
+
+    whole = attend()
+    monkeypatch.setattr(attention, "MAX_CAPPED_SCORES", 2 * 9 * HEADS)
+
+    assert torch.allclose(attend(), whole, atol=TOLERANCE)
+
+
 @given(sizes=SIZES)
 def test_positions_go_on_from_what_is_cached(sizes: list[tuple[int, int]]) -> None:
     spans = [Span(100 * number, past, new) for number, (past, new) in enumerate(sizes)]
     arena = torch.zeros((1, 2, 1, 1000, 2))
 
-    positions = RaggedBatch(spans, arena=arena, first_layer=0, gather_up_to=0).positions
+    positions = RaggedBatch(spans, arena=arena, first_layer=0, windows={0: None}, gather_up_to=0).positions
 
     assert positions.tolist() == list(itertools.chain(*(range(past, past + new) for past, new in sizes)))
 
@@ -140,12 +165,12 @@ def test_a_batch_may_hold_one_sequence_twice(gather_up_to: int, first: int, seco
     arenas = [torch.zeros((1, 2, KV_HEADS, 40, HEAD_DIM)) for _ in range(2)]
     chunks = [Span(0, 0, first), Span(0, first, second)]
 
-    together = RaggedBatch(chunks, arena=arenas[0], first_layer=0, gather_up_to=gather_up_to).attend(
-        0, query, key, value, scaling=0.3, sliding_window=None
+    together = RaggedBatch(chunks, arena=arenas[0], first_layer=0, windows={0: None}, gather_up_to=gather_up_to).attend(
+        0, query, key, value, scaling=0.3
     )
-    whole = RaggedBatch([Span(0, 0, first + second)], arena=arenas[1], first_layer=0, gather_up_to=0).attend(
-        0, query, key, value, scaling=0.3, sliding_window=None
-    )
+    whole = RaggedBatch(
+        [Span(0, 0, first + second)], arena=arenas[1], first_layer=0, windows={0: None}, gather_up_to=0
+    ).attend(0, query, key, value, scaling=0.3)
 
     assert torch.allclose(together, whole, atol=TOLERANCE)
     assert torch.equal(*arenas)

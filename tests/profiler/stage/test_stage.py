@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,113 +19,28 @@ from hypothesis import strategies as st
 from helixbench.errors import InputError
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.batch import StageItem
-from helixbench.profiler.stage.stage import Stage
 from tests.conftest import ModelDir
-from tests.greedy import load_whole
+from tests.greedy import FAMILIES, load_whole
+from tests.profiler.stage.schedules import (
+    Part,
+    Route,
+    chunks_then_decodes,
+    distances,
+    random_sequences,
+    run_schedule,
+    stage_of,
+    whole_logits,
+)
 
-PRESETS = ("test-llama", "test-mistral", "test-qwen2", "test-qwen3")
 LOGITS_TOLERANCE = 1e-4  # float32, absolute
 # bfloat16 keeps 8 bits, so a stage and transformers round differently at every step; neither may be much farther from
 # the float32 logits than the other.
 BFLOAT16_RATIO = 1.5
 LENGTHS = (1, 2, 23, 24, 25, 26, 60)  # around the smallest sliding window, and far beyond it
-CPU = torch.device("cpu")
-
-Part = tuple[int, int]  # (sequence, number of its tokens that come next)
-
-
-def stage_of(
-    directory: Path,
-    start: int = 0,
-    end: int = 6,
-    *,
-    dtype: torch.dtype = torch.float32,
-    gather_up_to: int | None = None,
-    kv_capacity_tokens: int = 512,
-) -> Stage:
-    return Stage(
-        ModelFiles(str(directory)),
-        start=start,
-        end=end,
-        kv_capacity_tokens=kv_capacity_tokens,
-        dtype=dtype,
-        device=CPU,
-        gather_up_to=gather_up_to,
-    )
-
-
-def random_sequences(lengths: Sequence[int]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randint(0x20, 0x7F, (length,), generator=generator) for length in lengths]
-
-
-def whole_logits(model: Any, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Logits [N, V] of every position of each sequence, by transformers, one sequence at a time."""
-    with torch.inference_mode():
-        return [model(sequence[None]).logits[0].float() for sequence in sequences]
-
-
-Route = Sequence[tuple[Stage, int]]  # stages in order, each with the layer that a sequence enters it at
-
-
-def run_schedule(
-    routes: Sequence[Route], sequences: Sequence[torch.Tensor], schedule: Sequence[Sequence[Part]]
-) -> dict[tuple[int, int], torch.Tensor]:
-    """Logits at the last token of every part, by (sequence, position); each batch of the schedule runs as one batch.
-
-    ``routes[s]`` is the way of sequence ``s``. A stage runs its parts of a batch at once, whatever came before.
-    """
-    stages = sorted({stage for route in routes for stage, _ in route}, key=lambda stage: stage.end)  # as they follow
-    for stage in stages:
-        for number, (route, sequence) in enumerate(zip(routes, sequences, strict=True)):
-            if any(passed is stage for passed, _ in route):
-                stage.kv.reserve(number, len(sequence))
-    done = [0] * len(sequences)
-    found: dict[tuple[int, int], torch.Tensor] = {}
-    for batch in schedule:
-        inputs: list[tuple[int, int, torch.Tensor]] = []  # (sequence, past, ids or hidden states)
-        for number, size in batch:
-            inputs.append((number, done[number], sequences[number][done[number] : done[number] + size]))
-            done[number] += size
-        for stage in stages:
-            here = [(n, past, x) for n, past, x in inputs if any(passed is stage for passed, _ in routes[n])]
-            if not here:
-                continue
-            entry = {n: layer for n, _, _ in here for passed, layer in routes[n] if passed is stage}
-            output = stage.forward([StageItem(n, past, len(x), entry[n], True, x) for n, past, x in here])
-            if output.logits is None:
-                left = output.hidden.split([item.num_tokens for item in output.items])
-                after = {(item.request, item.past): x for item, x in zip(output.items, left, strict=True)}
-                inputs = [(n, past, after.get((n, past), x)) for n, past, x in inputs]
-            else:
-                for item, logits in zip(output.items, output.logits, strict=True):
-                    found[item.request, item.past + item.num_tokens - 1] = logits.float()
-    assert done == [len(sequence) for sequence in sequences], "the schedule leaves tokens out"
-    return found
-
-
-def distances(found: dict[tuple[int, int], torch.Tensor], whole: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([(logits - whole[n][position]).abs().max() for (n, position), logits in found.items()])
-
-
-def chunks_then_decodes(lengths: Sequence[int], *, chunk: int, decodes: int) -> list[list[Part]]:
-    """Prompts in chunks, one sequence starting after the other, each decoding its last tokens beside the others."""
-    waiting = [
-        [min(chunk, length - decodes - at) for at in range(0, max(0, length - decodes), chunk)]
-        + [1] * min(decodes, length)
-        for length in lengths
-    ]
-    schedule: list[list[Part]] = []
-    for step in itertools.count():
-        batch = [(n, sizes.pop(0)) for n, sizes in enumerate(waiting) if sizes and n <= step]
-        if not batch:
-            return schedule
-        schedule.append(batch)
-    raise AssertionError
 
 
 @pytest.mark.parametrize("gather_up_to", [0, 10**6])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FAMILIES)
 def test_logits_equal_the_whole_models(model_dir: ModelDir, preset: str, gather_up_to: int) -> None:
     directory = model_dir(preset)
     sequences = random_sequences(LENGTHS)
@@ -141,7 +56,7 @@ def test_logits_equal_the_whole_models(model_dir: ModelDir, preset: str, gather_
 
 
 @pytest.mark.parametrize("gather_up_to", [0, 10**6])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FAMILIES)
 def test_sequences_may_enter_late_beside_others(model_dir: ModelDir, preset: str, gather_up_to: int) -> None:
     directory = model_dir(preset)
     sequences = random_sequences(LENGTHS)
@@ -174,7 +89,7 @@ def test_first_stage_runs_requests_that_enter_at_each_of_its_layers(model_dir: M
     assert distances(found, whole_logits(load_whole(directory), sequences)).max() < LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FAMILIES)
 def test_several_chunks_of_one_sequence_in_one_batch(model_dir: ModelDir, preset: str) -> None:
     directory = model_dir(preset)
     sequences = random_sequences((40, 30))
@@ -222,7 +137,7 @@ def test_any_schedule_over_any_cut_gives_the_same_logits(
     assert distances(found, whole_logits(load_whole(directory), sequences)).max() < LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FAMILIES)
 def test_bfloat16_is_as_near_to_float32_as_transformers_own(model_dir: ModelDir, preset: str) -> None:
     directory = model_dir(preset)
     sequences = random_sequences(LENGTHS)
@@ -289,7 +204,7 @@ def test_tensors_of_another_shape_are_refused(model_dir: ModelDir, tmp_path: Pat
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
 
-    with pytest.raises(InputError, match=r"tensors model\.layers\.2\.\* do not fit LlamaDecoderLayer"):
+    with pytest.raises(InputError, match=r"has the shape \[64, 128\], but config\.json asks for \[64, 96\]"):
         stage_of(directory, 2, 3)
 
 
@@ -339,7 +254,7 @@ def test_only_the_ranges_own_tensors_are_read(
     model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, preset: str, start: int, end: int, ends: set[str]
 ) -> None:
     directory = model_dir(preset)
-    own = {name for i in range(start, end) for name in ModelFiles(str(directory)).names(f"model.layers.{i}.")}
+    own = {name for names in ModelFiles(str(directory)).architecture.layers[start:end] for name in names}
 
     assert loaded_tensors(directory, monkeypatch, lambda: stage_of(directory, start, end)) == own | ends
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -17,14 +18,17 @@ import pytest
 
 from helixbench.errors import MeasurementError
 from helixbench.records import digest, load_record, save_record
-from helixbench.reference_server.coordinator.bench import BenchConfig, BenchResult, run_bench
+from helixbench.reference_server.coordinator.bench import BenchResult, run_bench
+from helixbench.reference_server.coordinator.bench_load import BenchConfig
 from helixbench.reference_server.coordinator.engine import Engine
 from helixbench.reference_server.coordinator.options import AdaptOptions
 from helixbench.reference_server.jobs import driver
 from helixbench.reference_server.jobs.job import BenchJob, encode_job
-from helixbench.reference_server.run_log import OutputCheck, RunLog
+from helixbench.reference_server.run_log import LatencyLimits, OutputCheck, RunLog
 from helixbench.reference_server.wire import client
+from helixbench.solver.problem.arrivals import Arrivals, timed_requests
 from helixbench.solver.problem.plan import Plan
+from helixbench.solver.problem.traces import TracedRequest
 from helixbench.solver.problem.workload import Workload, fixed_workload
 from helixbench.solver.scheduling.coordinator import Coordinator
 from helixbench.solver.scheduling.requests import Request, TokenEvent
@@ -280,6 +284,34 @@ def test_a_job_writes_a_run_log_that_names_its_plan(job: Job, drive: Callable[[s
     assert run.regions == {"n0": "place of n0", "n1": "place of n1", "n2": "place of n2"}
     assert all(run.node_timeline[node] for node in run.nodes)
     assert not list(job.output.parent.glob(".run.json*")), "nothing is left beside it"
+
+
+def test_a_job_of_an_open_loop_sends_all_that_arrive_and_counts_goodput(job: Job, drive: Callable[[str], int]) -> None:
+    arrivals = Arrivals(kind="poisson", rate_per_s=50.0)
+    limits = LatencyLimits(max_ttft_s=1e6)
+    assert drive(job.write(arrivals=arrivals, concurrency=None, num_requests=12, limits=limits)) == 0
+
+    run = load_record(job.output, RunLog)
+    timed = itertools.islice(timed_requests(arrivals, run.workload), 12)
+    came = sorted((r.arrival_s, r.prompt_tokens, r.output_tokens) for r in run.requests)
+    assert came == list(timed), "each counts from when it was due"
+    assert run.arrivals == "poisson, 50 requests/s"
+    assert 1 <= run.concurrency <= 12
+    assert len(run.requests_in_window()) == 12
+    assert run.goodput_per_s == pytest.approx(12 / run.window.seconds)
+    assert run.promised is None, "the plan does not hold its cluster's profile"
+
+
+def test_a_replay_ends_with_its_last_request(job: Job, drive: Callable[[str], int]) -> None:
+    trace = tuple(TracedRequest(0.2 * number, 4 + number, 3) for number in range(5))
+    replay = Arrivals(kind="replay", speedup=10.0)
+    assert drive(job.write(arrivals=replay, trace=trace, concurrency=2, num_requests=None)) == 0
+
+    run = load_record(job.output, RunLog)
+    came = sorted((round(r.arrival_s, 9), r.prompt_tokens) for r in run.requests)
+    assert came == [(round(0.02 * number, 9), 4 + number) for number in range(5)]
+    assert run.arrivals == "replay, 10 times as fast"
+    assert run.is_limited
 
 
 @pytest.fixture

@@ -140,8 +140,8 @@ def in_another_process(measure: Callable[[ModelFiles], float], files: ModelFiles
 def main(model: str, memory_bytes: float) -> dict[str, object]:
     """Plan and fill, with less memory than the node has and with what it has."""
     torch.set_num_threads(1)
-    preload()
     files = ModelFiles(model)
+    preload(files.config)
     kv_tokens = planned_kv_tokens(files, memory_bytes, in_another_process(measured_workspace, files))
     before, (_, hard) = data_bytes(), resource.getrlimit(resource.RLIMIT_DATA)
     outcomes = {}

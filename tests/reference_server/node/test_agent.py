@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from helixbench.errors import InputError
+from helixbench.profiler.model.checkpoint import Checkpoint
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.agent import Agent, AgentConfig
@@ -233,7 +234,7 @@ def test_memory_that_does_not_fit_is_refused_before_weights_are_read(
     small_agent: Agent, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr(ModelFiles, "load", lambda _files, names, **_: read.extend(names))
+    monkeypatch.setattr(Checkpoint, "load", lambda _checkpoint, names, **_: read.extend(names))
 
     with pytest.raises(InputError, match=r"layers \[0,6\) take 1 MB of 0 MB and leave room for 0 KV tokens of the 100"):
         small_agent.load(load_of(model_dir("test-llama")))

@@ -92,9 +92,17 @@ def test_a_frame_is_timed_without_its_round_trip_or_half_of_it(
     monkeypatch.setattr(link_probe._Probe, "_echo", echo)
     probe = object.__new__(link_probe._Probe)
     for reverse in (False, True):
-        rate = probe.bytes_per_s(0.095, round_trip_s, reverse=reverse)
+        rate = probe.bytes_per_s(0.095, round_trip_s, reverse=reverse, rough=None)
         assert rate == pytest.approx((1 << 20) / carries_s)
     assert frames == [1 << 20] * 20, "as many as fit the time asked for"
+
+
+def test_a_slow_link_gets_frames_that_it_carries_in_the_time_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_probe._Probe, "_echo", lambda _, payload=None, reply_bytes=0: len(payload) / 60e3)
+    probe = object.__new__(link_probe._Probe)
+
+    for rough in (50e3, 80e3):
+        assert probe.bytes_per_s(1.5, 0.0, reverse=False, rough=rough) == pytest.approx(60e3, rel=1e-3)
 
 
 @needs_iperf3

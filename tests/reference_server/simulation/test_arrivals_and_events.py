@@ -10,7 +10,7 @@ import pytest
 
 from helixbench.reference_server.run_log import RunLog
 from helixbench.reference_server.simulation import Arrivals, SimulationConfig, simulate
-from helixbench.reference_server.simulation.arrivals import draw_times
+from helixbench.solver.problem.arrivals import draw_times
 from helixbench.solver.scheduling.work import Routing
 from helixbench.solver.simulation.event_loop import ARRIVAL, FAULT, EventLoop
 from helixbench.solver.simulation.events import Event, LinkChanges, NodeJoins, NodeSlows

@@ -202,7 +202,7 @@ def test_a_plan_of_another_cluster_is_refused(files: Path) -> None:
 def test_a_row_of_a_trace_without_a_time_is_named(files: Path) -> None:
     rows = ["20,3,2023-11-16 18:15:46.5", "33,1"]
     (files / "trace.csv").write_text("ContextTokens,GeneratedTokens,TIMESTAMP\n" + "\n".join(rows) + "\n")
-    with pytest.raises(InputError, match=r"trace\.csv:3: need a time"):
+    with pytest.raises(InputError, match=r"trace\.csv:3: TIMESTAMP is None: need a time"):
         simulate(files, "--trace", str(files / "trace.csv"), "--replay")
 
 

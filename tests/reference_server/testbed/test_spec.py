@@ -71,7 +71,7 @@ def test_local_and_remote_nodes_mix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["published24", "three-regions"])
 def test_example_testbeds_are_the_published_cluster(name: str) -> None:
     """The same devices as the published profile, and as many fast links."""
-    bed = spec.load_testbed(ROOT / "examples" / "testbeds" / f"{name}.toml")
+    bed = spec.load_testbed(Path(name))
     cluster = {"published24": "published24-llama70b", "three-regions": "published24-three-regions-llama70b"}[name]
     published = load_record(ROOT / "examples" / "data" / "clusters" / f"{cluster}.json", ClusterProfile)
 
@@ -85,10 +85,27 @@ def test_example_testbeds_are_the_published_cluster(name: str) -> None:
     assert 2 * sum(rate > FAST for rate in ours) == sum(rate > FAST for rate in theirs), "one direction each"
 
 
-def test_demo_testbed_is_read() -> None:
-    bed = spec.load_testbed(Path(spec.__file__).with_name("demo.toml"))
+def test_testbeds_that_come_with_helixbench_are_read_by_name() -> None:
+    beds = {file.stem: spec.load_testbed(Path(file.stem)) for file in spec.SHIPPED.glob("*.toml")}
 
-    assert [node.name for node in bed.local_nodes] == ["big", "small"]
+    assert {name: bed.is_emulated for name, bed in beds.items()} == {
+        "published24": True,
+        "three-regions": True,
+        "two-cpus": False,
+        "two-places": True,
+    }
+
+
+def test_an_unknown_testbed_is_refused_with_the_names_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two-cpus").write_text(node(), encoding="utf-8")
+
+    with pytest.raises(InputError, match="testbed nowhere: no such file, and none of published24"):
+        spec.load_testbed(Path("nowhere"))
+
+    assert spec.load_testbed(Path("two-cpus")).node_names == ("a",), "a file of that name comes first"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from helixbench.reference_server.wire.messages import (
     decode_answer,
     decode_command,
 )
-from helixbench.reference_server.wire.transport import Transport, reply, send
+from helixbench.reference_server.wire.transport import Transport, own_address, reply, send
 
 ARRIVES_MS = 5_000
 HANDSHAKE_FAILURES = (
@@ -62,6 +62,14 @@ def test_holders_of_the_key_talk_both_ways(key: ClusterKey) -> None:
         assert (decode_answer(answer), back) == (Done(), payload)
         assert sent == len(header) + len(payload)
         assert answered == len(answer) + len(payload)
+
+
+@pytest.mark.parametrize(
+    ("listens_at", "own"),
+    [("0.0.0.0:5", "127.0.0.1:5"), ("*:5", "127.0.0.1:5"), ("[::]:5", "[::1]:5"), ("10.0.0.7:5", "10.0.0.7:5")],
+)
+def test_a_process_reaches_itself_wherever_it_listens(listens_at: str, own: str) -> None:
+    assert own_address(listens_at) == own
 
 
 def test_ipv6_addresses_are_served(key: ClusterKey) -> None:

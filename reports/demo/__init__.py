@@ -1,0 +1,1 @@
+"""The demo: the whole chain on one machine, for the plan and for baselines of the same cluster."""
