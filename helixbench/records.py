@@ -173,7 +173,8 @@ def save_bytes(path: Path, content: bytes) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _remove_abandoned(path)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -188,6 +189,20 @@ def save_bytes(path: Path, content: bytes) -> None:
         if temporary:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of processes that were killed while they wrote ``path``."""
+    for other in path.parent.iterdir():
+        owner = other.name.removeprefix(f".{path.name}.").partition(".")[0]
+        if not (other.name.startswith(f".{path.name}.") and owner.isdigit()):
+            continue
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            other.unlink(missing_ok=True)
+        except (OSError, OverflowError):
+            continue  # another user's, and alive
 
 
 def save_measurement(path: Path, record: msgspec.Struct) -> None:

@@ -53,7 +53,7 @@ def report_command(
     shown = run_summary(loaded, verdict) if isinstance(loaded, RunLog) else summary(loaded)
     show(shown, to_stderr=as_json)
     if html is not None:
-        write(html, html_page(loaded))
+        write(html, html_page(loaded, client=other))
     if markdown is not None:
         write(markdown, draw_markdown(shown))
     if as_json:

@@ -84,15 +84,20 @@ def solve(
     from helixbench.records import load_record, require_writable, save_record
     from helixbench.solver.placement.progress import shown_progress
     from helixbench.solver.problem.plan import Infeasible
-    from helixbench.solver.problem.traces import read_trace
+    from helixbench.solver.problem.traces import trace_of_options
     from helixbench.solver.problem.workload import fixed_workload, workload_of_options
     from helixbench.solver.questions.answer import answer
     from helixbench.solver.questions.config import SolveConfig
     from helixbench.solver.questions.summary import difference_lines, summary_lines
     from helixbench.solver.questions.what_if import parse_pins, with_nodes, without_nodes
 
-    traced = (
-        None if trace is None else read_trace(trace, kind=trace_format, scale=trace_scale, tokenizer=trace_tokenizer)
+    traced = trace_of_options(
+        trace,
+        kind=trace_format,
+        scale=trace_scale,
+        tokenizer=trace_tokenizer,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
     )
     workload = workload_of_options(
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=traced

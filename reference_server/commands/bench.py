@@ -102,14 +102,19 @@ def bench(
     from helixbench.reference_server.run_log import limits_of_options
     from helixbench.solver.problem.arrivals import arrivals_of_options
     from helixbench.solver.problem.plan import Plan
-    from helixbench.solver.problem.traces import read_trace
+    from helixbench.solver.problem.traces import trace_of_options
     from helixbench.solver.problem.workload import workload_of_options
     from helixbench.solver.simulation.events import load_events
 
     made = load_record(plan, Plan)
     spec = nodes_of_options(testbed, agent, key)
-    traced = (
-        None if trace is None else read_trace(trace, kind=trace_format, scale=trace_scale, tokenizer=trace_tokenizer)
+    traced = trace_of_options(
+        trace,
+        kind=trace_format,
+        scale=trace_scale,
+        tokenizer=trace_tokenizer,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
     )
     arrivals = arrivals_of_options(rate=rate, burstiness=burstiness, replay=replay, speedup=speedup, trace=traced)
     limits = limits_of_options(max_ttft_s, max_tpot_s)

@@ -144,12 +144,13 @@ def run_job(
     from helixbench.reference_server.jobs.job import encode_job
     from helixbench.reference_server.testbed.testbed import start_testbed
 
-    with start_testbed(spec, log_dir=log_dir) as bed, tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
+    with start_testbed(spec, log_dir=log_dir) as bed, tempfile.TemporaryFile() as file:
         note(f"  testbed: {bed.description}")
-        job_file = Path(folder) / "job.json"
-        job_file.write_bytes(encode_job(job_of(bed)))
-        driver = [sys.executable, "-m", "helixbench.reference_server.jobs.driver", str(job_file)]
-        code = bed.run_driver(driver, pass_fds)
+        file.write(encode_job(job_of(bed)))
+        file.flush()
+        # Without a name, so that nothing is left of it whatever ends this process.
+        driver = [sys.executable, "-m", "helixbench.reference_server.jobs.driver", f"/dev/fd/{file.fileno()}"]
+        code = bed.run_driver(driver, (*pass_fds, file.fileno()))
         if code != 0:
             bed.check()
             raise typer.Exit(code)

@@ -88,14 +88,19 @@ def simulate(
     from helixbench.reference_server.simulation.simulator import simulate as run_simulation
     from helixbench.solver.problem.arrivals import arrivals_of_options
     from helixbench.solver.problem.plan import Plan
-    from helixbench.solver.problem.traces import read_trace
+    from helixbench.solver.problem.traces import trace_of_options
     from helixbench.solver.problem.workload import workload_of_options
     from helixbench.solver.simulation.events import load_events
 
     made = load_record(plan, Plan)
     profile = load_record(cluster, ClusterProfile)
-    traced = (
-        None if trace is None else read_trace(trace, kind=trace_format, scale=trace_scale, tokenizer=trace_tokenizer)
+    traced = trace_of_options(
+        trace,
+        kind=trace_format,
+        scale=trace_scale,
+        tokenizer=trace_tokenizer,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
     )
     given = workload_of_options(prompt_tokens=prompt_tokens, output_tokens=output_tokens, trace=traced)
     arrivals = arrivals_of_options(

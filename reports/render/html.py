@@ -22,7 +22,9 @@ from helixbench.reports.compare.change import Comparison
 from helixbench.reports.loading import Record
 from helixbench.reports.render.adaptation import EVENT_COLUMNS, event_row
 from helixbench.reports.render.flow_picture import USE_STEPS, FlowPicture, flow_picture
+from helixbench.reports.render.summaries import client_rows
 from helixbench.reports.verdict.causes import relative
+from helixbench.reports.verdict.client import ClientResult
 from helixbench.reports.verdict.integrity import intervals_in_window, timeline_intervals, tokens_of
 from helixbench.reports.verdict.validate import validate
 from helixbench.solver.problem.plan import Plan
@@ -35,7 +37,13 @@ Row = Mapping[str, str | float | bool | None]
 T = TypeVar("T")
 
 
-def html_page(record: Record, *, comparison: Comparison | None = None, base: Record | None = None) -> str:
+def html_page(
+    record: Record,
+    *,
+    comparison: Comparison | None = None,
+    base: Record | None = None,
+    client: ClientResult | None = None,
+) -> str:
     """The page of a record.
 
     Args:
@@ -43,8 +51,9 @@ def html_page(record: Record, *, comparison: Comparison | None = None, base: Rec
         comparison: its changes against ``base``, listed first.
         base: the record that it is compared with, of the same kind. Its latencies join those of a run, its flow picture
             that of a plan.
+        client: what another client measured of a run's plan.
     """
-    template, own = _page(record)
+    template, own = _page(record, client)
     context: dict[str, Any] = {
         "provenance": record.provenance,
         "comparison": comparison,
@@ -56,10 +65,10 @@ def html_page(record: Record, *, comparison: Comparison | None = None, base: Rec
     return _render(template, records={name: one for name, one in embedded.items() if one is not None}, **context)
 
 
-def _page(record: Record) -> tuple[str, dict[str, Any]]:
+def _page(record: Record, client: ClientResult | None = None) -> tuple[str, dict[str, Any]]:
     """Template and its context."""
     if isinstance(record, RunLog):
-        verdict, plan = validate(record), record.plan
+        verdict, plan = validate(record, client=client), record.plan
         return "run.html.j2", {
             "title": f"{plan.model}: {verdict.outcome}",
             "run": record,
@@ -72,6 +81,7 @@ def _page(record: Record) -> tuple[str, dict[str, Any]]:
             "throughput": _throughput_in_words(record),
             "events": [(event, event_row(event)) for event in record.adaptation.events],
             "event_columns": EVENT_COLUMNS,
+            "client_rows": () if client is None else client_rows(verdict, client),
         }
     if isinstance(record, Plan):
         return "plan.html.j2", {

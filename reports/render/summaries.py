@@ -26,6 +26,7 @@ from helixbench.reports.loading import Record
 from helixbench.reports.render.adaptation import adaptation_sections
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
 from helixbench.reports.verdict.causes import relative
+from helixbench.reports.verdict.client import ClientResult
 from helixbench.reports.verdict.validate import PREDICTED_ARRIVALS, validate
 from helixbench.reports.verdict.verdict import Interval, Latency, LinkResidual, NodeResidual, Outcome, Verdict
 from helixbench.solver.problem.plan import Expected, LayerRange, Plan
@@ -311,10 +312,19 @@ def _goodput(verdict: Verdict) -> list[str]:
 
 
 def _client(verdict: Verdict) -> Iterator[Section]:
-    """Another client's figures beside the run's and the predicted ones."""
-    if (client := verdict.client) is None:
-        return
-    theirs = client.result
+    if (client := verdict.client) is not None:
+        yield section(
+            "Another client",
+            f"{client.result.num_requests} requests in {client.result.duration_s:.4g} s",
+            ("", ">this run", f">{client.result.client}", ">off", ">expected"),
+            client_rows(verdict, client.result),
+            lines=(client.statement,),
+            is_detail=False,
+        )
+
+
+def client_rows(verdict: Verdict, theirs: ClientResult) -> list[Row]:
+    """Another client's figures beside the run's: name, run, client, difference, expected."""
     ours: dict[str, Latency] = {latency.kind: latency for latency in verdict.latencies}
     rows: list[Row] = [
         _client_row("tokens/s", number, verdict.measured_tokens_per_s, theirs.total_tokens_per_s, verdict),
@@ -328,14 +338,7 @@ def _client(verdict: Verdict) -> Iterator[Section]:
             )
             for name in ("mean", "p50", "p90", "p99")
         ]
-    yield section(
-        "Another client",
-        f"{theirs.num_requests} requests in {theirs.duration_s:.4g} s",
-        ("", ">this run", f">{theirs.client}", ">off", ">expected"),
-        rows,
-        lines=(client.statement,),
-        is_detail=False,
-    )
+    return rows
 
 
 def _client_row(

@@ -96,6 +96,27 @@ def read_trace(
         raise InputError(f"{path}: cannot be read as a CSV trace ({error})") from error
 
 
+def trace_of_options(
+    path: Path | None,
+    *,
+    kind: AnyTraceFormat,
+    scale: float,
+    tokenizer: Path | None,
+    prompt_tokens: int | None,
+    output_tokens: int | None,
+) -> Trace | None:
+    """The trace that the shared command-line options name; ``None`` where they name none.
+
+    Raises:
+        InputError: as ``read_trace``, or lengths are given as well.
+    """
+    if path is None:
+        return None
+    if prompt_tokens is not None or output_tokens is not None:
+        raise InputError("--trace and --prompt-tokens/--output-tokens: give one of them")
+    return read_trace(path, kind=kind, scale=scale, tokenizer=tokenizer)
+
+
 class _Row(NamedTuple):
     where: str  # file and line
     fields: Mapping[str, object]

@@ -110,8 +110,6 @@ def workload_of_options(
         InputError: options that exclude each other, or that do not describe a workload.
     """
     if trace is not None:
-        if prompt_tokens is not None or output_tokens is not None:
-            raise InputError("--trace and --prompt-tokens/--output-tokens: give one of them")
         return workload_of_trace(trace)
     if prompt_tokens is None and output_tokens is None:
         return None

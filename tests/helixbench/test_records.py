@@ -265,6 +265,17 @@ def test_a_place_that_cannot_be_written_is_found_by_trying(tmp_path: Path, place
         require_writable(tmp_path / place)
 
 
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    gone = tmp_path / f".run.json.{killed.pid}.abc"
+    kept = [tmp_path / name for name in (f".run.json.{os.getppid()}.abc", f".other.json.{killed.pid}.abc", ".run.json")]
+    for path in (gone, *kept):
+        path.write_text("half")
+    save_bytes(tmp_path / "run.json", b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "run.json", *kept])
+
+
 def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "any").write_text("")
     save_record(tmp_path / "cluster.json", cluster())

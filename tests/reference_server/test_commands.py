@@ -70,7 +70,7 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
         (["--prompt-tokens", "3"], ["--prompt-tokens and --output-tokens: give both or neither"]),
         (["--prompt-tokens", "0", "--output-tokens", "3"], ["need at least 1 of each"]),
         (["--trace", "t.csv", "--prompt-tokens", "3"], ["--trace and --prompt-tokens/--output-tokens: give one"]),
-        (["--trace", "none.csv"], ["none.csv: cannot be read as a CSV trace"]),
+        (["--trace", "none.csv"], ["none.csv: cannot be read as a trace"]),
         (["--testbed", "none.toml"], ["none.toml: cannot be read"]),
         (["--model", "/no/such/model"], ["--model /no/such/model: no such directory"]),
     ],

@@ -196,5 +196,9 @@ def test_the_report_has_its_figures_beside_those_of_the_run(command: Command, tm
     sections = run_summary(run, validate(run, client=load_client(client))).sections
     found = {row[0]: row for section in sections for row in section.rows}
     assert found["TTFT mean"][2] == "200 ms"
+    command("report", tmp_path / "run.json", "--client", client, "--html", tmp_path / "run.html")
+    page = (tmp_path / "run.html").read_text()
+    assert '<table id="client-table">' in page
+    assert all(text in page for text in found["TTFT mean"][:4])
     gated = command("gate", tmp_path / "run.json", "--client", client)
     assert "vllm bench serve: " in gated.stdout
