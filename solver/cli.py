@@ -71,6 +71,9 @@ def solve(
     remove: Annotated[list[str] | None, typer.Option(help="what if: without this node")] = None,
     time_limit_s: Annotated[float, typer.Option(help="return the best plan found by then")] = 60.0,
     threads: Annotated[int, typer.Option(help="threads of the MILP solver")] = 1,
+    solver: Annotated[
+        str, typer.Option(help="solver of integer programs, as PuLP names it: HiGHS, CBC, GUROBI, CPLEX, SCIP, ...")
+    ] = "HiGHS",
     seed: Annotated[int, typer.Option(help="random seed; the same seed and input give the same plan")] = 0,
     survive: Annotated[int, typer.Option(help="1: the plan goes on after the loss of any one node")] = 0,
     no_partial: Annotated[
@@ -118,6 +121,7 @@ def solve(
         pins=parse_pins(pin or []),
         time_limit_s=time_limit_s,
         threads=threads,
+        solver=solver,
         seed=seed,
     )
     require_writable(output)

@@ -7,6 +7,8 @@ import os
 import sys
 from types import ModuleType
 
+from helixbench.errors import InputError
+
 
 @functools.cache
 def load_highspy() -> ModuleType:
@@ -14,8 +16,14 @@ def load_highspy() -> ModuleType:
 
     It writes to the file descriptor, so that is where it has to be kept from it: with ``--json`` nothing but the record
     is to be on stdout.
+
+    Raises:
+        InputError: it is not installed.
     """
-    import highspy
+    try:
+        import highspy
+    except ImportError as error:
+        raise InputError(f"HiGHS, which computes all flows, is not installed ({error}): pip install highspy") from error
 
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)

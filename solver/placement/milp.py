@@ -1,4 +1,4 @@
-"""The placement problem as a mixed-integer program over arcs ``start -> end``, in PuLP, solved by HiGHS.
+"""The placement problem as a mixed-integer program over arcs ``start -> end``, solved by HiGHS or others.
 
 A node that holds ``[start, end)`` is an arc between two layer boundaries, with one integer ``y``, the number of
 alike nodes that hold it, and flow of at most ``T * y`` on it. Two models. ``pooled`` merges nodes of one kind into
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,18 +21,20 @@ from typing import Any
 
 from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.flow.highs import load_highspy
+from helixbench.solver.flow.pulp_solvers import HIGHS, solve_with
 from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a solve, and the gap at which it ends. Same limits, seed and model: same answer."""
+    """Limits of a solve, the gap at which it ends, PuLP's name of the solver. Same limits and model: same answer."""
 
     time_s: float = 60.0
     threads: int = 1
     seed: int = 0
     relative_gap: float = 1e-6
+    solver: str = HIGHS
 
 
 class End(enum.Enum):
@@ -280,14 +283,16 @@ def solve(
 ) -> Outcome:
     """Solve a model; a time limit or Ctrl-C ends it with the best found so far.
 
-    Status, incumbent and bound are HiGHS's own: PuLP calls a run that its time limit stopped "Optimal".
+    Status, incumbent and bound are the solver's own: PuLP calls a run that its time limit stopped "Optimal".
 
     Args:
         model: the program.
         limits: of time and gap.
-        hint: a placement to start from, of a model with choices; HiGHS finds its flows itself.
-        report: called as the solver goes.
+        hint: a placement to start from, of a model with choices; the solver finds its flows itself.
+        report: called as HiGHS goes.
     """
+    if limits.solver != HIGHS:
+        return _solve_by_pulp(model, limits, hint)
     highspy = load_highspy()
     import numpy as np
     import pulp
@@ -330,4 +335,29 @@ def solve(
         bound=0.0 if end is End.INFEASIBLE else bound,
         end=end,
         seconds=highs.getRunTime(),
+    )
+
+
+def _solve_by_pulp(model: Model, limits: Limits, hint: Mapping[str, LayerRange] | None) -> Outcome:
+    began_s = time.perf_counter()
+    start = {c.variable: float(sum((hint or {}).get(name) == c.held for name in c.members)) for c in model.choices}
+    found = solve_with(
+        model.problem,
+        limits.solver,
+        time_s=limits.time_s,
+        threads=limits.threads,
+        relative_gap=limits.relative_gap,
+        start=start if hint else {},
+    )
+    variables = model.problem.variables()
+    for number, variable in enumerate(variables):
+        variable.index = number
+    has_model = bool(model.choices or model.decode)
+    values = [variable.varValue or 0.0 for variable in variables]
+    return Outcome(
+        placement=model.placement(values) if found.has_solution else None,
+        value=found.value,
+        bound=0.0 if found.is_infeasible or not has_model else found.bound,
+        end=End.OPTIMAL if found.is_optimal else End.INFEASIBLE if found.is_infeasible else End.TIME_LIMIT,
+        seconds=time.perf_counter() - began_s,
     )

@@ -218,6 +218,7 @@ def _solve(search: Search, model: milp.Model, seconds: float, doing: str, *, is_
         threads=search.limits.threads,
         seed=search.limits.seed,
         relative_gap=PROVEN if is_goal else 0.01,
+        solver=search.limits.solver,
     )
 
     def report(incumbent: float, bound: float, _: float) -> None:
@@ -288,6 +289,7 @@ def _try_fewer_nodes(search: Search) -> None:
             threads=search.limits.threads,
             seed=search.limits.seed,
             relative_gap=0.005,
+            solver=search.limits.solver,
         )
         search.offer(milp.solve(model, limits).placement, f"program on {count} nodes")
 

@@ -8,6 +8,7 @@ import msgspec
 
 from helixbench.errors import InputError
 from helixbench.profiler.cluster import ClusterProfile
+from helixbench.solver.flow.pulp_solvers import HIGHS
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.published import PUBLISHED
 from helixbench.solver.problem.capacity import Capacities
@@ -36,7 +37,8 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
         before: the cluster as it is, if ``cluster`` is a change of it: the plan is then compared with a plan for it.
         start: a placement that the search begins with, such as the one that is served now.
         time_limit_s: the search ends by then with the best so far.
-        threads: of HiGHS.
+        threads: of the solver of integer programs.
+        solver: its name, as PuLP has it or in short (``CBC``).
         seed: of everything random.
 
     Raises:
@@ -58,6 +60,7 @@ class SolveConfig(msgspec.Struct, frozen=True, kw_only=True):
     start: Placement | None = None
     time_limit_s: float = 60.0
     threads: int = 1
+    solver: str = HIGHS
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from helixbench.errors import InputError
 from helixbench.solver.expected.simulated import Budget
+from helixbench.solver.flow.highs import load_highspy
+from helixbench.solver.flow.pulp_solvers import HIGHS, find_solver
 from helixbench.solver.placement import milp
 from helixbench.solver.placement.baselines import METHODS
 from helixbench.solver.placement.incumbent import Search, simulation_budget
@@ -24,14 +26,16 @@ def solve_placement(config: SolveConfig, on_progress: OnProgress | None = None) 
     """The best plan found by the objective, whatever the targets, checked; or why there is none.
 
     Raises:
-        InputError: a node with a capacity table that has no memory for any layer.
+        InputError: a node with a capacity table that has no memory for any layer; a solver that is not there.
     """
+    load_highspy()
     capacities = config.capacities()
     _require_room_at_tables(capacities)
     reason = why_infeasible(capacities)
     if reason is not None:
         return Infeasible(reason=reason)
-    limits = milp.Limits(time_s=config.time_limit_s, threads=config.threads, seed=config.seed)
+    solver = find_solver(config.solver)
+    limits = milp.Limits(time_s=config.time_limit_s, threads=config.threads, seed=config.seed, solver=solver)
     search = Search(capacities, config.objective, limits, on_progress or (lambda _: None))
     try:
         search.offer(config.start, "the placement to start from")
@@ -42,7 +46,7 @@ def solve_placement(config: SolveConfig, on_progress: OnProgress | None = None) 
         return Infeasible(reason=_why_nothing(search, config.method, status))
     facts = SolverFacts(
         method=config.method,
-        backend=_backend(),
+        backend=_backend(solver),
         seconds=search.elapsed(),
         status=status,
         seed=config.seed,
@@ -78,10 +82,11 @@ def _written_up(search: Search, best: Placement, facts: SolverFacts) -> Plan:
         return interrupted(plan)
 
 
-def _backend() -> str:
+def _backend(solver: str) -> str:
     from importlib.metadata import version
 
-    return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
+    other = "" if solver == HIGHS else f"{solver}, flows by "
+    return f"PuLP {version('pulp')}, {other}HiGHS {version('highspy')}"
 
 
 def _require_room_at_tables(capacities: Capacities) -> None:
