@@ -56,7 +56,7 @@ def find_solver(name: str) -> str:
     """
     import pulp
 
-    known = {one.upper(): one for one in pulp.listSolvers()}
+    known: dict[str, str] = {one.upper(): one for one in pulp.listSolvers()}
     wanted = name.upper()
     names = ALIASES.get(wanted, tuple(known[wanted + end] for end in INTERFACES if wanted + end in known))
     if not names:
