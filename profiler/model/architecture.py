@@ -81,6 +81,8 @@ def describe(config: Any) -> Architecture:
     base: Any = getattr(causal, causal.base_model_prefix, None)
     missing = [part for part in PARTS if not isinstance(getattr(base, part, None), nn.Module)]
     missing += [] if isinstance(getattr(causal, "lm_head", None), nn.Module) else ["lm_head"]
+    if not missing and not isinstance(getattr(config, "hidden_size", None), int):
+        raise _unsupported(config, "its config has no hidden_size")
     if missing:
         raise _unsupported(config, f"{type(causal).__name__} has no part named {missing[0]}")
     if getattr(causal, "_is_stateful", False) or any("Conv" in type(module).__name__ for module in base.modules()):
@@ -149,21 +151,23 @@ class _Window(NamedTuple):
     tokens: int | None
 
 
-class _Seen(Exception):  # noqa: N818 - not an error: it ends a layer when its attention is known
-    def __init__(self, attention: LayerAttention) -> None:
-        self.attention = attention
-
-
 class _Unfit(Exception):  # noqa: N818 - becomes an ``InputError`` with the model's name
     pass
 
 
-class _Probe(nn.Module):
-    """Stands in the place of a layer and runs it as far as its attention; hidden states go on as they came."""
+class _Calls:
+    """What attention was asked for, in order: (layer that it says it is of, what)."""
 
-    def __init__(self, layer: nn.Module, index: int) -> None:
+    def __init__(self) -> None:
+        self.found: list[tuple[int, LayerAttention]] = []
+
+
+class _Probe(nn.Module):
+    """Stands in the place of a layer and runs it; hidden states go on as they came."""
+
+    def __init__(self, layer: nn.Module, index: int, calls: _Calls) -> None:
         super().__init__()
-        self.layer, self._index = layer, index
+        self.layer, self._index, self._calls = layer, index, calls
         self.attention: LayerAttention | None = None
         self.hidden: Any = None  # what came, and went on
 
@@ -177,21 +181,29 @@ class _Probe(nn.Module):
         given = [name for name, value in options.items() if isinstance(value, torch.Tensor) and name not in NEUTRAL]
         if given or any(isinstance(value, torch.Tensor) for value in arguments):
             raise _Unfit(f"its layers are given {given[0] if given else 'more tensors'} beside the hidden states")
+        before = len(self._calls.found)
         try:
             self.layer(hidden_states, *arguments, **options)
-        except _Seen as seen:
-            self.attention = seen.attention
         except _Unfit as error:
             raise _Unfit(f"layer {self._index}: {error}") from error
-        if self.attention is None:
-            raise _Unfit(f"layer {self._index} does not attend through transformers' attention interface")
+        except Exception:  # what comes after attention, such as the choice of experts, may need real values
+            if len(self._calls.found) == before:
+                raise
+        called = self._calls.found[before:]
+        if len(called) != 1:
+            often = f"attends {len(called)} times" if called else "does not attend"
+            raise _Unfit(f"layer {self._index} {often} through transformers' attention interface")
+        own_index, self.attention = called[0]
+        if own_index != self._index:
+            raise _Unfit(f"layer {self._index} calls itself layer {own_index}")
         self.hidden = hidden_states
         return hidden_states
 
 
 def _probe(config: Any, base: Any) -> tuple[LayerAttention, ...]:
-    """Run the base model without memory, each layer as far as its attention."""
-    probes = [_Probe(layer, index) for index, layer in enumerate(base.layers)]
+    """Run the base model without memory."""
+    calls = _Calls()
+    probes = [_Probe(layer, index, calls) for index, layer in enumerate(base.layers)]
     base.layers = nn.ModuleList(probes)
     ends: list[Any] = []
     base.norm = nn.Identity()
@@ -203,7 +215,7 @@ def _probe(config: Any, base: Any) -> tuple[LayerAttention, ...]:
                 inputs_embeds=hidden,
                 attention_mask=torch.ones((1, 2), dtype=torch.bool),
                 use_cache=False,
-                ragged=PROBE,
+                ragged=calls,
             )
     except _Unfit as error:
         raise _unsupported(config, str(error)) from error
@@ -227,26 +239,27 @@ def _probed_attention(
     *,
     scaling: Any = None,
     softcap: Any = None,
-    ragged: str | None = None,
+    ragged: Any = None,
     sliding_window: int | None = None,  # noqa: ARG001 - transformers' own masks, which `generate` obeys, say it
     **options: Any,
 ) -> Any:
-    """An attention function of transformers that notes what it is asked for, and ends the layer there."""
+    """An attention function of transformers that notes what it is asked for."""
     options = {name: given for name, given in options.items() if name not in NEUTRAL and given is not None}
     asked = [name for name, given in options.items() if isinstance(given, torch.Tensor) or given not in (False, 0.0)]
     if asked:
         raise _Unfit(f"its attention needs {asked[0]}")
-    if ragged != PROBE:
+    if not isinstance(ragged, _Calls):
         raise _Unfit("its arguments do not reach its attention")
     if not isinstance(attention_mask, _Window):
         raise _Unfit("it makes an attention mask of its own")
     if key.shape != value.shape or query.shape[-1] != key.shape[-1] or key.shape[0] != 1 or key.ndim != 4:
         raise _Unfit(f"its keys {tuple(key.shape)} and values {tuple(value.shape)} differ in shape")
-    if not isinstance(getattr(module, "layer_idx", None), int):
+    if not isinstance(module.layer_idx, int):
         raise _Unfit("its attention does not know its layer_idx")
     if scaling is None or isinstance(scaling, torch.Tensor) or isinstance(softcap, torch.Tensor):
         raise _Unfit("its scores are not scaled by a constant")
-    raise _Seen(LayerAttention(key.shape[1], key.shape[3], attention_mask.tokens))
+    ragged.found.append((module.layer_idx, LayerAttention(key.shape[1], key.shape[3], attention_mask.tokens)))
+    return torch.empty((1, query.shape[2], query.shape[1], key.shape[3]), device="meta"), None
 
 
 def _window_as_mask(*, mask_function: Any, config: Any, **_: Any) -> _Window:

@@ -71,7 +71,7 @@ _GEMMA: dict[str, Any] = {
 }
 _GEMMA |= {"layer_types": _ALTERNATING, "final_logit_softcapping": 12.0}
 _GRANITE = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.8, "attention_multiplier": 0.3}
-_QWEN3_MOE = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_QWEN3_MOE = {"head_dim": 16, "num_experts": 12, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset("Llama", _TINY),

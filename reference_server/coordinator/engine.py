@@ -137,7 +137,7 @@ class Engine:
                 self._tell(self.coordinator.cannot_replay(answer.attempt, node), on_events)
             elif isinstance(answer, RequestsFailed):
                 _log.warning("node %s: %s", node, answer.message)
-                self._tell(self.coordinator.failed(answer.attempts), on_events)
+                self._tell(self.coordinator.failed(answer.attempts, answer.message), on_events)
             else:
                 self._node_says(node, answer)
         if self.adaptation is not None:

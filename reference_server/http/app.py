@@ -25,7 +25,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from helixbench.reference_server.http.client import BodyBudget, ClientGone, EventStream, unless_gone
 from helixbench.reference_server.http.detokenizer import StopStrings
-from helixbench.reference_server.http.engine_protocol import EngineLike, EngineUnavailable, RequestRefused
+from helixbench.reference_server.http.engine_protocol import (
+    EngineLike,
+    EngineUnavailable,
+    RequestFailed,
+    RequestRefused,
+)
 from helixbench.reference_server.http.generation import Output, SideBySide, generate
 from helixbench.reference_server.http.metrics import Metrics
 from helixbench.reference_server.http.openai.answers import Answer, AnswerOptions, ChatAnswer, CompletionAnswer
@@ -397,6 +402,8 @@ def error_of_engine(error: BaseException) -> ProtocolError | None:
     """The answer to an error that an engine raises on purpose; ``None`` for any other, which is a bug."""
     if isinstance(error, RequestRefused):
         return ProtocolError(400, str(error), code="request_refused")
+    if isinstance(error, RequestFailed):
+        return ProtocolError(500, str(error), code="request_failed")
     if isinstance(error, EngineUnavailable):
         return ProtocolError(503, str(error), code="unavailable")
     return None

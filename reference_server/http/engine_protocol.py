@@ -71,6 +71,10 @@ class RequestRefused(ValueError):  # noqa: N818 - a verdict on the request, not 
     """The request can never be served, e.g. its KV cache is larger than what the nodes hold together."""
 
 
+class RequestFailed(RuntimeError):  # noqa: N818 - of one request; the engine goes on with all others
+    """A node could not run the request."""
+
+
 class EngineUnavailable(RuntimeError):  # noqa: N818 - a state of the cluster
     """The cluster is down, or went down with requests in flight."""
 

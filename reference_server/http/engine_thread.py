@@ -18,6 +18,7 @@ from helixbench.reference_server.http.engine_protocol import (
     Health,
     Load,
     NodeHealth,
+    RequestFailed,
     RequestRefused,
     TokenOut,
 )
@@ -215,9 +216,8 @@ class EngineThread:
             if stream is None or event.reason == "abort":
                 continue
             if event.reason == "error":
-                news.append(
-                    (stream, EngineUnavailable("a node failed, and those that are left cannot finish this request"))
-                )
+                lost = EngineUnavailable("a node failed, and those that are left cannot finish this request")
+                news.append((stream, RequestFailed(event.detail) if event.detail else lost))
             elif event.token is not None:
                 news.append((stream, TokenOut(event.token, bool(event.reason), event.reason, event.scores)))
         self._deliver(news)

@@ -37,7 +37,7 @@ async def generate(
 
     Raises:
         RequestRefused: before the first piece.
-        EngineUnavailable: at any time.
+        EngineUnavailable, RequestFailed: at any time.
     """
     watch = metrics.begin(num_prompt_tokens=len(output.request.prompt), now_s=time.perf_counter())
     outcome = "aborted"
@@ -99,7 +99,7 @@ class SideBySide:
         """The next piece.
 
         Raises:
-            RequestRefused, EngineUnavailable: as the output that failed first.
+            RequestRefused, RequestFailed, EngineUnavailable: as the output that failed first.
         """
         self._num_given += 1
         if self._num_given % PIECES_AT_ONCE == 0:  # what lies in the queue is had without a pause for others

@@ -61,12 +61,12 @@ class HashRunner:
         """Run one iteration."""
         return self._stage.forward(items)
 
-    def sample(self, output: HashOutput) -> Sampled:
+    def sample(self, output: HashOutput) -> tuple[Sampled, tuple[int, ...]]:
         """Greedy tokens."""
         ends = np.cumsum([item.num_tokens for item in output.items])
         rows = [(item.request, end - 1) for item, end in zip(output.items, ends.tolist(), strict=True) if item.sample]
         tokens = self._stage.tokens(output.words[[row for _, row in rows]])
-        return Sampled(tuple((request, token) for (request, _), token in zip(rows, tokens, strict=True)))
+        return Sampled(tuple((request, token) for (request, _), token in zip(rows, tokens, strict=True))), ()
 
     def write(self, output: HashOutput, rows: Sequence[slice]) -> memoryview:
         """Words, each followed by zeros up to the size of a hidden state."""

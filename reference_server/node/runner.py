@@ -92,8 +92,11 @@ class StageRunner(Protocol[OutputT]):
             MeasurementError: the device has no memory for it.
         """
 
-    def sample(self, output: OutputT) -> Sampled:
-        """Next tokens of the items that sample, with the scores that were asked for; only of the model's last stage."""
+    def sample(self, output: OutputT) -> tuple[Sampled, tuple[int, ...]]:
+        """Next tokens of the items that sample, with the scores that were asked for; only of the model's last stage.
+
+        Beside them, requests that get none, because their logits are not finite.
+        """
 
     def write(self, output: OutputT, rows: Sequence[slice]) -> memoryview:
         """Payload with the hidden states of those rows, one after the other."""

@@ -26,6 +26,8 @@ MAX_EARLY_BYTES = 1 << 28
 MAX_OVER = 10_000
 """Attempts that are remembered as over, so that what comes late of them is not taken for early."""
 
+NOT_FINITE = "the model's logits are not finite: its weights hold such values, or its dtype is too small for it"
+
 
 class Outbound(msgspec.Struct, frozen=True):
     """A message for a peer, or for the coordinator where ``peer`` is ``None``; ``tokens`` counts the tokens in it."""
@@ -317,9 +319,10 @@ class NodeRuntime:
         )
 
     def _sample(self, output: RunnerOutput) -> list[Outbound]:
-        sampled = self.runner.sample(output)
+        sampled, failed = self.runner.sample(output)
         self._ending = {request for request, _ in sampled.tokens if self._routes[request].is_alone}
-        return [Outbound(None, sampled, None, len(sampled.tokens))] if sampled.tokens else []
+        going = [Outbound(None, sampled, None, len(sampled.tokens))] if sampled.tokens else []
+        return [*going, _failed(failed, NOT_FINITE)] if failed else going
 
     def _forward_on(self, output: RunnerOutput, is_decode: Mapping[tuple[int, int], bool]) -> list[Outbound]:
         """Hidden states to the next node of each request, one message per node."""

@@ -89,14 +89,21 @@ class TorchRunner:
         with out_of_memory_is(MeasurementError, f"an iteration of {sum(item.num_tokens for item in items)} tokens"):
             return self.stage.forward(items)
 
-    def sample(self, output: StageOutput) -> Sampled:
-        """Tokens of the items that sample, and scores where they are wanted."""
+    def sample(self, output: StageOutput) -> tuple[Sampled, tuple[int, ...]]:
+        """Tokens of the items that sample, and scores where they are wanted.
+
+        The largest logit says whether all are finite: NaN and infinity are larger than any number. Minus infinity is a
+        token that cannot be, and not finite where it is the largest.
+        """
         assert output.logits is not None, "not the last stage"
         self._score_prompts(output)
         sampling_items = [item for item in output.items if item.sample]
-        greedy = output.logits.argmax(dim=-1).tolist()
+        largest = output.logits.max(dim=-1)
+        greedy, is_finite = largest.indices.tolist(), largest.values.isfinite().tolist()
         tokens, scores = [], []
         for row, item in enumerate(sampling_items):
+            if not is_finite[row]:
+                continue
             opened = self._opened[item.request]
             sampling, token, position = opened.sampling, greedy[row], item.past + item.num_tokens
             barred = opened.stop_token_ids if position < opened.stop_from else ()
@@ -107,7 +114,8 @@ class TorchRunner:
             if sampling.num_logprobs is not None:
                 (own,) = score(output.logits[row : row + 1], [token], sampling.num_logprobs)
                 scores.append(Scores(item.request, own, tuple(self._prompt_scores.pop(item.request, ()))))
-        return Sampled(tuple(tokens), tuple(scores))
+        failed = tuple(item.request for row, item in enumerate(sampling_items) if not is_finite[row])
+        return Sampled(tuple(tokens), tuple(scores)), failed
 
     def _score_prompts(self, output: StageOutput) -> None:
         """Score the prompt tokens that follow those just run, where wanted; a few rows of logits at a time."""

@@ -294,8 +294,8 @@ class Coordinator:
             self._leave(state, actions)
         return self.admit(onto=actions)
 
-    def failed(self, attempts: Iterable[int]) -> Actions:
-        """A node could not run these: the requests end with an error."""
+    def failed(self, attempts: Iterable[int], detail: str = "") -> Actions:
+        """A node could not run these, for the reason that it gives: the requests end with an error."""
         actions = Actions()
         for attempt in attempts:
             state = self._in_flight.get(number_of(attempt))
@@ -303,7 +303,7 @@ class Coordinator:
                 state.reason = "error"
                 self._release(state)
                 actions.ended.append(state)
-                actions.events.append(_without_token(state.request.number, state.pipeline, "error"))
+                actions.events.append(_without_token(state.request.number, state.pipeline, "error", detail))
         return self.admit(onto=actions)
 
     def give_up(self) -> Actions:
@@ -386,5 +386,5 @@ class Coordinator:
         return number in self._waiting or number in self._in_flight or number in self._recovering
 
 
-def _without_token(number: int, pipeline: int | None, reason: FinishReason) -> TokenEvent:
-    return TokenEvent(request=number, token=None, pipeline=pipeline, reason=reason)
+def _without_token(number: int, pipeline: int | None, reason: FinishReason, detail: str = "") -> TokenEvent:
+    return TokenEvent(request=number, token=None, pipeline=pipeline, reason=reason, detail=detail)

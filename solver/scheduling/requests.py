@@ -108,6 +108,7 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A request got a token (``None`` when it was aborted instead); ``reason`` is set with its last one.
 
     ``pipeline`` is ``None`` where the request was aborted before it had one, ``scores`` where none were asked for.
+    ``detail`` says what the node said of an error.
     """
 
     request: int
@@ -115,6 +116,7 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: int | None
     reason: FinishReason
     scores: Scores | None = None
+    detail: str = ""
 
 
 class Moved(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from helixbench.reference_server.http.engine_protocol import (
     Health,
     Load,
     NodeHealth,
+    RequestFailed,
     RequestRefused,
     TokenOut,
 )
@@ -64,6 +65,8 @@ class FakeEngine:
             raise RequestRefused("needs 900 tokens of KV cache, node small holds 500")
         if word.startswith("down"):
             raise EngineUnavailable("node small died")
+        if word.startswith("spoilt"):
+            raise RequestFailed("the logits are not finite")
         if word.startswith("bug"):
             raise KeyError("bug")
         self.num_running += 1

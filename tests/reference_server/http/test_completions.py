@@ -290,6 +290,16 @@ def test_a_cluster_that_goes_down_answers_503(
     assert caught.value.status_code == 503
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_a_node_cannot_run_is_500_with_the_reason(
+    client: openai.OpenAI, engine: FakeEngine, stream: bool
+) -> None:
+    with pytest.raises(openai.InternalServerError, match="logits are not finite") as caught:
+        client.completions.create(model=MODEL, prompt="spoilt", stream=stream)
+    assert caught.value.status_code == 500
+    assert caught.value.code == "request_failed"
+
+
 def test_a_failure_after_the_first_token_is_an_event(client: openai.OpenAI, engine: FakeEngine) -> None:
     events = client.completions.create(model=MODEL, prompt="die", stream=True)
     assert "".join(event.choices[0].text for event in itertools.islice(events, 3)) == "hé"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
@@ -338,6 +341,36 @@ def test_prompt_and_output_are_scored_as_the_whole_model_scores_them(whole: Node
     assert [[token for token, _ in one.top] for one in (*scores.prompt, scores.output)] == best.indices.tolist()
     whole.accept(Work(closes=(1, 2)), None)
     assert whole.runner._prompt_scores == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1.0, seed=3)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_end_their_request_alone(
+    model_dir: ModelDir, tmp_path: Path, value: float, sampling: SamplingParams
+) -> None:
+    """One row of the embedding is spoilt; the request with that token runs in one batch with two others."""
+    directory = tmp_path / "model"
+    shutil.copytree(model_dir("test-llama"), directory)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.embed_tokens.weight"][200] = value
+    save_file(tensors, directory / "model.safetensors")
+    prompts = {1: (65, 66), 2: (65, 200, 66), 3: (70,)}
+
+    def first_tokens(numbers: tuple[int, ...]) -> list[Outbound]:
+        node = runtime(directory)
+        items = tuple(prompt_item(number, len(prompts[number])) for number in numbers)
+        opens = tuple(opened(number, sampling=sampling) for number in numbers)
+        failed = node.accept(Work(items=items, opens=opens), ids(*(t for number in numbers for t in prompts[number])))
+        return failed + run_all(node)
+
+    sampled, failed = first_tokens((1, 2, 3))
+    alone = [token for number in (1, 3) for out in first_tokens((number,)) for token in out.message.tokens]
+
+    assert isinstance(sampled.message, Sampled)
+    assert list(sampled.message.tokens) == alone
+    assert isinstance(failed.message, RequestsFailed)
+    assert failed.message.attempts == (2,)
+    assert "logits are not finite" in failed.message.message
 
 
 def test_tokens_are_counted_as_prompt_and_decode(whole: NodeRuntime) -> None:

@@ -185,9 +185,9 @@ def test_a_request_that_a_node_could_not_run_ends_with_an_error() -> None:
     coordinator = make()
     coordinator.submit([ask(0), ask(1)])
 
-    actions = coordinator.failed([0, 77])
+    actions = coordinator.failed([0, 77], "no memory")
 
-    assert [(event.request, event.reason) for event in actions.events] == [(0, "error")]
+    assert [(event.request, event.reason, event.detail) for event in actions.events] == [(0, "error", "no memory")]
     assert coordinator.num_in_flight == 1
 
 
