@@ -30,9 +30,12 @@ class Greedy(NamedTuple):
 @functools.cache
 def load_whole(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The whole model as transformers loads and runs it, loaded once; no token ends an output."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    # transformers before 5.24 runs Gemma 2 with an attention function that leaves out its cap of the scores.
+    caps = getattr(AutoConfig.from_pretrained(directory), "attn_logit_softcapping", None) is not None
+    options = {"attn_implementation": "eager"} if caps else {}
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **options).eval()
     model.generation_config.eos_token_id = None
     return model
 

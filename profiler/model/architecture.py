@@ -18,6 +18,7 @@ from helixbench.errors import InputError
 
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")  # of the base model; the head is the causal LM's ``lm_head``
 PROBE = "helixbench_probe"
+MAX_PROBED_POSITION = 1 << 20  # masks are asked what is seen from a position beyond their window, up to here
 
 # What layers and attention functions are given beside the hidden states, without any influence on what is computed
 # here: positions are in the rotary embedding, and nothing is dropped out or cached by transformers.
@@ -60,7 +61,7 @@ def build(config: Any, *, attention: str, dtype: torch.dtype) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention).eval()
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # whatever code of a family raises
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise _unsupported(config, f"transformers builds no causal language model from it ({reason})") from error
 
@@ -146,9 +147,10 @@ def _unsupported(config: Any, reason: str) -> InputError:
 
 
 class _Window(NamedTuple):
-    """Stands in the place of a mask: how far each token sees back."""
+    """Stands in the place of a mask: how far each token sees back, where it is a causal window; others go unused."""
 
     tokens: int | None
+    is_causal: bool
 
 
 class _Unfit(Exception):  # noqa: N818 - becomes an ``InputError`` with the model's name
@@ -224,6 +226,8 @@ def _probe(config: Any, base: Any) -> tuple[LayerAttention, ...]:
         raise _unsupported(config, f"its forward pass does not run layer by layer ({reason})") from error
     if any(hidden is not probes[0].hidden for hidden in (*(probe.hidden for probe in probes), *ends)):
         raise _unsupported(config, "hidden states are changed between its layers")
+    if len(ends) != 1:
+        raise _unsupported(config, f"its norm is used {len(ends)} times")
     found = tuple(probe.attention for probe in probes if probe.attention is not None)
     if len({(each.num_kv_heads, each.head_dim) for each in found}) > 1:
         raise _unsupported(config, "its layers have keys of more than one shape")
@@ -252,6 +256,8 @@ def _probed_attention(
         raise _Unfit("its arguments do not reach its attention")
     if not isinstance(attention_mask, _Window):
         raise _Unfit("it makes an attention mask of its own")
+    if not attention_mask.is_causal:
+        raise _Unfit("its attention mask is neither causal nor a sliding window")
     if key.shape != value.shape or query.shape[-1] != key.shape[-1] or key.shape[0] != 1 or key.ndim != 4:
         raise _Unfit(f"its keys {tuple(key.shape)} and values {tuple(value.shape)} differ in shape")
     if not isinstance(module.layer_idx, int):
@@ -264,18 +270,19 @@ def _probed_attention(
 
 def _window_as_mask(*, mask_function: Any, config: Any, **_: Any) -> _Window:
     """A mask function of transformers that answers with the window: asked at two positions, beyond every window."""
-    far = 2 + max(int(getattr(config, name, None) or 0) for name in ("sliding_window", "attention_chunk_size"))
-    zero = torch.tensor(0)
+    named = ("sliding_window", "attention_chunk_size", "max_position_embeddings")
+    far = 2 + min(MAX_PROBED_POSITION, max(int(getattr(config, name, None) or 0) for name in named))
+    zero, keys = torch.tensor(0), torch.arange(far + 4)
     windows = []
     for position in (far, far + 1):
-        sees = mask_function(zero, zero, torch.tensor(position), torch.arange(far + 4))
-        visible = sees.nonzero().flatten().tolist()
+        try:
+            visible = mask_function(zero, zero, torch.tensor(position), keys).nonzero().flatten().tolist()
+        except RuntimeError:  # it depends on more than the two positions
+            return _Window(None, is_causal=False)
         if not visible or visible != list(range(visible[0], position + 1)):
-            raise _Unfit("a token does not see a window of the tokens before it")
+            return _Window(None, is_causal=False)
         windows.append(None if visible[0] == 0 else len(visible))
-    if windows[0] != windows[1]:
-        raise _Unfit("it attends in chunks")
-    return _Window(windows[0])
+    return _Window(windows[0], is_causal=windows[0] == windows[1])
 
 
 def _register_probe() -> None:

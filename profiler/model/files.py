@@ -54,8 +54,8 @@ class ModelFiles:
             self.architecture: Architecture = architecture.describe(self.config)
         except InputError as error:
             raise InputError(f"{self.directory / 'config.json'}: {error}") from error
-        self._causal = architecture.build(self.config, attention="eager", dtype=torch.float32)
-        self.weights: Weights = Weights(self._causal, self._checkpoint)
+        causal = architecture.build(self.config, attention="eager", dtype=torch.float32)
+        self.weights: Weights = Weights(causal, self._checkpoint)
 
     @property
     def num_layers(self) -> int:
@@ -161,7 +161,7 @@ class ModelFiles:
 
     def _bytes(self, names: tuple[str, ...], dtype: str) -> int:
         """Memory of these parameters; such that are one tensor count once."""
-        return self.weights.num_bytes(names, self._causal, dtype=torch_dtype(dtype))
+        return self.weights.num_bytes(names, dtype=torch_dtype(dtype))
 
 
 def _read_config(directory: Path) -> Any:

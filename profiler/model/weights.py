@@ -29,13 +29,13 @@ class _Source(NamedTuple):
     tensors: tuple[tuple[str, str], ...]
     converter: Any
 
-    def convert(self, tensors: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+    def convert(self, tensors: dict[str, torch.Tensor], causal: Any) -> dict[str, torch.Tensor]:
         if self.converter is None:
             return {self.targets[0]: tensors[self.tensors[0][1]]}
         own = copy.deepcopy(self.converter)
         for pattern, name in self.tensors:
             own.add_tensor(self.targets[0], name, pattern, tensors[name])
-        made = own.convert(self.targets[0], config=config)
+        made = own.convert(self.targets[0], model=causal, config=causal.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
@@ -52,7 +52,7 @@ class Weights:
 
     def __init__(self, causal: Any, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._config = causal.config
+        self._causal = causal
         self._shapes = shapes = {name: tuple(tensor.shape) for name, tensor in causal.state_dict().items()}
         self._source_of = _sources(causal, shapes, checkpoint)
         missing = [name for name in shapes if name not in self._source_of]
@@ -72,20 +72,18 @@ class Weights:
         """The checkpoint's tensors that these parameters are made of."""
         return {tensor for name in names for _, tensor in self._source_of[name].tensors}
 
-    def num_bytes(self, names: Iterable[str], causal: Any, *, dtype: torch.dtype) -> int:
+    def num_bytes(self, names: Iterable[str], *, dtype: torch.dtype) -> int:
         """Memory of these parameters in a model that runs in ``dtype``; such that are tied count once."""
         sizes: dict[tuple[str, ...], int] = {}  # targets of a source -> bytes
         for name in names:
             targets = self._source_of[name].targets
             sizes.setdefault(
                 targets,
-                sum(math.prod(self._shapes[each]) * dtype_of(causal, each, dtype).itemsize for each in targets),
+                sum(math.prod(self._shapes[each]) * dtype_of(self._causal, each, dtype).itemsize for each in targets),
             )
         return sum(sizes.values())
 
-    def load(
-        self, names: Iterable[str], causal: Any, *, dtype: torch.dtype, device: torch.device
-    ) -> dict[str, torch.Tensor]:
+    def load(self, names: Iterable[str], *, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
         """Those parameters, each in memory of its own but for tied ones, which are the same tensor.
 
         Raises:
@@ -97,9 +95,9 @@ class Weights:
             source = self._source_of[name]
             if source.targets not in made:
                 stored = self._checkpoint.load(self.tensors_of([name]), device=device)
-                converted = source.convert(stored, self._config)
+                converted = source.convert(stored, self._causal)
                 made[source.targets] = {
-                    target: value.to(dtype_of(causal, target, dtype)) for target, value in converted.items()
+                    target: value.to(dtype_of(self._causal, target, dtype)) for target, value in converted.items()
                 }
             values = made[source.targets]
             loaded[name] = values[name] if name in values else values[source.targets[0]]
@@ -109,7 +107,7 @@ class Weights:
         stored = {tensor: self._checkpoint.tensors[tensor] for _, tensor in source.tensors}
         first = next(iter(stored))
         try:
-            made = source.convert({tensor: _empty(each) for tensor, each in stored.items()}, self._config)
+            made = source.convert({tensor: _empty(each) for tensor, each in stored.items()}, self._causal)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             raise InputError(
                 f"{self._checkpoint.directory}: tensors {first}, ... do not make {name} ({error})"

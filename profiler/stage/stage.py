@@ -65,7 +65,7 @@ class Stage:
         held += [base.norm, causal.lm_head] if self.is_last else []
         fill_buffers(causal, held, device=device)
         for names in files.parameters(start, end):
-            put(causal, files.weights.load(names, causal, dtype=dtype, device=device))
+            put(causal, files.weights.load(names, dtype=dtype, device=device))
         self._weights = {tensor.data_ptr(): tensor for module in held for tensor in module.parameters()}
         assert not any(tensor.is_meta for tensor in self._weights.values()), "a weight was not loaded"
         self._model = LayeredModel(causal)

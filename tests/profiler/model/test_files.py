@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helixbench.errors import InputError
-from helixbench.profiler.model.architecture import build
 from helixbench.profiler.model.files import ModelFiles, resolve_model
 from helixbench.profiler.stage.stage import Stage
 from tests.conftest import ModelDir
@@ -47,8 +46,7 @@ def shard(directory: Path) -> dict[str, str]:
 
 
 def load(files: ModelFiles, names: list[str], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    causal = build(files.config, attention="eager", dtype=dtype)
-    return files.weights.load(names, causal, dtype=dtype, device=CPU)
+    return files.weights.load(names, dtype=dtype, device=CPU)
 
 
 @pytest.mark.parametrize("preset", ["test-llama", "test-qwen3"])

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helixbench.errors import InputError
-from helixbench.profiler.model.architecture import build
 from helixbench.profiler.model.checkpoint import Checkpoint
 from helixbench.profiler.model.files import ModelFiles
 from tests.conftest import ModelDir
@@ -86,9 +85,8 @@ def test_a_head_of_its_own_is_taken_though_the_config_ties_it(copy: Copy) -> Non
     head = torch.randn(320, 64, generator=torch.Generator().manual_seed(1))
     change_tensors(directory, lambda all_: all_ | {"lm_head.weight": head})
     files = ModelFiles(str(directory))
-    causal = build(files.config, attention="eager", dtype=torch.float32)
 
-    loaded = files.weights.load(files.architecture.head, causal, dtype=torch.float32, device=torch.device("cpu"))
+    loaded = files.weights.load(files.architecture.head, dtype=torch.float32, device=torch.device("cpu"))
 
     assert torch.equal(loaded["lm_head.weight"], head)
 
@@ -97,11 +95,10 @@ def test_experts_come_in_the_order_of_their_numbers(model_dir: ModelDir) -> None
     """As texts, 10 and 11 would come before 2."""
     directory = model_dir("test-qwen3-moe")
     files = ModelFiles(str(directory))
-    causal = build(files.config, attention="eager", dtype=torch.float32)
     (name,) = (name for name in files.architecture.layers[2] if name.endswith("experts.down_proj"))
     stored = load_file(directory / "model.safetensors")
 
-    made = files.weights.load([name], causal, dtype=torch.float32, device=torch.device("cpu"))[name]
+    made = files.weights.load([name], dtype=torch.float32, device=torch.device("cpu"))[name]
 
     assert made.shape == (12, 64, 48)
     for expert in range(12):
