@@ -13,12 +13,14 @@ from collections.abc import Callable
 
 from tests.solver.bounds.test_region_links import check_region_bound
 from tests.solver.bounds.test_work import check_bounds
+from tests.solver.placement.test_exclusive_groups import check_exclusive_groups_against_brute_force
 from tests.solver.placement.test_optimality import check_against_brute_force
 from tests.solver.placement.test_survival import check_survival_against_brute_force
 
 CHECKS: dict[str, Callable[[int], object]] = {
     "plan equals brute force": check_against_brute_force,
     "plan that survives a loss, its price and what is left equal brute force": check_survival_against_brute_force,
+    "plan with exclusive groups equals brute force": check_exclusive_groups_against_brute_force,
     "work and configurations never below it": check_bounds,
     "links between regions never below it": check_region_bound,
 }

@@ -93,7 +93,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     ``capacity_tokens_per_s[k-1]`` is the capacity with ``k`` layers held, ``k`` up to ``max_layers``. ``region`` is the
     place that shares fast links, ``versions`` the libraries that it was measured with. ``nic_source`` says how the card
-    was measured.
+    was measured. Of the nodes with one ``exclusive_group`` a plan uses one at most: they are the same devices in
+    several forms, such as the tensor-parallel sizes of one machine.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     capacity_tokens_per_s: tuple[float, ...] | None = None
     cost: MeasuredCost | None = None
     region: str = ""
+    exclusive_group: str = ""
     versions: dict[str, str] = {}
 
     def __post_init__(self) -> None:

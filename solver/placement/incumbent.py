@@ -100,6 +100,7 @@ class Search:
         """Make a placement the incumbent if it scores better; whether it did."""
         if not placement:
             return False
+        placement = self._with_one_of_each_group(placement)
         if any(not self.capacities.can_hold(name, held) for name, held in placement.items()):
             return False
         key = tuple(sorted(placement.items()))
@@ -114,8 +115,11 @@ class Search:
         """Its score if that is more than ``above``, else ``None``; it becomes the incumbent where it is the best.
 
         Three looks, cheapest first: no flow exceeds what the scarcest layer's nodes can do, and no expected throughput
-        exceeds the max-flow. ``None`` also where it does not survive what it has to.
+        exceeds the max-flow. ``None`` also where it does not survive what it has to, or uses two nodes of an exclusive
+        group.
         """
+        if len(self._with_one_of_each_group(placement)) < len(placement):
+            return None
         if self._most_at_scarcest_layer(placement) <= above * (1 + PROVEN):
             return None
         began_s = time.process_time()
@@ -139,6 +143,13 @@ class Search:
             self.take(Candidate(score, flow.tokens_per_s, dict(placement)))
             self.tell(doing)
         return score
+
+    def _with_one_of_each_group(self, placement: Mapping[str, LayerRange]) -> Mapping[str, LayerRange]:
+        """The placement with one node of each exclusive group: of those that it uses, the one that can do most work."""
+        left_out: set[str] = set()
+        for names in self.capacities.exclusive_groups.values():
+            left_out |= set([name for name in names if name in placement][1:])
+        return {name: held for name, held in placement.items() if name not in left_out} if left_out else placement
 
     def _most_at_scarcest_layer(self, placement: Mapping[str, LayerRange]) -> float:
         capacities = self.capacities

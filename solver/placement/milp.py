@@ -135,6 +135,7 @@ def pooled_model(capacities: Capacities, names: Sequence[str], *, clip: float) -
     # Conservation at every boundary: the source is 0, the sink is the last. Beside each boundary is one of the pool,
     # where tokens enter from the boundary and from which they go on into a node or back by a layer.
     _require_cover(model, capacities)
+    _require_one_of_each_group(model, capacities)
     last = capacities.model.num_layers
     has_pool = bool(from_pool)
     enter = [model.problem.add_variable(f"enter_{v}", 0) if has_pool and v < last else 0 for v in range(last + 1)]
@@ -200,6 +201,7 @@ def linked_model(capacities: Capacities, names: Sequence[str], *, clip: float) -
             if at[0] != COORDINATOR:
                 model.problem += pulp.lpSum(links.get(at, [])) == pulp.lpSum(through.get(at, []))
     _require_cover(model, capacities)
+    _require_one_of_each_group(model, capacities)
     model.problem += pulp.lpSum(leaving[COORDINATOR, 0]) == total
     model.problem += pulp.lpSum(arriving[COORDINATOR, num_layers]) == total
     for way, by_node in enumerate((sent, received)):
@@ -254,6 +256,16 @@ def _require_cover(model: Model, capacities: Capacities) -> None:
     for layer in range(capacities.model.num_layers):
         holding = [choice.variable for choice in model.choices if choice.held.start <= layer < choice.held.end]
         model.problem += pulp.lpSum(holding) >= 1 + capacities.survive, f"cover_{layer}"
+
+
+def _require_one_of_each_group(model: Model, capacities: Capacities) -> None:
+    """At most one node of each exclusive group holds a range; alike nodes are of one group, for it is in their kind."""
+    import pulp
+
+    for number, names in enumerate(capacities.exclusive_groups.values()):
+        chosen = [choice.variable for choice in model.choices if choice.members[0] in names]
+        if chosen:
+            model.problem += pulp.lpSum(chosen) <= 1, f"group_{number}"
 
 
 def exclude_loss(model: Model, placement: Mapping[str, LayerRange], lost: str) -> None:

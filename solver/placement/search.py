@@ -63,7 +63,7 @@ def run_search(search: Search, method: str) -> SearchStatus:
     """Search by a method until a proof, the time limit or Ctrl-C."""
     try:
         if method in METHODS:
-            search.offer(METHODS[method](search.capacities), f"{method} placement")
+            search.offer(METHODS[method](search.capacities.with_one_of_each_group()), f"{method} placement")
             return "not searched"
         if method == PUBLISHED:
             return _solve_published(search)
@@ -108,8 +108,9 @@ def _steps(search: Search) -> Iterator[Callable[[Search], None]]:
 
 
 def _try_baselines(search: Search) -> None:
+    capacities = search.capacities.with_one_of_each_group()
     for name, rule in METHODS.items():
-        search.offer(rule(search.capacities), f"{name} placement")
+        search.offer(rule(capacities), f"{name} placement")
 
 
 def _bound_by_configurations(search: Search) -> None:

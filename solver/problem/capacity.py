@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import msgspec
 import numpy as np
 
 from helixbench.profiler.cluster import ClusterProfile, ModelFacts, Node
@@ -151,6 +152,38 @@ class Capacities:
     def regions(self) -> dict[str, str]:
         """Node -> the region that its links put it in."""
         return inferred_regions(self.profile)
+
+    @cached_property
+    def exclusive_groups(self) -> dict[str, tuple[str, ...]]:
+        """Group -> its nodes, of which a placement uses one at most; in order of the work that they can do, most first.
+
+        That is layers times tokens/s with the range at which it is largest.
+        """
+        groups: dict[str, list[str]] = {}
+        for node in self.profile.nodes:
+            if node.exclusive_group:
+                groups.setdefault(node.exclusive_group, []).append(node.name)
+        return {group: tuple(sorted(names, key=self._work, reverse=True)) for group, names in groups.items()}
+
+    def _work(self, name: str) -> float:
+        lengths = range(1, self.max_layers(name) + 1)
+        return max((k * self.tokens_per_s(name, held) for k in lengths for held in self.places(name, k)), default=0.0)
+
+    def with_one_of_each_group(self) -> Capacities:
+        """The same question without all but the first node of each exclusive group."""
+        left_out = {name for names in self.exclusive_groups.values() for name in names[1:]}
+        if not left_out:
+            return self
+        nodes = tuple(node for node in self.profile.nodes if node.name not in left_out)
+        links = tuple(link for link in self.profile.links if not {link.src, link.dst} & left_out)
+        return Capacities(
+            msgspec.structs.replace(self.profile, nodes=nodes, links=links),
+            self.workload,
+            concurrency=self.concurrency,
+            pins={name: held for name, held in self.pins.items() if name not in left_out},
+            partial=self.partial,
+            survive=self.survive,
+        )
 
     @cached_property
     def _kinds(self) -> dict[str, int]:
@@ -312,6 +345,7 @@ def _kind_key(node: Node) -> Hashable:
         node.device.kind,
         node.device.name,
         node.max_layers,
+        node.exclusive_group,
         node.nic_out_bytes_per_s,
         node.nic_in_bytes_per_s,
     )

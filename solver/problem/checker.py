@@ -45,6 +45,7 @@ def problems_of(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
         return
     capacities = Capacities(profile, plan.assumptions.workload, concurrency=plan.assumptions.concurrency)
     yield from _memory(capacities, plan)
+    yield from _alternatives(profile, plan)
     yield from _links(profile, plan)
     yield from _conservation(plan)
     yield from _node_capacity(capacities, plan)
@@ -67,6 +68,16 @@ def _memory(capacities: Capacities, plan: Plan) -> Iterator[str]:
         claimed = plan.nodes[name].kv_capacity_tokens
         if claimed is not None and claimed != capacities.kv_tokens(name, held):
             yield f"nodes.{name}.kv_capacity_tokens: {claimed}, but {capacities.kv_tokens(name, held)} fit"
+
+
+def _alternatives(profile: ClusterProfile, plan: Plan) -> Iterator[str]:
+    used: defaultdict[str, list[str]] = defaultdict(list)
+    for node in profile.nodes:
+        if node.exclusive_group and node.name in plan.placement:
+            used[node.exclusive_group].append(node.name)
+    for group, names in used.items():
+        if len(names) > 1:
+            yield f"placement: {', '.join(names)} are in exclusive group {group}, of which one node may be used"
 
 
 def _links(profile: ClusterProfile, plan: Plan) -> Iterator[str]:

@@ -63,7 +63,7 @@ def _with_more_nodes(profile: ClusterProfile, wanted: str) -> ClusterProfile:
         links += [msgspec.structs.replace(k, src=name) for k in profile.links if k.src == example.name]
         links += [msgspec.structs.replace(k, dst=name) for k in profile.links if k.dst == example.name]
     links += _links_among(profile, example, fresh)
-    nodes = (*profile.nodes, *(msgspec.structs.replace(example, name=name) for name in fresh))
+    nodes = (*profile.nodes, *(msgspec.structs.replace(example, name=name, exclusive_group="") for name in fresh))
     return msgspec.structs.replace(profile, nodes=nodes, links=tuple(links))
 
 

@@ -101,6 +101,11 @@ def best_flow(capacities: Capacities) -> float:
             for name, mine, pick in zip(capacities.nodes, options, picks, strict=True)
             if (held := mine[int(pick)]) is not None
         }
+        groups = [
+            group for node in capacities.profile.nodes if node.name in placement and (group := node.exclusive_group)
+        ]
+        if len(groups) > len(set(groups)):
+            continue
         flow = largest_flow(capacities, placement)
         if flow > best and (not capacities.survive or _goes_on(capacities, placement)):
             best = flow
