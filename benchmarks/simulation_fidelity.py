@@ -1,6 +1,6 @@
 """Simulated against measured, for every case of a suite that has been run: throughput, TTFT and TPOT.
 
-Run: ``helixbench validate --suite examples/suites/cpu.toml -o FOLDER``, then
+Run: ``helixbench validate --suite examples/suites/emulated.toml -o FOLDER``, then
 ``python -m benchmarks.simulation_fidelity FOLDER``.
 Each measured run is simulated once with its own plan, profile, workload, requests in flight, routing and seed,
 over as many requests; a ratio is the median over the repeats. Nothing of the runs goes into the simulation.

@@ -39,10 +39,10 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
 
     def make_model(self) -> Step:
         """Make the suite's own model."""
-        choice, model = self.suite.model, self.out / "model"
+        model = self.out / "model"
         return Step(
             title="make the model",
-            arguments=("model", "make", model, "--preset", choice.preset, "--seed", str(choice.seed)),
+            arguments=("model", "make", model, *self.suite.model.make_arguments),
             makes=model,
         )
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 
 from helixbench.errors import InputError
-from helixbench.reference_server.testbed.spec import testbed_from_tree
+from helixbench.reference_server.testbed.spec import testbed_from_tree, testbed_path
 from helixbench.reports.suite.suite import (
     KV_FULL,
     Amount,
@@ -158,6 +158,8 @@ class _Reader:
             text = "".join(f"{key} = {toml_of(value)}\n" for key, value in tree.items())
         else:
             file = self._folder / entry.file
+            if not file.exists() and not file.suffix:
+                file = testbed_path(Path(entry.file))
             try:
                 text = file.read_text(encoding="utf-8")
                 tree = tomllib.loads(text)

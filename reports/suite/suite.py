@@ -26,11 +26,29 @@ class SuiteTestbed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The model of all cases: one that ``helixbench model make`` writes, or a directory or hub id (``path``)."""
+    """The model of all cases: what ``helixbench model make`` writes, or a directory or hub id (``path``).
 
-    preset: str = "tiny"
-    seed: int = 0
+    It writes a ``preset``, or the shapes of a large model (``like``).
+    """
+
+    preset: str | None = None
+    seed: int | None = None
+    like: str | None = None
     path: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("preset", "like", "path") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"model: {' and '.join(given)} exclude each other; give one")
+        if self.seed is not None and not {"like", "path"}.isdisjoint(given):
+            raise ValueError(f"model: `seed` is of a preset; remove it beside {given[0]}")
+
+    @property
+    def make_arguments(self) -> tuple[str, ...]:
+        """Those of ``model make``."""
+        if self.like is not None:
+            return "--like", self.like
+        return "--preset", self.preset or "tiny", "--seed", str(self.seed or 0)
 
 
 class ProfileLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

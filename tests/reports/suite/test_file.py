@@ -7,11 +7,9 @@ import pytest
 from helixbench.errors import InputError
 from helixbench.reference_server.testbed.spec import load_testbed
 from helixbench.reports.suite.file import load_suite
-from helixbench.reports.suite.suite import Suite
 from tests.reports.suite.suite_examples import SUITE, write_suite
 
-OWN_SUITE = Path(__file__).parents[3] / "examples" / "suites" / "cpu.toml"
-CHECK_SUITE = OWN_SUITE.with_name("check.toml")
+SUITES = Path(__file__).parents[3] / "examples" / "suites"
 
 
 def test_a_case_joins_a_testbed_and_a_workload(tmp_path: Path) -> None:
@@ -87,26 +85,43 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, old: str, new: st
     assert str(tmp_path) in str(refused.value)
 
 
-def test_the_suite_of_this_repository_covers_what_a_prediction_has_to_hold_for() -> None:
-    suite = load_suite(OWN_SUITE)
-    local = [testbed.spec.local_nodes for testbed in suite.testbeds]
+def test_the_emulated_suite_covers_what_a_prediction_has_to_hold_for() -> None:
+    suite = load_suite(SUITES / "emulated.toml")
     pairs = [pair for case in suite.cases for pair in case.workload.lengths]
 
-    assert len(suite.cases) >= 8
-    assert len(suite.testbeds) >= 5
-    assert {len(nodes) for nodes in local} >= {2, 3, 4, 6}
-    assert max(prompt / output for prompt, output in pairs) >= 20
+    assert all(testbed.spec.is_emulated for testbed in suite.testbeds)
+    assert len(suite.cases) >= 9
+    assert {len(testbed.spec.local_nodes) for testbed in suite.testbeds} == {2, 3, 4, 8}
+    assert max(prompt / output for prompt, output in pairs) >= 60
     assert min(prompt / output for prompt, output in pairs) <= 0.25
     assert {case.concurrency for case in suite.cases} >= {1, "kv-full"}
     assert any(len(set(case.workload.lengths)) > 100 for case in suite.cases)
-    assert min(link.bandwidth_bytes_per_s for testbed in suite.testbeds for link in testbed.spec.links) < 10e6 / 8
+    rates = [link.bandwidth_bytes_per_s for testbed in suite.testbeds for link in testbed.spec.links]
+    assert min(rate for rate in rates if rate is not None) < 50e6 / 8
+    assert any(testbed.spec.has_latencies for testbed in suite.testbeds)
 
 
-def test_the_suite_that_checks_shares_no_testbed_and_no_fixed_lengths_with_it() -> None:
-    own, check = load_suite(OWN_SUITE), load_suite(CHECK_SUITE)
+def test_the_published_suite_takes_testbeds_by_name() -> None:
+    suite = load_suite(SUITES / "published.toml")
 
-    def shapes(suite: Suite) -> set[tuple[float | None, ...]]:
-        return {tuple(node.memory_bytes for node in testbed.spec.local_nodes) for testbed in suite.testbeds}
+    assert [len(testbed.spec.local_nodes) for testbed in suite.testbeds] == [24, 24]
+    assert suite.model.make_arguments == ("--like", "llama2-70b")
 
-    assert not shapes(own) & shapes(check)
-    assert not {case.workload.lengths for case in own.cases} & {case.workload.lengths for case in check.cases}
+
+def test_the_hardware_suite_is_of_real_devices() -> None:
+    suite = load_suite(SUITES / "hardware.toml")
+
+    assert [node.cpus for node in suite.testbeds[0].spec.local_nodes] == [(0,), (1,)]
+    assert suite.model.make_arguments == ("--preset", "tiny", "--seed", "0")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ('preset = "tiny"\nlike = "llama3-8b"', "preset and like exclude each other"),
+        ('like = "llama3-8b"\nseed = 1', "`seed` is of a preset; remove it beside like"),
+    ],
+)
+def test_one_model_is_asked_for(tmp_path: Path, model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_suite(write_suite(tmp_path, SUITE + f"[model]\n{model}\n"))
