@@ -49,12 +49,14 @@ def profile_emulated(agent: Agent, device: EmulatedNode, command: Profile) -> Pr
     times = device.stage_times(facts)
     layer_bytes = facts.layer_weight_bytes + MIN_KV_TOKENS * facts.kv_bytes_per_token_per_layer
     max_layers = min(facts.num_layers, int(agent.device.memory_bytes // layer_bytes))
-    num_layers = min(max_layers, facts.num_layers - 1, CHECKED_LAYERS)
+    beside_embedding = int((agent.device.memory_bytes - facts.embedding_bytes) // layer_bytes)  # the first are checked
+    num_layers = min(max_layers, facts.num_layers - 1, CHECKED_LAYERS, beside_embedding)
     if num_layers < 1:
         raise InputError(
             f"model {facts.name} has {facts.num_layers} layers of {layer_bytes / 1e6:.0f} MB with room for "
-            f"{MIN_KV_TOKENS} KV tokens; an emulated {agent.device.name} of {agent.device.memory_bytes / 1e6:.0f} MB "
-            "holds none of them: give it more memory, or take a model of two layers at least"
+            f"{MIN_KV_TOKENS} KV tokens, and an embedding of {facts.embedding_bytes / 1e6:.0f} MB; an emulated "
+            f"{agent.device.name} of {agent.device.memory_bytes / 1e6:.0f} MB holds no layer beside it: "
+            "give it more memory, or take a model of two layers at least"
         )
     errors = _checked(agent, device, command, times.cost.stage, num_layers)
     checked = f"{len(errors)} batches checked, {max(errors):.1%} off at most"
