@@ -34,13 +34,20 @@ SIMULATING = 0.2
 LEAST_SIMULATING_S, MOST_SIMULATING_S = 1.5, 15.0
 """Limits of either time."""
 
+MOST_BESIDE_S = 3.0
+"""Upper limit where the question is about the max-flow."""
+
 WORK_PER_S = 120_000
 """Events and tokens of a simulation in a second."""
 
 
-def simulation_budget(time_limit_s: float) -> Budget:
-    """Work of simulations within a time limit, for the plan or for the placements to choose from."""
-    return Budget(int(WORK_PER_S * min(MOST_SIMULATING_S, max(LEAST_SIMULATING_S, SIMULATING * time_limit_s))))
+def simulation_budget(time_limit_s: float, objective: Objective) -> Budget:
+    """Work of simulations, for the plan or for the placements to choose from.
+
+    For the throughput it is part of the time limit; beside the max-flow it comes after it, and is little.
+    """
+    most_s = MOST_SIMULATING_S if objective == "throughput" else MOST_BESIDE_S
+    return Budget(int(WORK_PER_S * min(most_s, max(LEAST_SIMULATING_S, SIMULATING * time_limit_s))))
 
 
 class Candidate(NamedTuple):

@@ -10,7 +10,14 @@ from helixbench.solver.problem.capacity import Capacities
 from helixbench.solver.problem.plan import LayerRange, Placement
 
 VAIN_KICKS_PER_NODE = 5
-"""So many starts away from the best for each node, without finding a better one, end the search."""
+"""So many starts away from the best for each node, without finding a better one, end the search of a plan whose gap is
+small; each as many more let the starts be a move further away."""
+
+OPEN_GAP = 0.02
+"""Relative gap of the max-flow from which the time that was given is used."""
+
+FEWEST_MOVES = 2
+"""Of a start away from the best."""
 
 
 def search_neighbourhood(search: Search) -> None:
@@ -24,9 +31,12 @@ def search_neighbourhood(search: Search) -> None:
     _descend(search, search.best, search.best_score, end_s)
     vain = 0
     most_vain = VAIN_KICKS_PER_NODE * len(search.capacities.nodes)
-    while vain < most_vain and search.elapsed() < end_s and not search.is_over:
+    while search.elapsed() < end_s and not search.is_over:
+        is_open = search.is_for_flow and search.bound > search.best_flow * (1 + OPEN_GAP)
+        if vain >= most_vain and not is_open:
+            return
         before = search.best_score
-        kicked = _kick(search, rng, end_s)
+        kicked = _kick(search, rng, end_s, most_moves=FEWEST_MOVES + 2 + vain // most_vain)
         if kicked is None:
             return
         # A kick may lose up to half: what counts is where the descent from it ends.
@@ -50,11 +60,11 @@ def _descend(search: Search, start: Placement, score: float, end_s: float) -> No
                 break
 
 
-def _kick(search: Search, rng: random.Random, end_s: float) -> Placement | None:
+def _kick(search: Search, rng: random.Random, end_s: float, *, most_moves: int) -> Placement | None:
     """The best with a few random moves made on it; ``None`` where time is up before they are listed."""
     assert search.best is not None
     here = search.best
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(FEWEST_MOVES, most_moves)):
         around = []
         for candidate in neighbours(search.capacities, here):
             if search.elapsed() >= end_s:

@@ -303,7 +303,7 @@ def _simulate_candidates(search: Search) -> None:
     """
     capacities = search.capacities
     simulated: list[Candidate] = []
-    budget = simulation_budget(search.limits.time_s)
+    budget = simulation_budget(search.limits.time_s, search.objective)
     for candidate in _chosen_candidates(search.candidates):
         flow = max_flow(capacities, candidate.placement, spread=True)
         found = best_limits(capacities, flow.used(candidate.placement), flow, budget, thorough=False)

@@ -149,7 +149,7 @@ def _moving_least(config: SolveConfig, before: Plan, after: Plan) -> Plan:
         objective=config.objective,
         bound=after.predicted.upper_bound_tokens_per_s,
         facts=after.solver,
-        budget=simulation_budget(config.time_limit_s),
+        budget=simulation_budget(config.time_limit_s, config.objective),
     )
     if not (
         is_as_good(swapped.predicted.max_flow_tokens_per_s, flow)

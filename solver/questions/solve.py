@@ -66,7 +66,7 @@ def _written_up(search: Search, best: Placement, facts: SolverFacts) -> Plan:
             objective=search.objective,
             bound=search.bound,
             facts=facts,
-            budget=simulation_budget(search.limits.time_s),
+            budget=simulation_budget(search.limits.time_s, search.objective),
         )
     except KeyboardInterrupt:
         plan = assemble(

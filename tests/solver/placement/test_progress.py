@@ -183,8 +183,8 @@ def test_a_kick_ends_when_time_is_up() -> None:
     capacities = Capacities(profile, WORKLOAD)
     search = Search(capacities, "max-flow", Limits(time_s=1e-9), lambda _: None)
     search.offer(METHODS["petals"](capacities), "petals placement")
-    assert _kick(search, random.Random(0), 0.0) is None
-    assert _kick(search, random.Random(0), 1e9) != search.best
+    assert _kick(search, random.Random(0), 0.0, most_moves=4) is None
+    assert _kick(search, random.Random(0), 1e9, most_moves=4) != search.best
 
 
 def test_the_search_ends_early_enough_to_write_up_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
