@@ -94,10 +94,12 @@ class Weights:
         for name in names:
             source = self._source_of[name]
             if source.targets not in made:
-                stored = self._checkpoint.load(self.tensors_of([name]), device=device)
-                converted = source.convert(stored, self._causal)
+                # What is made of several tensors is made on the host: the device has no room for it twice.
+                place = device if source.converter is None else torch.device("cpu")
+                stored = self._checkpoint.load(self.tensors_of([name]), device=place)
                 made[source.targets] = {
-                    target: value.to(dtype_of(self._causal, target, dtype)) for target, value in converted.items()
+                    target: value.to(device=device, dtype=dtype_of(self._causal, target, dtype))
+                    for target, value in source.convert(stored, self._causal).items()
                 }
             values = made[source.targets]
             loaded[name] = values[name] if name in values else values[source.targets[0]]

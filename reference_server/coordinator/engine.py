@@ -136,7 +136,7 @@ class Engine:
             elif isinstance(answer, CannotReplay):
                 self._tell(self.coordinator.cannot_replay(answer.attempt, node), on_events)
             elif isinstance(answer, RequestsFailed):
-                _log.warning("node %s: %s", node, answer.message)
+                self._seldom.say(logging.WARNING, f"{node} {answer.message}", f"node {node}: {answer.message}")
                 self._tell(self.coordinator.failed(answer.attempts, answer.message), on_events)
             else:
                 self._node_says(node, answer)

@@ -160,7 +160,7 @@ def test_profile_refuses_what_it_cannot_run_before_it_starts_anything(
         return helix("profile", "--model", model, "-o", tmp_path / "out" / "cluster.json", *options)
 
     refused(profile(half), "model.safetensors: not a complete safetensors file")
-    refused(profile(other), "model_type 'mamba' is not supported; supported: llama, mistral, qwen2, qwen3")
+    refused(profile(other), "model_type 'mamba' is not supported: MambaForCausalLM has no part named embed_tokens")
     refused(profile(tmp_path), "config.json: no such file")
     refused(profile(model_dir("test-llama"), "--dtype", "int8"), "--dtype int8: need auto or one of float32")
     refused(profile(model_dir("test-llama"), "--testbed", "old.toml"), "old.toml: Object contains unknown field `cpu`")

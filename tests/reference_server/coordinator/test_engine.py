@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helixbench.errors import InputError
 from helixbench.profiler.model.files import ModelFiles
@@ -173,6 +176,27 @@ def test_aborted_requests_end_and_free_their_slots_while_others_go_on(
 
 
 # Plans that cannot be served
+
+
+def test_a_request_whose_logits_are_not_finite_ends_alone(
+    running: RunningAgents, model: Path, references: tuple[Greedy, ...], tmp_path: Path
+) -> None:
+    """A token's embedding is NaN; half of the requests have it in their prompt."""
+    directory = tmp_path / "model"
+    shutil.copytree(model, directory)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.embed_tokens.weight"][200] = math.nan
+    save_file(tensors, directory / "model.safetensors")
+    requests = requests_of(references[:8])
+    spoilt = [Request(number=100 + r.number, prompt=(*r.prompt, 200), max_tokens=5) for r in requests]
+
+    with running.engine(make_plan(directory, *THREE_IN_A_ROW), directory) as engine:
+        outcome = run_to_end(engine, [*requests, *spoilt])
+        held = dict(engine.coordinator.kv_held_tokens)
+
+    assert [tuple(outcome.tokens[r.number]) for r in requests] == [r.output for r in references[:8]]
+    assert {outcome.reasons[r.number] for r in spoilt} == {"error"}
+    assert sum(held.values()) == 0
 
 
 def served(running: RunningAgents, plan: Plan, model: Path) -> None:

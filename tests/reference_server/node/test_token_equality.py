@@ -6,11 +6,11 @@ import pytest
 
 from helixbench.solver.scheduling.requests import Request
 from tests.conftest import GreedyOf, ModelDir
-from tests.greedy import greedy_outputs, load_whole
+from tests.greedy import FAMILIES, greedy_outputs, load_whole
 from tests.reference_server.plans import OVERLAPPING, PLANS, make_plan
 from tests.reference_server.running import Outcome, RunningAgents, step_to_end
 
-PRESETS = ("test-llama", "test-mistral", "test-qwen2", "test-qwen3")
+PRESETS = FAMILIES
 
 
 @pytest.mark.parametrize("preset", PRESETS)
