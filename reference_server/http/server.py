@@ -25,19 +25,25 @@ FILES_BESIDE_CONNECTIONS = 256
 
 
 def serve_http(
-    engine: Engine, model: Model, *, socket_fd: int, options: HttpOptions, on_ready: Callable[[], None]
+    engine: Engine,
+    model: Model,
+    tokenizer: TokenizerLike,
+    *,
+    socket_fd: int,
+    options: HttpOptions,
+    on_ready: Callable[[], None],
 ) -> None:
     """Serve on a listening socket until SIGINT or SIGTERM, or until the engine fails.
 
     Args:
         engine: with loaded agents.
         model: that it serves.
+        tokenizer: of the model.
         socket_fd: file descriptor of the socket.
         options: of the server.
         on_ready: called when all files have been read, just before the first request can come.
 
     Raises:
-        InputError: no usable tokenizer.
         HelixbenchError: what ended the engine.
     """
     largest = engine.coordinator.largest_request_tokens()
@@ -48,7 +54,7 @@ def serve_http(
         eos_token_ids=model.eos_token_ids(),
         is_hash_model=isinstance(model, HashModel),
     )
-    text = Text(load_tokenizer(model), max_tokens=served.max_tokens)
+    text = Text(tokenizer, max_tokens=served.max_tokens)
     running = EngineThread(engine)
     app = make_app(running, text=text, model=served, options=options)
     num_files = _allow_files(options.max_connections + FILES_BESIDE_CONNECTIONS)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -38,6 +38,9 @@ from helixbench.reference_server.wire.client import Agents
 from helixbench.reference_server.wire.keys import load_key_file
 from helixbench.reference_server.wire.messages import Description
 from helixbench.solver.problem.plan import Expected, Plan
+
+if TYPE_CHECKING:
+    from helixbench.reference_server.http.text import TokenizerLike
 
 
 def open_plan(path: Path, model: str, addresses: dict[str, str], *, allow_stale: bool = False) -> tuple[Plan, Model]:
@@ -89,7 +92,7 @@ def stale_parts_of(
 
 
 class Ready(NamedTuple):
-    """A plan loaded onto its agents. ``stale`` as ``stale_parts_of`` returns it."""
+    """A plan loaded onto its agents. ``stale`` as ``stale_parts_of`` returns it; the tokenizer is for serving alone."""
 
     plan: Plan
     files: Model
@@ -97,6 +100,7 @@ class Ready(NamedTuple):
     device_names: dict[str, str]
     emulated: tuple[str, ...]
     stale: tuple[str, ...]
+    tokenizer: TokenizerLike | None
 
 
 @contextmanager
@@ -107,6 +111,11 @@ def plan_on_agents(job: BenchJob | ServeJob, reporter: Reporter) -> Iterator[Rea
         InputError: plan, model and testbed do not match, or an agent does not answer.
     """
     plan, files = open_plan(job.plan, job.model, job.addresses, allow_stale=job.allow_stale)
+    tokenizer = None
+    if isinstance(job, ServeJob):  # its files may be broken, and loading weights takes minutes
+        from helixbench.reference_server.http.server import load_tokenizer
+
+        tokenizer = load_tokenizer(files)
     used = {node: address for node, address in job.addresses.items() if node in plan.placement}
     with Agents(used, load_key_file(job.key_file)) as agents:
         described = agents.describe()
@@ -132,7 +141,7 @@ def plan_on_agents(job: BenchJob | ServeJob, reporter: Reporter) -> Iterator[Rea
         names = {node: answer.device.label for node, answer in described.items()}
         names |= {node: plan.nodes[node].device for node in emulated}  # which says where times are from for this model
         try:
-            yield Ready(plan, files, engine, names, emulated, stale)
+            yield Ready(plan, files, engine, names, emulated, stale, tokenizer)
         finally:
             engine.release()
 
@@ -279,7 +288,15 @@ def run_serve(job: ServeJob, reporter: Reporter) -> None:
                 model = (*job.http.model_names, ready.files.directory.name)[0]
                 save_record(job.ready_file, Serving(url=job.url, model=model))
 
-        serve_http(ready.engine, ready.files, socket_fd=job.socket_fd, options=job.http, on_ready=say_serving)
+        assert ready.tokenizer is not None, "a job that serves"
+        serve_http(
+            ready.engine,
+            ready.files,
+            ready.tokenizer,
+            socket_fd=job.socket_fd,
+            options=job.http,
+            on_ready=say_serving,
+        )
 
 
 def main(arguments: list[str]) -> int:
