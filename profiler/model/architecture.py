@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from helixbench.errors import InputError
+from helixbench.errors import InputError, first_line
 
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")  # of the base model; the head is the causal LM's ``lm_head``
 PROBE = "helixbench_probe"
@@ -62,8 +62,9 @@ def build(config: Any, *, attention: str, dtype: torch.dtype) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention).eval()
     except Exception as error:  # whatever code of a family raises
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise _unsupported(config, f"transformers builds no causal language model from it ({reason})") from error
+        raise _unsupported(
+            config, f"transformers builds no causal language model from it ({first_line(error)})"
+        ) from error
 
 
 def base_of(causal: Any) -> Any:
@@ -222,8 +223,7 @@ def _probe(config: Any, base: Any) -> tuple[LayerAttention, ...]:
     except _Unfit as error:
         raise _unsupported(config, str(error)) from error
     except Exception as error:  # whatever code of a family raises that is run otherwise than it expects
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise _unsupported(config, f"its forward pass does not run layer by layer ({reason})") from error
+        raise _unsupported(config, f"its forward pass does not run layer by layer ({first_line(error)})") from error
     if any(hidden is not probes[0].hidden for hidden in (*(probe.hidden for probe in probes), *ends)):
         raise _unsupported(config, "hidden states are changed between its layers")
     if len(ends) != 1:

@@ -23,6 +23,7 @@ INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")  # as headers name them; a stage converts them to its own
+INDEX_DTYPES = ("I64", "BOOL")  # of positions and masks that older checkpoints hold beside the weights
 
 SAMPLE_BYTES = 4096
 SAMPLES = 4  # of each tensor, evenly spread; the digest reads a smaller tensor whole

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helixbench.errors import InputError
+from helixbench.errors import InputError, first_line
 from helixbench.profiler.cluster import ModelFacts
-from helixbench.profiler.model.checkpoint import PLAIN_DTYPES, Checkpoint
+from helixbench.profiler.model.checkpoint import INDEX_DTYPES, PLAIN_DTYPES, Checkpoint
 from helixbench.profiler.model.dtypes import dtype_bytes, torch_dtype
 
 if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def _read_config(directory: Path) -> Any:
     if not isinstance(declared := declared_model_type(directory), str):
         raise InputError(f"{path}: model_type {declared!r} is not supported: need the name of a family")
     try:
-        config: Any = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"{path}: transformers cannot read it ({error})") from error
+        raise InputError(f"{path}: transformers cannot read it ({first_line(error)})") from error
     num_layers = getattr(config, "num_hidden_layers", 1)
     if num_layers < 1:
         raise InputError(f"{path}: num_hidden_layers is {num_layers}; need at least 1")
@@ -194,7 +194,7 @@ def _rope_types(config: Any) -> list[str]:
 def _require_plain(directory: Path, config: Any, checkpoint: Checkpoint) -> None:
     """Refuse quantised weights, which a stage does not run; what they take is in the files' headers."""
     stored = checkpoint.dtypes()
-    quantised = {name: size for name, size in stored.items() if name not in PLAIN_DTYPES}
+    quantised = stored.keys() - {*PLAIN_DTYPES, *INDEX_DTYPES}
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
     if quantised or method:
         sizes = ", ".join(f"{size / 1e6:.4g} MB of {name}" for name, size in stored.items())
@@ -211,7 +211,7 @@ def _read_eos_token_ids(directory: Path, config: Any) -> frozenset[int]:
     try:
         source = GenerationConfig.from_pretrained(directory, local_files_only=True) if path.exists() else config
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: transformers cannot read it ({error})") from error
+        raise InputError(f"{path}: transformers cannot read it ({first_line(error)})") from error
     ids = source.eos_token_id
     found = () if ids is None else ids if isinstance(ids, list | tuple) else (ids,)
     if not all(isinstance(each, int) for each in found):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from helixbench.errors import InputError
+from helixbench.errors import InputError, first_line
 from helixbench.profiler.model.architecture import dtype_of
 from helixbench.profiler.model.checkpoint import Checkpoint, StoredTensor
 
@@ -112,7 +112,7 @@ class Weights:
             made = source.convert({tensor: _empty(each) for tensor, each in stored.items()}, self._causal)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             raise InputError(
-                f"{self._checkpoint.directory}: tensors {first}, ... do not make {name} ({error})"
+                f"{self._checkpoint.directory}: tensors {first}, ... do not make {name} ({first_line(error)})"
             ) from error
         for target, value in made.items():
             wanted = shapes.get(target, shapes[name])
@@ -125,7 +125,7 @@ class Weights:
 
 
 def _empty(stored: StoredTensor) -> torch.Tensor:
-    return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device="meta")
+    return torch.empty(stored.shape, dtype=_DTYPES.get(stored.dtype), device="meta")
 
 
 def _sources(causal: Any, shapes: dict[str, tuple[int, ...]], checkpoint: Checkpoint) -> dict[str, _Source]:

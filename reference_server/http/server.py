@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from helixbench.errors import InputError
+from helixbench.errors import InputError, first_line
 from helixbench.profiler.model.hash_model import HashModel
 from helixbench.profiler.model.model import Model
 from helixbench.reference_server.coordinator.engine import Engine
@@ -93,9 +93,11 @@ def load_tokenizer(model: Model) -> TokenizerLike:
 
     directory: Path = model.directory
     try:
-        tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # of many kinds, one for each way in which files can be broken
-        raise InputError(f"{directory}: transformers cannot load a tokenizer from it ({error})") from error
+        raise InputError(f"{directory}: transformers cannot load a tokenizer from it ({first_line(error)})") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"{directory}: its tokenizer has no tokenizer.json, which serving needs; convert it first")
     return tokenizer

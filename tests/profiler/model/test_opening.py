@@ -242,7 +242,21 @@ def test_quantised_weights_are_refused_before_anything_is_loaded(
         ModelFiles(str(directory))
 
 
+def test_positions_beside_the_weights_are_left_aside(copy: Copy, model_dir: ModelDir) -> None:
+    directory = copy("test-llama")
+    change_tensors(directory, lambda all_: all_ | {"model.position_ids": torch.arange(8)})
+    require_same_model(directory, model_dir("test-llama"))
+
+
 # Configs
+
+
+def test_a_models_own_code_is_not_run(copy: Copy) -> None:
+    directory = copy("test-llama")
+    change_config(directory, model_type="mine", auto_map={"AutoConfig": "code.MyConfig"})
+    (directory / "code.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(InputError, match=r"config\.json: transformers cannot read it .*contains custom code[^\n]*$"):
+        ModelFiles(str(directory))
 
 
 @pytest.mark.parametrize("content", ['{"eos_token_id": 25', "[]", '{"eos_token_id": "two"}'])
