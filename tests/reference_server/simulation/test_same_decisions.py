@@ -178,8 +178,8 @@ class SameToken:
     def forward(self, items: Sequence[StageItem]) -> Output:
         return Output(tuple(sorted(items, key=lambda item: item.entry_layer)))
 
-    def sample(self, output: Output) -> Sampled:
-        return Sampled(tuple((item.request, TOKEN) for item in output.items if item.sample))
+    def sample(self, output: Output) -> tuple[Sampled, tuple[int, ...]]:
+        return Sampled(tuple((item.request, TOKEN) for item in output.items if item.sample)), ()
 
     def write(self, output: Output, rows: Sequence[slice]) -> memoryview:
         return memoryview(b"")
