@@ -126,7 +126,10 @@ def _described(what: str, outcome: CaseOutcome, values: Sequence[float]) -> str:
 
 def _p50_ratios(verdicts: Iterable[Verdict], kind: Literal["ttft", "tpot"]) -> tuple[float, ...]:
     found = (latency for verdict in verdicts for latency in verdict.latencies if latency.kind == kind)
-    return tuple(latency.p50_s / latency.predicted_mean_s for latency in found if latency.predicted_mean_s)
+    pairs = (
+        (latency.p50_s, latency.promised.p50_s if latency.promised else latency.predicted_mean_s) for latency in found
+    )
+    return tuple(measured / predicted for measured, predicted in pairs if predicted)
 
 
 def _medians(

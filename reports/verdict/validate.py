@@ -76,7 +76,7 @@ def validate(run: RunLog, band: Band | None = None, *, client: ClientResult | No
         goodput_limits="" if run.limits is None else str(run.limits),
         bottleneck=run.plan.predicted.bottleneck,
         nodes=nodes,
-        links=_link_residuals(run),
+        links=_link_residuals(run, expected),
         latencies=latencies,
         checks=checks,
         is_simulated=run.simulated,
@@ -105,7 +105,7 @@ def _client_verdict(
     total = client.total_tokens_per_s
     to_expected = _ratio(total, expected.total_tokens_per_s if expected else None)
     to_bound = _ratio(total, run.plan.predicted.max_flow_tokens_per_s)
-    latencies = tuple(_client_latencies(client, expected))
+    latencies = tuple(_client_latencies(client, run, expected))
     outcome = _outcome(to_expected, to_bound, latencies, band)
     figures = f"{client.client}: {total:,.4g} tokens/s of {client.num_requests} requests"
     if client.num_failed:
@@ -132,7 +132,7 @@ def _client_verdict(
     )
 
 
-def _client_latencies(client: ClientResult, expected: Expected | None) -> Iterator[Latency]:
+def _client_latencies(client: ClientResult, run: RunLog, expected: Expected | None) -> Iterator[Latency]:
     """Those of which the client states all percentiles."""
     kinds: tuple[tuple[Literal["ttft", "tpot"], ClientLatency], ...] = (("ttft", client.ttft), ("tpot", client.tpot))
     for kind, stated in kinds:
@@ -147,6 +147,7 @@ def _client_latencies(client: ClientResult, expected: Expected | None) -> Iterat
             p90_s=stated.p90_s or 0.0,
             p99_s=stated.p99_s or 0.0,
             promised=getattr(expected, kind, None),
+            is_held=run.arrivals not in PREDICTED_ARRIVALS,
         )
 
 
@@ -204,6 +205,7 @@ def _latency(
         p90_s=p90_s,
         p99_s=p99_s,
         promised=promised,
+        is_held=run.arrivals not in PREDICTED_ARRIVALS,
     )
 
 
@@ -318,6 +320,8 @@ def _node_residuals(run: RunLog, expected: Expected | None) -> tuple[NodeResidua
 def _node_residual(run: RunLog, name: str, expected: Expected | None, entered: int) -> NodeResidual:
     use, flow = run.nodes[name], run.plan.nodes.get(name)
     planned = _ratio(flow.flow_tokens_per_s if flow else None, run.plan.predicted.max_flow_tokens_per_s)
+    if expected is not None:
+        planned = expected.node_share.get(name, planned)
     busy = expected.node_busy.get(name) if expected else None
     batch = expected.node_batch_tokens.get(name) if expected else None
     return NodeResidual(
@@ -355,25 +359,30 @@ def _predicted_iteration_s(
     return _ratio(busy * batch, share * decoded_per_s)
 
 
-def _link_residuals(run: RunLog) -> tuple[LinkResidual, ...]:
+def _link_residuals(run: RunLog, expected: Expected | None) -> tuple[LinkResidual, ...]:
     """Planned links in the plan's order, then unplanned links that carried tokens."""
     planned = {(flow.src, flow.dst): flow for flow in run.plan.flows}
     used = {(use.src, use.dst): use for use in run.links}
     return tuple(
-        _link_residual(run, src, dst, planned.get((src, dst)), used.get((src, dst)))
+        _link_residual(run, expected, src, dst, planned.get((src, dst)), used.get((src, dst)))
         for src, dst in {**planned, **used}
         if (src, dst) in planned or used[(src, dst)].tokens  # others carried control messages only
     )
 
 
-def _link_residual(run: RunLog, src: str, dst: str, flow: LinkFlow | None, use: LinkUse | None) -> LinkResidual:
+def _link_residual(
+    run: RunLog, expected: Expected | None, src: str, dst: str, flow: LinkFlow | None, use: LinkUse | None
+) -> LinkResidual:
     """Shares are of the tokens that leave the coordinator, on links to it of those that return: each sums to one."""
     is_return = dst == COORDINATOR
     total = sum(other.tokens for other in run.links if (other.dst if is_return else other.src) == COORDINATOR)
+    planned = _ratio(flow.flow_tokens_per_s if flow else 0.0, run.plan.predicted.max_flow_tokens_per_s) or 0.0
+    if expected is not None and expected.link_share:
+        planned = expected.link_share.get(src, {}).get(dst, 0.0)
     return LinkResidual(
         src=src,
         dst=dst,
-        planned_share=_ratio(flow.flow_tokens_per_s if flow else 0.0, run.plan.predicted.max_flow_tokens_per_s) or 0.0,
+        planned_share=planned,
         realised_share=_ratio(use.tokens if use else 0, total) or 0.0,
         measured_bytes_per_s=(use.payload_bytes if use else 0) / run.window.seconds,
     )

@@ -97,8 +97,8 @@ MIN_BEYOND = 10
 class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Latency of the requests that finished in the window.
 
-    The plan predicts a typical value for requests in flight, and percentiles (``promised``) for arrivals of an open
-    loop.
+    ``promised`` are the percentiles that the plan predicts; a gate holds the run to those of an open loop
+    (``is_held``). In a closed loop it judges tokens/s, which by Little's law are the latency.
     """
 
     kind: Literal["ttft", "tpot"]
@@ -109,14 +109,15 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     p90_s: float
     p99_s: float
     promised: Percentiles | None = None
+    is_held: bool = False
 
     @property
     def ratios(self) -> dict[int, float]:
-        """Percentile -> measured / promised, for those that the requests settle.
+        """Percentile -> measured / promised, for those that the run is held to and that the requests settle.
 
         A percentile is settled where at least ``MIN_BEYOND`` requests are beyond it: 20 requests for p50, 1000 for p99.
         """
-        if self.promised is None:
+        if self.promised is None or not self.is_held:
             return {}
         pairs = {
             50: (self.p50_s, self.promised.p50_s),

@@ -18,7 +18,7 @@ from helixbench.solver.expected.batch_limits import FINALISTS, Batching, best_ba
 from helixbench.solver.flow.max_flow import Flow
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import Expected, LayerRange
+from helixbench.solver.problem.plan import Expected, LayerRange, Percentiles
 from helixbench.solver.simulation.closed_loop import (
     FEWEST_REQUESTS,
     MIN_REQUESTS,
@@ -188,7 +188,6 @@ def over_starts(
 def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
     """The mean of simulations of one placement; it has settled if all have."""
     each = [one.expected for one in found]
-    names = each[0].node_busy
     return ClosedLoopResult(
         expected=msgspec.structs.replace(
             each[0],
@@ -196,11 +195,18 @@ def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
             output_tokens_per_s=statistics.fmean(one.output_tokens_per_s for one in each),
             ttft_s=_mean(one.ttft_s for one in each),
             tpot_s=_mean(one.tpot_s for one in each),
+            ttft=_mean_percentiles(one.ttft for one in each),
+            tpot=_mean_percentiles(one.tpot for one in each),
             low_total_tokens_per_s=min(_known(one.low_total_tokens_per_s for one in each), default=None),
             high_total_tokens_per_s=max(_known(one.high_total_tokens_per_s for one in each), default=None),
             in_flight=_mean(one.in_flight for one in each),
-            node_busy={name: statistics.fmean(one.node_busy[name] for one in each) for name in names},
-            node_batch_tokens={name: statistics.fmean(one.node_batch_tokens[name] for one in each) for name in names},
+            node_busy=_mean_by_name([one.node_busy for one in each]),
+            node_batch_tokens=_mean_by_name([one.node_batch_tokens for one in each]),
+            node_share=_mean_by_name([one.node_share for one in each]),
+            link_share={
+                src: _mean_by_name([one.link_share.get(src, {}) for one in each])
+                for src in sorted({src for one in each for src in one.link_share})
+            },
         ),
         is_settled=all(one.is_settled for one in found),
         rounds=statistics.fmean(one.rounds for one in found),
@@ -209,8 +215,21 @@ def mean_of(found: Sequence[ClosedLoopResult]) -> ClosedLoopResult:
     )
 
 
+def _mean_by_name(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Name -> mean; what is not there counts as 0."""
+    names = sorted({name for one in each for name in one})
+    return {name: statistics.fmean(one.get(name, 0.0) for one in each) for name in names}
+
+
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
+
+
+def _mean_percentiles(values: Iterable[Percentiles | None]) -> Percentiles | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Percentiles(*(statistics.fmean(each) for each in zip(*map(msgspec.structs.astuple, known), strict=True)))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

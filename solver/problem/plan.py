@@ -99,8 +99,11 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``low`` and ``high`` bound ``total_tokens_per_s`` by the held-out error of the cost models; ``None`` where the nodes
     have only capacity tables. ``node_busy`` is each node's share of time in iterations, ``node_batch_tokens`` its mean
-    decode tokens an iteration. ``ttft``, ``tpot`` and ``goodput_per_s`` (requests/s within the limits that were set)
-    are there for arrivals of an open loop; ``concurrency`` is then the most in flight.
+    decode tokens an iteration, ``node_share`` the share of all tokens that pass it and ``link_share`` (source ->
+    destination -> share) that of a link: where KV caches fill up, these are not the shares of the flows. ``ttft_s``
+    and ``tpot_s`` are means, from when a client sends the request, or from its admission where requests always wait for
+    room. For arrivals of an open loop there is ``goodput_per_s`` (requests/s within the limits that were set), and
+    ``concurrency`` is the most in flight.
     """
 
     concurrency: int
@@ -113,6 +116,8 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     in_flight: float | None = None
     node_busy: dict[str, float] = {}
     node_batch_tokens: dict[str, float] = {}
+    node_share: dict[str, float] = {}
+    link_share: dict[str, dict[str, float]] = {}
     ttft: Percentiles | None = None
     tpot: Percentiles | None = None
     goodput_per_s: float | None = None

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
+from helixbench.profiler.cluster import COORDINATOR
 from helixbench.solver.flow.pipelines import pipelines_of
 from helixbench.solver.problem.capacity import Capacities
-from helixbench.solver.problem.plan import Expected, LayerRange, LinkFlow
+from helixbench.solver.problem.plan import Expected, LayerRange, LinkFlow, Percentiles
 from helixbench.solver.problem.workload import Workload, draw_lengths
 from helixbench.solver.scheduling.requests import InFlight, Request
 from helixbench.solver.scheduling.router import Router
@@ -40,7 +43,7 @@ SETTLED = 0.01
 """Two windows agree where their tokens/s differ by no more than this share."""
 
 _EVENTS_A_TURN = 10_000  # between two looks at the work done
-_BACKLOG = 32  # requests made at a time; admission looks at the first only
+_BACKLOG = 32  # requests made at a time where some always wait; admission looks at the first only
 
 
 class ClosedLoopResult(msgspec.Struct, frozen=True):
@@ -108,29 +111,43 @@ def simulate_closed_loop(
 
 
 class _Clients:
-    """Requests drawn from a workload, one after another for as long as there is room."""
+    """Requests drawn from a workload: each that ends is followed by the next, or some always wait for room.
 
-    def __init__(self, workload: Workload, seed: int) -> None:
+    Args:
+        concurrency: requests in flight or waiting; ``None`` for as many as there is room for, and more that wait.
+    """
+
+    def __init__(self, workload: Workload, concurrency: int | None, seed: int) -> None:
+        self._concurrency = concurrency
         self._lengths = draw_lengths(workload, random.Random(seed))
         self._numbers = itertools.count()
         self._prompts: dict[int, tuple[int, ...]] = {}  # length -> a prompt of it; its tokens do not matter
-        self._admitted_s: dict[InFlight, float] = {}
+        self._began_s: dict[int, float] = {}  # request -> since when it waits for its first token
         self._first_token_s: dict[InFlight, float] = {}
-        self.finished = self.outputs = 0
+        self.finished = self.outputs = self._sent = 0
+        self.tokens: dict[int, int] = {}  # pipeline -> tokens of the requests that ended on it, prompts among them
         self._in_flight, self._counted_s, self._request_s = 0, 0.0, 0.0
         self.ttft_s: list[float] = []
         self.tpot_s: list[float] = []
 
     def following(self, num_waiting: int, now_s: float) -> list[Request]:
-        """There is always a request that waits."""
-        del now_s
-        return [] if num_waiting else [self._make(*next(self._lengths)) for _ in range(_BACKLOG)]
+        """What the clients send now."""
+        if self._concurrency is None:
+            count = 0 if num_waiting else _BACKLOG
+        else:
+            count = self._concurrency + self.finished - self._sent
+        self._sent += count
+        requests = [self._make(*next(self._lengths)) for _ in range(count)]
+        for request in requests:
+            self._began_s[request.number] = now_s
+        return requests
 
     def admitted(self, requests: Sequence[InFlight], now_s: float) -> None:
-        """Latencies count from admission."""
+        """Of requests that always wait, latencies count from admission."""
         self._count(len(requests), now_s)
-        for state in requests:
-            self._admitted_s[state] = now_s
+        if self._concurrency is None:
+            for state in requests:
+                self._began_s[state.request.number] = now_s
 
     def answered(self, num_tokens: int, began: Sequence[InFlight], ended: Sequence[InFlight], now_s: float) -> None:
         """Count tokens and requests, and take the times of those that ended."""
@@ -141,7 +158,9 @@ class _Clients:
             self._first_token_s[state] = now_s
         for state in ended:
             first_s = self._first_token_s.pop(state)
-            self.ttft_s.append(first_s - self._admitted_s.pop(state))
+            self.ttft_s.append(first_s - self._began_s.pop(state.request.number))
+            tokens = len(state.request.prompt) + state.num_output
+            self.tokens[state.pipeline] = self.tokens.get(state.pipeline, 0) + tokens
             if state.num_output > 1:
                 self.tpot_s.append((now_s - first_s) / (state.num_output - 1))
 
@@ -168,6 +187,7 @@ class _Snapshot:
     outputs: int
     request_s: float  # seconds in flight, over all requests
     nodes: Mapping[str, tuple[float, int, int]]  # node -> seconds in iterations, iterations, tokens decoded
+    pipelines: Mapping[int, int]  # pipeline -> tokens of the requests that ended
 
 
 class _ClosedLoop:
@@ -189,11 +209,12 @@ class _ClosedLoop:
             most = capacities.max_batch_tokens(name, held)
             most = min(most, max_batch_tokens or most)
             setups[name] = NodeSetup(held, capacities.stage_cost(name, held), most, capacities.kv_slots(name, held))
-        self._clients = _Clients(capacities.workload, seed)
+        self._clients = _Clients(capacities.workload, concurrency, seed)
+        self._router = Router(pipelines_of(placement, flows))
         self._cluster = SimulatedCluster(
             capacities.profile,
             setups,
-            Router(pipelines_of(placement, flows)),
+            self._router,
             self._clients,
             max_decode_batch=max_decode_batch,
             max_concurrency=concurrency,
@@ -239,23 +260,44 @@ class _ClosedLoop:
             before = begin.nodes[name]
             busy[name] = min(1.0, (busy_s - before[0]) / seconds)
             batches[name] = (decoded - before[2]) / max(1, iterations - before[1])
+        node_share, link_share = self._shares(begin, end)
         return Expected(
             concurrency=round(in_flight) if self._concurrency is None else self._concurrency,
             total_tokens_per_s=total,
             output_tokens_per_s=outputs_per_s,
-            ttft_s=_median(self._clients.ttft_s),
-            tpot_s=_median(self._clients.tpot_s),
+            ttft_s=_mean(self._clients.ttft_s),
+            tpot_s=_mean(self._clients.tpot_s),
+            ttft=_percentiles(self._clients.ttft_s),
+            tpot=_percentiles(self._clients.tpot_s),
             low_total_tokens_per_s=total / (1 + self._error) / (1 + SETTLED),
             high_total_tokens_per_s=total / max(1e-6, 1 - self._error) * (1 + SETTLED),
             in_flight=in_flight,
             node_busy=busy,
             node_batch_tokens=batches,
+            node_share=node_share,
+            link_share=link_share,
         )
+
+    def _shares(self, begin: _Snapshot, end: _Snapshot) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Node -> share of the tokens of requests that ended meanwhile; source -> destination -> that of the link."""
+        tokens = {number: count - begin.pipelines.get(number, 0) for number, count in end.pipelines.items()}
+        total = max(1, sum(tokens.values()))
+        nodes = dict.fromkeys(self._cluster.nodes, 0.0)
+        links: dict[str, dict[str, float]] = {}
+        for number, count in tokens.items():
+            path = [hop.node for hop in self._router.pipelines[number]]
+            for name in path:
+                nodes[name] += count / total
+            for src, dst in itertools.pairwise((COORDINATOR, *path, COORDINATOR)):
+                onward = links.setdefault(src, {})
+                onward[dst] = onward.get(dst, 0.0) + count / total
+        return nodes, links
 
     def _snapshot(self) -> _Snapshot:
         nodes = {name: (node.busy_s, node.iterations, node.decode_tokens) for name, node in self._cluster.nodes.items()}
         now_s = self._cluster.loop.now_s
-        return _Snapshot(now_s, self._clients.outputs, self._clients.request_s(now_s), nodes)
+        clients = self._clients
+        return _Snapshot(now_s, clients.outputs, clients.request_s(now_s), nodes, dict(clients.tokens))
 
     def _advance(self, num_requests: int) -> bool:
         """Go on until this many more have ended; ``False`` where the work was used up before."""
@@ -277,5 +319,9 @@ class _ClosedLoop:
         return self._cluster.loop.num_events + self._clients.outputs // TOKENS_PER_EVENT
 
 
-def _median(values: list[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _percentiles(values: Sequence[float]) -> Percentiles | None:
+    return Percentiles(*np.percentile(values, (50, 90, 99)).tolist()) if values else None
