@@ -28,10 +28,6 @@ MIN_KV_TOKENS = 1024
 CHECKED_SEQUENCES = (1, 8)
 CHECKED_ITERATIONS = 5  # of each batch, after one that warms up
 CHECKED_LAYERS = 4
-MOST_ERROR = 0.05
-"""Relative: a node whose iterations all miss the device's time by more cannot keep it. That one of them does says
-nothing of the node: this machine did something else for a moment."""
-
 _PROMPT_TOKENS = 8
 _TURN_TIMEOUT_MS = 60_000
 
@@ -80,7 +76,11 @@ def profile_emulated(agent: Agent, device: EmulatedNode, command: Profile) -> Pr
 
 
 def _checked(agent: Agent, device: EmulatedNode, command: Profile, cost: StageCost, num_layers: int) -> list[float]:
-    """Relative error of the iterations of each batch, run by the agent's own loop on its own messages."""
+    """Relative error of the iterations of each batch, run by the agent's own loop on its own messages.
+
+    Raises:
+        MeasurementError: of some batch all iterations are late.
+    """
     agent.load(
         Load(
             model=command.model,
@@ -98,11 +98,13 @@ def _checked(agent: Agent, device: EmulatedNode, command: Profile, cost: StageCo
     try:
         errors = []
         for sequences in CHECKED_SEQUENCES:
+            late = device.late_iterations
             ratios = _iterations(agent, device, cost, sequences=sequences, num_layers=num_layers)
-            if min(ratios) > 1 + MOST_ERROR:
+            # One that is in time shows that the node can: this machine did something else during the others.
+            if device.late_iterations - late > CHECKED_ITERATIONS:
                 raise MeasurementError(
-                    f"iterations of {sequences} sequences take {min(ratios):.3g} times what the device takes at least: "
-                    f"this machine is too slow to emulate {agent.device.name} at a time scale of "
+                    f"iterations of {sequences} sequences are all late, the fastest {min(ratios):.3g} times what the "
+                    f"device takes: this machine is too slow to emulate {agent.device.name} at a time scale of "
                     f"{device.time_scale:g}; set `time_scale` in the testbed file to a larger one"
                 )
             errors.append(abs(statistics.median(ratios) - 1))
