@@ -74,6 +74,14 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} B"
 
 
+def flop_rate(flops_per_s: float) -> str:
+    """Floating-point operations per second: ``312 TFLOP/s``."""
+    for scale, suffix in ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")):
+        if flops_per_s >= scale:
+            return f"{flops_per_s / scale:.3g} {suffix}"
+    return f"{flops_per_s:.0f} FLOP/s"
+
+
 def bit_rate(bytes_per_s: float) -> str:
     """Decimal bits per second, as link speeds are quoted: ``400 Mbit/s``."""
     bits = bytes_per_s * 8

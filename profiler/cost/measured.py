@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -12,9 +13,8 @@ from helixbench.profiler.cost.model import BatchShape, StageCost
 class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One measured point: median seconds of an iteration and the relative spread (half the interquartile range).
 
-    ``variation`` is the relative standard deviation of single iterations. ``device_median_s`` is the median by the
-    device's own clock (CUDA events), where it has one. ``is_refined`` marks a point that was added where the fit was
-    worst: the token term has a knot there.
+    ``variation`` is the relative standard deviation of single iterations. ``is_refined`` marks a point that
+    was added where the fit was worst: the token term has a knot there.
     """
 
     num_layers: int
@@ -26,7 +26,6 @@ class CostSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     repeats: int
     held_out: bool
     variation: float = 0.0
-    device_median_s: float | None = None
     is_refined: bool = False
 
     @property
@@ -58,6 +57,56 @@ class MemoryUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source: str
 
 
+class PartTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What one part of a model took for one batch, by the device's clock: the median over iterations.
+
+    Attributes:
+        part: ``layer``, ``embedding``, ``head`` or ``sampling``.
+        kind: of layers, what sets them apart from others; empty where all are alike.
+        num_layers: that were timed; ``median_s`` is the mean of one of them.
+        sequences: of the batch; the head and sampling have as many rows.
+        new_tokens: of each sequence: 1 is decode, more is prefill.
+        past_tokens: of each sequence, cached before.
+        median_s: seconds.
+        flops: of its matrix products, those of attention among them.
+        num_bytes: that it has to read and write at least: weights, keys and values, states.
+    """
+
+    part: Literal["layer", "embedding", "head", "sampling"]
+    kind: str = ""
+    num_layers: int = 1
+    sequences: int
+    new_tokens: int
+    past_tokens: int
+    median_s: float
+    flops: float
+    num_bytes: float
+
+
+class IterationTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One forward pass of the layers held: by the wall clock until the device is done, and the sum of its layers."""
+
+    sequences: int
+    new_tokens: int
+    past_tokens: int
+    wall_s: float
+    layers_s: float
+
+
+class LayerTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the time of a stage goes, part by part, beside what the device can do at most.
+
+    ``clock`` is what timed the parts. ``copy_bytes_per_s`` counts what one large copy reads and writes,
+    ``gemm_flops_per_s`` one large matrix product of the same dtype.
+    """
+
+    clock: str
+    copy_bytes_per_s: float
+    gemm_flops_per_s: float
+    parts: tuple[PartTime, ...]
+    iterations: tuple[IterationTime, ...]
+
+
 class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """How far a profile can be trusted.
 
@@ -67,6 +116,7 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         num_refined: points added where the fit was worst.
         seconds: how long measuring took.
         memory: what a stage occupies.
+        layer_times: where its time goes.
     """
 
     drift: tuple[float, ...] = ()
@@ -74,6 +124,7 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     num_refined: int = 0
     seconds: float = 0.0
     memory: MemoryUse | None = None
+    layer_times: LayerTimes | None = None
 
 
 class MeasuredCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

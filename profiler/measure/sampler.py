@@ -13,7 +13,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -35,15 +35,8 @@ Disturbance: TypeAlias = Callable[[], Callable[[], str | None]]
 """Called when a block begins; what it returns is called at its end and names the measured cause that spoilt it."""
 
 
-class DeviceTimer(Protocol):
-    """The device's own clock beside the wall clock: CUDA events, which whoever runs an iteration records."""
-
-    def take_total_s(self) -> float:
-        """Seconds of all iterations since this was last asked, once the device has finished them."""
-
-
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """One measured block: mean seconds of an iteration by the wall clock, and by the device's where it has one.
+    """One measured block: mean seconds of an iteration by the wall clock.
 
     ``deviation_s`` is the standard deviation of its single iterations. ``is_refined``: of a point that was added where
     the fit was worst. ``discarded`` are the blocks that were spoilt before this one stood, by the measured cause.
@@ -52,7 +45,6 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     point: GridPoint
     mean_s: float
     deviation_s: float = 0.0
-    device_mean_s: float | None = None
     is_refined: bool = False
     discarded: dict[str, int] = {}
 
@@ -76,7 +68,6 @@ class Sampler:
         seed: of the shuffling.
         taken: blocks of an earlier, interrupted run, which count.
         clock: monotonic seconds.
-        timer: the device's clock, where it has one.
         disturbance: says whether a block is to be measured again, and why.
         on_block: told (blocks done, blocks expected) after each.
         on_round: given all blocks after each round, to be kept.
@@ -90,12 +81,11 @@ class Sampler:
         seed: int,
         taken: Sequence[Block] = (),
         clock: Callable[[], float] = time.perf_counter,
-        timer: DeviceTimer | None = None,
         disturbance: Disturbance = lambda: lambda: None,
         on_block: Callable[[int, int], None] = lambda _done, _expected: None,
         on_round: Callable[[tuple[Block, ...]], None] = lambda _blocks: None,
     ) -> None:
-        self._runner, self._clock, self._timer, self._disturbance = runner, clock, timer, disturbance
+        self._runner, self._clock, self._disturbance = runner, clock, disturbance
         self._on_block, self._on_round = on_block, on_round
         self._shuffle = random.Random(seed).shuffle
         self._blocks: dict[GridPoint, list[Block]] = {point: [] for point in points}  # point -> its blocks, in order
@@ -233,19 +223,15 @@ class Sampler:
         """The first iteration, which warms up, is not timed."""
         with self._runner(point) as iterate:
             iterate()
-            if self._timer is not None:
-                self._timer.take_total_s()
             took_s: list[float] = []
             while len(took_s) < MIN_BLOCK_ITERATIONS or sum(took_s) < MIN_BLOCK_S:
                 begin = self._clock()
                 iterate()
                 took_s.append(self._clock() - begin)
-            device_mean_s = None if self._timer is None else self._timer.take_total_s() / len(took_s)
         return Block(
             point=point,
             mean_s=statistics.fmean(took_s),
             deviation_s=statistics.stdev(took_s),
-            device_mean_s=device_mean_s,
         )
 
 
@@ -273,7 +259,6 @@ def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = F
     means = [block.mean_s for block in blocks]
     low, median, high = (float(value) for value in np.percentile(means, (25, 50, 75)))
     within = statistics.fmean(block.deviation_s**2 for block in blocks)
-    device = [block.device_mean_s for block in blocks if block.device_mean_s is not None]
     return CostSample(
         num_layers=point.num_layers,
         first=point.part == "embedding",
@@ -284,7 +269,6 @@ def sample_of(point: GridPoint, blocks: Sequence[Block], *, is_refined: bool = F
         variation=math.sqrt(within + statistics.pvariance(means)) / median,
         repeats=len(blocks),
         held_out=point.held_out,
-        device_median_s=float(np.median(device)) if device else None,
         is_refined=is_refined,
     )
 

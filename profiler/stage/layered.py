@@ -6,7 +6,7 @@ or after the last (scaled or capped logits) is done by its own code: the layers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class _Pass:
     entering: torch.Tensor | None = None  # takes the place of what comes to the first layer
     rows: torch.Tensor | None = None  # of the hidden states, that the final norm and the head are for
     hidden: torch.Tensor | None = None  # after layer ``end - 1``, before the final norm
+    mark: Callable[[int], None] | None = None  # told of each layer that was run, and of ``begin - 1`` before the first
 
 
 class _Place:
@@ -42,7 +43,11 @@ class _Place:
         if index == 0 and now.entering is not None:
             hidden_states = now.entering
         if now.begin <= index < now.end:
+            if now.mark is not None and index == now.begin:
+                now.mark(index - 1)
             hidden_states = self._layer(hidden_states, *arguments, **options)
+            if now.mark is not None:
+                now.mark(index)
             assert isinstance(hidden_states, torch.Tensor), "a layer gives hidden states alone"
         return hidden_states
 
@@ -93,6 +98,10 @@ class LayeredModel:
         _exchange(self._base, "layers", self._places)
         _exchange(self._base, "norm", _Norm(self._norm, self._now))
         _exchange(causal, causal.base_model_prefix, self._decoder)
+
+    def mark_layers(self, mark: Callable[[int], None] | None) -> None:
+        """From now on tell ``mark`` of each layer once it was run, and of the one before them as the first begins."""
+        self._now.mark = mark
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embedding [T, E] of token ids [T], before what a family's forward pass does to it."""

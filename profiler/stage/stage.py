@@ -6,7 +6,7 @@ Axes: T tokens of the batch, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -118,6 +118,10 @@ class Stage:
         """Logits [S, V] of hidden states [S, E]; only where the stage is the model's last."""
         assert self.is_last, "not the last stage"
         return self._model.head(hidden)
+
+    def mark_layers(self, mark: Callable[[int], None] | None) -> None:
+        """See ``LayeredModel.mark_layers``."""
+        self._model.mark_layers(mark)
 
     def _run(
         self, items: Sequence[StageItem], inputs: torch.Tensor, begin: int, until: int

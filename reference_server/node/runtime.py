@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -68,7 +67,6 @@ class NodeRuntime:
     Attributes:
         shape: of the last batch: each item, with the layer at which it entered.
         announce: called when the shape of an iteration is known, before it runs.
-        device_timer: entered around what the device does in an iteration.
         num_dropped: items and closes of attempts that were over, or that were never opened.
     """
 
@@ -91,7 +89,6 @@ class NodeRuntime:
         self._routes: dict[int, _Route] = {}  # open request -> how its tokens pass this node
         self.shape: list[tuple[int, WorkItem]] = []
         self.announce: Callable[[], None] = lambda: None
-        self.device_timer: AbstractContextManager[None] = nullcontext()
         self._kept = KeptStates(replay_memory_bytes)
         self._early: OrderedDict[int, list[_Early]] = OrderedDict()  # attempt that is not open yet -> its work
         self._early_bytes = 0
@@ -170,8 +167,7 @@ class NodeRuntime:
         items = [self._stage_item(chunk) for chunk in chunks]
         self.shape = [(item.entry_layer, chunk.item) for item, chunk in zip(items, chunks, strict=True)]
         self.announce()
-        with self.device_timer:
-            output = self.runner.forward(items)
+        output = self.runner.forward(items)
         for chunk in chunks:
             run_tokens[chunk.item.is_decode] += chunk.item.num_tokens
         if self.runner.is_last:

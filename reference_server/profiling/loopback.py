@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from helixbench.errors import InputError, MeasurementError
-from helixbench.profiler.measure.cuda_timer import CudaTimer
+from helixbench.profiler.cost.measured import LayerTimes
 from helixbench.profiler.measure.grid import GridPoint, Iterate
+from helixbench.profiler.measure.layer_times import Batch, measure_layer_times
 from helixbench.profiler.measure.memory import out_of_memory_is, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
+from helixbench.reference_server.node.token_sampling import sample
 from helixbench.reference_server.node.torch_runner import tensor_bytes, torch_stage
 from helixbench.reference_server.profiling.config import RING, SELF
 from helixbench.reference_server.wire.messages import Work
@@ -27,11 +29,7 @@ _TURN_TIMEOUT_MS = 60_000
 
 
 class Ring:
-    """Runs a batch again and again by sending it round; embedding and head run alone.
-
-    Attributes:
-        timer: of what the device does in an iteration, where it has a clock of its own.
-    """
+    """Runs a batch again and again by sending it round; embedding and head run alone."""
 
     def __init__(self, agent: Agent, files: ModelFiles, *, end: int) -> None:
         self._agent = agent
@@ -44,8 +42,6 @@ class Ring:
                 Stage(files, start=start, end=start + 1, kv_capacity_tokens=1, dtype=stage.dtype, device=stage.device)
                 for start in (0, last)
             )
-        self.timer = CudaTimer(stage.device) if stage.device.type == "cuda" else None
-        agent.runtime.device_timer = self.timer or nullcontext()
 
     @contextmanager
     def run(self, point: GridPoint) -> Iterator[Iterate]:
@@ -80,14 +76,26 @@ class Ring:
 
         return workspace_bytes(run_each, device=self._stage.device)
 
+    def layer_times(self, files: ModelFiles, wanted: Sequence[Batch], *, deadline: Callable[[], bool]) -> LayerTimes:
+        """Where the time of the stage goes; see ``measure_layer_times``."""
+
+        def choose(logits: torch.Tensor) -> None:
+            for row in logits:
+                sample(row, SamplingParams(temperature=1.0), seed=0, position=0)
+
+        with out_of_memory_is(MeasurementError, "timing single layers"):
+            return measure_layer_times(
+                self._stage, self._first, self._last, files, wanted, choose=choose, deadline=deadline
+            )
+
     def _embed(self, ids: torch.Tensor) -> None:
-        with out_of_memory_is(MeasurementError, "the embedding"), self._agent.runtime.device_timer:
+        with out_of_memory_is(MeasurementError, "the embedding"):
             hidden = self._first.embed(ids)
         if hidden.is_cuda:
             torch.cuda.synchronize(hidden.device)  # it stays there: the first layer follows
 
     def _sample(self, hidden: torch.Tensor) -> None:
-        with out_of_memory_is(MeasurementError, "the head"), self._agent.runtime.device_timer:
+        with out_of_memory_is(MeasurementError, "the head"):
             tokens = self._last.head(hidden).argmax(dim=-1)
         tokens.cpu()  # they are sent on, so they are copied
 

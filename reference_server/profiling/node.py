@@ -22,6 +22,7 @@ from helixbench.profiler.cost.measured import CostSample, MemoryUse, Quality
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure.disturbance import find_disturbance
 from helixbench.profiler.measure.grid import GridPoint, grid, layer_counts_to_measure, peak_points
+from helixbench.profiler.measure.layer_times import batches
 from helixbench.profiler.measure.memory import LoadedMemory
 from helixbench.profiler.measure.refine import points_to_add
 from helixbench.profiler.measure.sampler import Block, Sampler
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent
 
 _MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its weights
+_LAYER_TIMES_S, _LAYER_TIMES_SHARE = 30.0, 0.2  # at most, and of the time that was given, for single layers
 _CUDA_ROOM = 0.9  # part of a GPU's memory that may be held while it is measured: iterations need some too
 
 
@@ -66,7 +68,6 @@ def profile(
             ready.ring.run,
             seed=0,
             taken=taken,
-            timer=ready.ring.timer,
             disturbance=find_disturbance(torch.device(agent.device_name)),
             on_block=on_block or _reporter(agent),
             on_round=on_round,
@@ -76,6 +77,16 @@ def profile(
         sampled = sampler.measure(
             budget_s=deadline - time.monotonic(),
             refine=_refinement(sampler, command, device_type=agent.device.kind),
+        )
+        layers_until = time.monotonic() + min(_LAYER_TIMES_S, _LAYER_TIMES_SHARE * command.budget_s)
+        layer_times = ready.ring.layer_times(
+            ready.files,
+            batches(
+                max_batch_tokens=command.max_batch_tokens,
+                max_context_tokens=command.max_context_tokens,
+                max_kv_tokens=torch_stage(agent.runtime).kv.capacity_tokens,
+            ),
+            deadline=lambda: time.monotonic() > layers_until,
         )
     workspace = ready.memory.workspace_bytes + ready.memory.overhead_bytes
     memory = agent.device.memory_bytes - workspace
@@ -88,6 +99,7 @@ def profile(
             num_refined=sampled.num_refined,
             seconds=time.monotonic() - began,
             memory=ready.memory,
+            layer_times=layer_times,
         ),
         max_layers=max(0, min(ready.files.num_layers, int(memory // ready.layer_bytes))),
         source=f"agent's own loop over its own transport, {ready.num_layers} layers held, {agent.device_name}",

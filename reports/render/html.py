@@ -22,6 +22,7 @@ from helixbench.reports.compare.change import Comparison
 from helixbench.reports.loading import Record
 from helixbench.reports.render.adaptation import EVENT_COLUMNS, event_row
 from helixbench.reports.render.flow_picture import USE_STEPS, FlowPicture, flow_picture
+from helixbench.reports.render.layers import COLUMNS, heat_maps, layer_times_of, part_row
 from helixbench.reports.render.summaries import client_rows
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.client import ClientResult
@@ -90,7 +91,17 @@ def _page(record: Record, client: ClientResult | None = None) -> tuple[str, dict
             "picture": _plan_picture(record),
             "devices": _devices_of(record),
         }
-    return "profile.html.j2", {"title": f"{record.model.name}: cluster", "profile": record}
+    layers = [
+        (node.name, times, heat_maps(times), [part_row(part, times) for part in times.parts])
+        for node in record.nodes
+        if (times := layer_times_of(node)) is not None
+    ]
+    return "profile.html.j2", {
+        "title": f"{record.model.name}: cluster",
+        "profile": record,
+        "layers": layers,
+        "layer_columns": COLUMNS,
+    }
 
 
 def _plan_picture(plan: Plan) -> FlowPicture:
@@ -128,6 +139,7 @@ def _render(template: str, **context: object) -> str:
         ratio=formatting.ratio,
         size=formatting.size,
         bits=formatting.bit_rate,
+        flops=formatting.flop_rate,
         metric=formatting.metric_name,
         script_json=script_json,
     )

@@ -25,6 +25,7 @@ from helixbench.reports.formatting import (
 from helixbench.reports.loading import Record
 from helixbench.reports.render.adaptation import adaptation_sections
 from helixbench.reports.render.document import BAD, BOLD, CAUTION, GOOD, Document, Row, Section, Styled, section
+from helixbench.reports.render.layers import layer_sections
 from helixbench.reports.verdict.causes import relative
 from helixbench.reports.verdict.client import ClientResult
 from helixbench.reports.verdict.validate import PREDICTED_ARRIVALS, validate
@@ -177,6 +178,7 @@ def profile_summary(profile: ClusterProfile) -> Document:
                 ("node", ">iteration", ">layer", ">layer token", ">head", ">error p50", ">p90"),
                 _cost_rows(profile),
             ),
+            *layer_sections(profile),
             section(
                 "Capacity",
                 "tokens/s from a table",

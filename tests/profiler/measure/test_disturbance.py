@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from helixbench.profiler.measure.cuda_timer import CudaTimer
 from helixbench.profiler.measure.disturbance import find_disturbance, gpu_disturbance, steal_disturbance
 from tests.profiler.test_device import FakeNvml, FakeNvmlError
 
@@ -82,45 +79,3 @@ def test_time_that_the_host_took_spoils_a_block(user: int, idle: int, steal: int
 
 def test_this_machine_says_something_or_nothing() -> None:
     assert find_disturbance(torch.device("cpu"))()() in (None, "steal")
-
-
-class FakeCuda:
-    """A stream on which time passes between what is recorded."""
-
-    def __init__(self) -> None:
-        self.now_ms = 0.0
-        self.synchronised = 0
-
-    def Event(self, *, enable_timing: bool) -> Any:  # noqa: N802
-        assert enable_timing
-        cuda = self
-
-        class Event:
-            at_ms = -1.0
-
-            def record(self, stream: str) -> None:
-                assert stream == "stream of cuda:0"
-                self.at_ms = cuda.now_ms
-
-            def elapsed_time(self, end: Event) -> float:
-                assert cuda.synchronised, "asked before the device had finished"
-                return end.at_ms - self.at_ms
-
-        return Event()
-
-    def current_stream(self, device: torch.device) -> str:
-        return f"stream of {device}"
-
-    def synchronize(self, device: torch.device) -> None:
-        self.synchronised += 1
-
-
-def test_cuda_events_add_up_each_iteration_and_nothing_between() -> None:
-    cuda = FakeCuda()
-    timer = CudaTimer(torch.device("cuda:0"), cuda)
-    for _ in range(3):
-        with timer:
-            cuda.now_ms += 2.0
-        cuda.now_ms += 50.0
-    assert timer.take_total_s() == pytest.approx(6e-3)
-    assert timer.take_total_s() == 0, "taken once"

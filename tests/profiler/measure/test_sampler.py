@@ -75,7 +75,6 @@ def test_medians_and_spreads_are_those_of_the_blocks() -> None:
     assert samples[1].median_s == pytest.approx(0.2)
     assert samples[1].spread == pytest.approx(0)
     assert [sample.repeats for sample in samples] == [MIN_ROUNDS, MIN_ROUNDS]
-    assert samples[0].device_median_s is None
 
 
 def test_the_variation_of_a_sample_is_that_of_all_its_iterations() -> None:
@@ -272,22 +271,3 @@ def test_warm_up_ends_when_times_are_stable_or_at_a_cap(times: list[float], iter
         yield iterate
 
     assert Sampler((point,), run, seed=0, clock=lambda: now[0]).warm_up(point) == iterations
-
-
-class FakeTimer:
-    """A device that takes 80 % of what the wall clock says, since it was asked last."""
-
-    def __init__(self, node: Node) -> None:
-        self._node, self._asked_s = node, node.now_s
-
-    def take_total_s(self) -> float:
-        since, self._asked_s = self._node.now_s - self._asked_s, self._node.now_s
-        return 0.8 * since
-
-
-def test_the_devices_clock_stands_beside_the_wall_clock() -> None:
-    (point,) = points(1)
-    node = Node({point: [0.1]})
-    sampled = Sampler((point,), node.run, seed=0, clock=node.clock, timer=FakeTimer(node)).measure(budget_s=0)
-    assert sampled.samples[0].median_s == pytest.approx(0.1)
-    assert sampled.samples[0].device_median_s == pytest.approx(0.08)

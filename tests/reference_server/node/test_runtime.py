@@ -89,28 +89,6 @@ def generate(node: NodeRuntime, request: int, prompt: tuple[int, ...], num_token
     return tokens
 
 
-def test_the_devices_clock_runs_while_the_stage_does_and_not_while_it_samples(
-    whole: NodeRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    happened: list[str] = []
-
-    class Timer:
-        def __enter__(self) -> None:
-            happened.append("begin")
-
-        def __exit__(self, *_: object) -> None:
-            happened.append("end")
-
-    real, real_sample = Stage.forward, NodeRuntime._sample
-    monkeypatch.setattr(Stage, "forward", lambda *args: (happened.append("forward"), real(*args))[1])
-    monkeypatch.setattr(NodeRuntime, "_sample", lambda *args: (happened.append("sample"), real_sample(*args))[1])
-    whole.device_timer = Timer()  # type: ignore[assignment]
-
-    generate(whole, 1, (3, 4), 2)
-
-    assert happened == ["begin", "forward", "end", "sample"] * 2
-
-
 def work(*items: WorkItem, **fields: Any) -> Work:
     return Work(items=items, **fields)
 

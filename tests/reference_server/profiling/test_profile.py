@@ -16,6 +16,7 @@ from helixbench.profiler.cluster import COORDINATOR, ClusterProfile, Device, Mod
 from helixbench.profiler.cost.model import GATHER_UP_TO_TOKENS
 from helixbench.profiler.measure import sampler as sampling
 from helixbench.profiler.measure.grid import grid, peak_points
+from helixbench.profiler.measure.layer_times import batches
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.stage import Stage, StageOutput
@@ -111,7 +112,13 @@ def test_what_is_timed_is_the_grid_run_by_the_stage_itself(
         for p in (*points, *peaks)
         if p.part == "layers"
     }
-    assert ran == expected, "the grid, and what needs most memory"
+    first = batches(**sizes)[0]  # the budget is over before the second
+    expected.add((4, ((first.past_tokens, 1),)))
+    assert ran == expected, "the grid, what needs most memory, and a batch of which every layer is timed"
+    assert profiled.quality is not None
+    assert profiled.quality.layer_times is not None
+    (timed,) = (part for part in profiled.quality.layer_times.parts if part.part == "layer")
+    assert (timed.num_layers, timed.sequences, timed.past_tokens) == (4, 1, first.past_tokens)
     assert sorted((s.num_layers, s.first, s.last, s.held_out) for s in profiled.samples) == sorted(
         (p.num_layers, p.part == "embedding", p.part == "head", p.held_out) for p in points
     )
