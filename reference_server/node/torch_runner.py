@@ -15,7 +15,7 @@ from helixbench.profiler.stage.kv_cache import KvCache
 from helixbench.profiler.stage.stage import Stage, StageOutput
 from helixbench.reference_server.node.runner import TOKEN_DTYPE, Payload, require_payload
 from helixbench.reference_server.node.runtime import NodeRuntime
-from helixbench.reference_server.node.token_sampling import sample, score
+from helixbench.reference_server.node.token_sampling import Draw, sample, score
 from helixbench.reference_server.wire.messages import Sampled
 from helixbench.solver.scheduling.work import OpenRequest, Scores, TokenScore
 
@@ -98,24 +98,26 @@ class TorchRunner:
         assert output.logits is not None, "not the last stage"
         self._score_prompts(output)
         sampling_items = [item for item in output.items if item.sample]
-        largest = output.logits.max(dim=-1)
-        greedy, is_finite = largest.indices.tolist(), largest.values.isfinite().tolist()
-        tokens, scores = [], []
-        for row, item in enumerate(sampling_items):
-            if not is_finite[row]:
+        chosen = sample(output.logits, [self._draw(item) for item in sampling_items])
+        is_finite = output.logits.amax(dim=-1).isfinite()
+        found = torch.stack([chosen, is_finite.long()]).tolist()  # the one copy from the device
+        tokens, scores, failed = [], [], []
+        for row, (item, token, is_sound) in enumerate(zip(sampling_items, *found, strict=True)):
+            if not is_sound:
+                failed.append(item.request)
                 continue
-            opened = self._opened[item.request]
-            sampling, token, position = opened.sampling, greedy[row], item.past + item.num_tokens
-            barred = opened.stop_token_ids if position < opened.stop_from else ()
-            if barred or sampling.temperature > 0:
-                seed = opened.request if sampling.seed is None else sampling.seed
-                token = sample(output.logits[row], sampling, seed=seed, position=position, barred=barred)
             tokens.append((item.request, token))
-            if sampling.num_logprobs is not None:
-                (own,) = score(output.logits[row : row + 1], [token], sampling.num_logprobs)
+            num_logprobs = self._opened[item.request].sampling.num_logprobs
+            if num_logprobs is not None:
+                (own,) = score(output.logits[row : row + 1], [token], num_logprobs)
                 scores.append(Scores(item.request, own, tuple(self._prompt_scores.pop(item.request, ()))))
-        failed = tuple(item.request for row, item in enumerate(sampling_items) if not is_finite[row])
-        return Sampled(tuple(tokens), tuple(scores)), failed
+        return Sampled(tuple(tokens), tuple(scores)), tuple(failed)
+
+    def _draw(self, item: StageItem) -> Draw:
+        opened, position = self._opened[item.request], item.past + item.num_tokens
+        seed = opened.request if opened.sampling.seed is None else opened.sampling.seed
+        barred = opened.stop_token_ids if position < opened.stop_from else ()
+        return Draw(opened.sampling, seed, position, tuple(barred))
 
     def _score_prompts(self, output: StageOutput) -> None:
         """Score the prompt tokens that follow those just run, where wanted; a few rows of logits at a time."""

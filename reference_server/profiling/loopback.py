@@ -15,7 +15,7 @@ from helixbench.profiler.measure.layer_times import Batch, measure_layer_times
 from helixbench.profiler.measure.memory import out_of_memory_is, workspace_bytes
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
-from helixbench.reference_server.node.token_sampling import sample
+from helixbench.reference_server.node.token_sampling import Draw, sample
 from helixbench.reference_server.node.torch_runner import tensor_bytes, torch_stage
 from helixbench.reference_server.profiling.config import RING, SELF
 from helixbench.reference_server.wire.messages import Work
@@ -79,9 +79,9 @@ class Ring:
     def layer_times(self, files: ModelFiles, wanted: Sequence[Batch], *, deadline: Callable[[], bool]) -> LayerTimes:
         """Where the time of the stage goes; see ``measure_layer_times``."""
 
-        def choose(logits: torch.Tensor) -> None:
-            for row in logits:
-                sample(row, SamplingParams(temperature=1.0), seed=0, position=0)
+        def choose(logits: torch.Tensor) -> list[int]:
+            drawn: list[int] = sample(logits, [Draw(SamplingParams(temperature=1.0))] * len(logits)).tolist()
+            return drawn
 
         with out_of_memory_is(MeasurementError, "timing single layers"):
             return measure_layer_times(

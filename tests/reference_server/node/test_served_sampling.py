@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helixbench.reference_server.node.token_sampling import sample
+from helixbench.reference_server.node.token_sampling import Draw, sample
 from helixbench.solver.scheduling.requests import Request, TokenEvent
 from helixbench.solver.scheduling.work import SamplingParams, Scores
 from tests.conftest import ModelDir
@@ -36,7 +36,8 @@ def drawn_from_the_whole_model(directory: Path, request: Request) -> list[int]:
     while len(tokens) < request.max_tokens:
         with torch.inference_mode():
             logits = load_whole(directory)(torch.tensor([[*request.prompt, *tokens]])).logits[0, -1]
-        tokens.append(sample(logits, request.sampling, seed=seed, position=len(request.prompt) + len(tokens)))
+        draw = Draw(request.sampling, seed, len(request.prompt) + len(tokens))
+        tokens.append(int(sample(logits[None], [draw])))
     return tokens
 
 

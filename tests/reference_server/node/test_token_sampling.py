@@ -1,25 +1,28 @@
 from __future__ import annotations
 
+import itertools
+import random
+
 import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helixbench.reference_server.node.token_sampling import sample, score, uniform
+from helixbench.reference_server.node.token_sampling import ROWS, Draw, sample, score, uniform
 from helixbench.solver.scheduling.work import SamplingParams
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 
 
 def draw(params: SamplingParams, seed: int, *, logits: torch.Tensor = LOGITS, position: int = 0) -> int:
-    return sample(logits, params, seed=seed, position=position)
+    return int(sample(logits[None], [Draw(params, seed, position)]))
 
 
 def draws(params: SamplingParams, num_draws: int = 4000, logits: torch.Tensor = LOGITS) -> torch.Tensor:
     """Share of each token over seeds, shape [V]."""
-    tokens = [draw(params, seed, logits=logits) for seed in range(num_draws)]
-    return torch.bincount(torch.tensor(tokens), minlength=len(logits)) / num_draws
+    tokens = sample(logits.expand(num_draws, -1), [Draw(params, seed) for seed in range(num_draws)])
+    return torch.bincount(tokens, minlength=len(logits)) / num_draws
 
 
 def test_temperature_zero_is_greedy() -> None:
@@ -95,6 +98,28 @@ def test_a_token_depends_on_seed_and_position_alone() -> None:
     assert [draw(params, 6, position=position) for position in range(50)] != list(forwards.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_rest_of_the_batch_changes_nothing(dtype: torch.dtype) -> None:
+    """Rows of all kinds, shuffled, cut and alone; bfloat16 has many equal logits."""
+    rng = random.Random(0)
+    rows = 3 * ROWS + 5
+    logits = (torch.randn((rows, 300), generator=torch.Generator().manual_seed(0)) * 2).to(dtype)
+    choices = itertools.product((0.0, 0.7, 1.5), (0, 1, 20, 400), (1.0, 0.8), (0.0, 0.1), ((), (3, 7)))
+    kinds = [
+        Draw(
+            SamplingParams(temperature, top_p, top_k=top_k, min_p=min_p), rng.randrange(2**40), rng.randrange(99), bars
+        )
+        for temperature, top_k, top_p, min_p, bars in choices
+    ]
+    draws = [rng.choice(kinds) for _ in range(rows)]
+    together = sample(logits, draws).tolist()
+    alone = [int(sample(logits[row : row + 1], [draw])) for row, draw in enumerate(draws)]
+    assert alone == together
+    order = rng.sample(range(rows), rows)
+    assert sample(logits[order], [draws[row] for row in order]).tolist() == [together[row] for row in order]
+    assert sample(logits[:7], draws[:7]).tolist() == together[:7]
+
+
 @pytest.mark.parametrize(
     ("seed", "position", "expected"), [(0, 0, 0.0565), (-(2**63), 1, 0.0631), (2**63 - 1, 2**31, 0.9371)]
 )
@@ -104,9 +129,10 @@ def test_the_draw_is_the_same_on_every_machine(seed: int, position: int, expecte
 
 
 def test_barred_tokens_are_not_chosen() -> None:
-    assert sample(LOGITS, SamplingParams(), seed=0, position=0, barred=(1, 3)) == 2
-    drawn = {sample(LOGITS, SamplingParams(2.0), seed=seed, position=0, barred=(1, 99)) for seed in range(200)}
-    assert drawn == {0, 2, 3}
+    many = [Draw(SamplingParams(2.0, top_p), seed, 0, (1, 99)) for seed in range(200) for top_p in (1.0, 0.999)]
+    greedy, *drawn = sample(LOGITS.expand(401, -1), [Draw(SamplingParams(), barred=(1, 3)), *many]).tolist()
+    assert greedy == 2
+    assert set(drawn) == {0, 2, 3}
     assert LOGITS[1] == 2.0, "the caller's logits are unchanged"
 
 
