@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "reference_server": (
         *("run_log", "wire", "fitness", "testbed", "node", "coordinator", "simulation"),
         *("http", "profiling", "launch", "jobs"),
-        *("doctor", "commands", "cli", "__init__"),
+        *("doctor", "device_check", "commands", "cli", "__init__"),
     ),
     "reports": (
         *("verdict", "formatting", "loading", "compare", "render", "output", "gate", "suite", "served_plan"),
