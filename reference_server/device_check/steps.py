@@ -176,7 +176,7 @@ def _stage_logits(
         ]
         hidden = stage.forward(items).hidden
         logits = stage.head(hidden).float()
-        for n, part in enumerate(logits.split(list(sizes))):
+        for n, part in enumerate(torch.split(logits, list(sizes))):
             rows[n].append(part)
             done[n] += sizes[n]
 
