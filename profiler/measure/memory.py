@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from helixbench.errors import HelixbenchError, MeasurementError
 from helixbench.profiler.cost.measured import MemoryUse
 from helixbench.profiler.stage.stage import Stage
 
+_CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_CUBLAS_OUT_OF_MEMORY = "CUBLAS_STATUS_ALLOC_FAILED"
 _RESET_PEAK = "5"  # written to clear_refs: resets VmHWM; see proc(5)
 
 
@@ -21,11 +24,34 @@ def out_of_memory_is(error_type: type[HelixbenchError], what: str) -> Iterator[N
     """Raise that error, with the remedy, where the device has no memory for what is done in here."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         raise error_type(
             f"{what}: no memory is left on the device; end what else uses it, or start the agent with less --memory, "
             f"profile and solve again ({error})"
         ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Torch's allocator says it by a type, the CUDA runtime by a number, cuBLAS in words alone."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY
+    return _CUBLAS_OUT_OF_MEMORY in str(error)
+
+
+def release_cached(device: torch.device, cuda: Any = None) -> None:
+    """Give a GPU what a dropped stage has left in the allocator's cache; a processor's memory has none.
+
+    Args:
+        device: where the stage was.
+        cuda: ``torch.cuda``, or what stands in for it.
+    """
+    if device.type == "cuda":
+        gc.collect()  # a stage may be part of a cycle of references
+        (torch.cuda if cuda is None else cuda).empty_cache()
 
 
 def workspace_bytes(run: Callable[[], None], *, device: torch.device) -> float:

@@ -379,6 +379,8 @@ class Agent:
     def unload(self) -> None:
         """Drop the stage, its queue, its peers and its counters."""
         self._peers.close()
+        if self._runtime is not None:
+            self._runtime.runner.drop()
         self._peers, self._runtime, self._sent = self._make_peers({}, {}), None, {}
         self._lease = self._progress = None
         self._latency_s, self._held = {}, HeldMessages()

@@ -61,6 +61,9 @@ class HashRunner:
         """Run one iteration."""
         return self._stage.forward(items)
 
+    def drop(self) -> None:
+        """A few numbers: nothing to give back."""
+
     def sample(self, output: HashOutput) -> tuple[Sampled, tuple[int, ...]]:
         """Greedy tokens."""
         ends = np.cumsum([item.num_tokens for item in output.items])

@@ -30,6 +30,10 @@ def load_runner(
     from helixbench.profiler.stage.stage import Stage
     from helixbench.reference_server.node.torch_runner import TorchRunner
 
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # kernels and libraries that ask for no device take this one
+        # cuDNN plans anew for every shape, and the context of a decoding sequence grows at each step
+        torch.backends.cuda.enable_cudnn_sdp(False)
     with out_of_memory_is(InputError, f"layers [{start},{end}) with {kv_capacity_tokens} KV tokens"):
         stage = Stage(
             model,

@@ -92,6 +92,9 @@ class StageRunner(Protocol[OutputT]):
             MeasurementError: the device has no memory for it.
         """
 
+    def drop(self) -> None:
+        """Give back the memory of weights and KV cache; nothing else is called after this."""
+
     def sample(self, output: OutputT) -> tuple[Sampled, tuple[int, ...]]:
         """Next tokens of the items that sample, with the scores that were asked for; only of the model's last stage.
 

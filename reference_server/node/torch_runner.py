@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from helixbench.errors import MeasurementError
-from helixbench.profiler.measure.memory import out_of_memory_is
+from helixbench.profiler.measure.memory import out_of_memory_is, release_cached
 from helixbench.profiler.stage.batch import StageItem
 from helixbench.profiler.stage.kv_cache import KvCache
 from helixbench.profiler.stage.stage import Stage, StageOutput
@@ -83,6 +83,12 @@ class TorchRunner:
         self.kv.release(request)
         self._opened.pop(request, None)
         self._prompt_scores.pop(request, None)
+
+    def drop(self) -> None:
+        """Give the device's memory back."""
+        device = self.stage.device
+        del self.stage
+        release_cached(device)
 
     def forward(self, items: Sequence[StageItem]) -> StageOutput:
         """Run one iteration."""

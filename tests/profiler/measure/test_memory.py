@@ -9,7 +9,13 @@ import torch
 
 from helixbench.errors import HelixbenchError, InputError, MeasurementError
 from helixbench.profiler.measure import memory
-from helixbench.profiler.measure.memory import cuda_workspace_bytes, out_of_memory_is, resident_bytes, workspace_bytes
+from helixbench.profiler.measure.memory import (
+    cuda_workspace_bytes,
+    out_of_memory_is,
+    release_cached,
+    resident_bytes,
+    workspace_bytes,
+)
 
 MEGABYTE = 1_000_000
 CPU = torch.device("cpu")
@@ -112,6 +118,26 @@ def test_memory_that_is_out_is_said_with_what_to_do(error_type: type[HelixbenchE
         raise torch.OutOfMemoryError("2 GiB wanted")
     with pytest.raises(ValueError, match="another"), out_of_memory_is(error_type, "the head"):
         raise ValueError("another")
+
+
+def test_libraries_say_in_ways_of_their_own_that_memory_is_out() -> None:
+    """The CUDA runtime by a number, cuBLAS in words; other failures of the device are none of memory."""
+    by_number = torch.AcceleratorError("CUDA error: out of memory\nmore")
+    by_number.error_code = 2  # type: ignore[attr-defined]
+    for error in (by_number, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")):
+        with pytest.raises(InputError, match="no memory is left"), out_of_memory_is(InputError, "the head"):
+            raise error
+    lost = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    lost.error_code = 719  # type: ignore[attr-defined]
+    with pytest.raises(torch.AcceleratorError, match="launch failure"), out_of_memory_is(InputError, "the head"):
+        raise lost
+
+
+def test_what_a_stage_left_in_the_cache_goes_back_to_a_gpu_alone() -> None:
+    cuda = FakeCuda(reserved=300, cached=70, free=500)
+    release_cached(CUDA, cuda)
+    assert cuda.free == 570
+    release_cached(torch.device("cpu"))
 
 
 @pytest.mark.cuda

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import math
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from helixbench.profiler.model.files import ModelFiles
 from helixbench.profiler.stage.stage import Stage
 from helixbench.reference_server.node.runtime import NodeRuntime, Outbound
-from helixbench.reference_server.node.torch_runner import TorchRunner, tensor_bytes
+from helixbench.reference_server.node.torch_runner import TorchRunner, tensor_bytes, torch_stage
 from helixbench.reference_server.wire.messages import CannotReplay, RequestsFailed, Sampled, Work
 from helixbench.solver.problem.plan import Hop
 from helixbench.solver.scheduling.gather import WAIT_SHARE
@@ -381,3 +383,11 @@ def test_raw_bytes_give_the_tensor_back(dtype: torch.dtype) -> None:
     tensor = torch.randn((5, 4)).to(dtype).T  # not contiguous
     raw = tensor_bytes(tensor)
     assert torch.equal(torch.frombuffer(bytearray(raw), dtype=dtype).view(4, 5), tensor)
+
+
+def test_a_dropped_stage_is_gone(whole: NodeRuntime) -> None:
+    generate(whole, 1, (3, 4), 2)
+    stage = weakref.ref(torch_stage(whole))
+    whole.runner.drop()
+    gc.collect()
+    assert stage() is None

@@ -175,6 +175,9 @@ class SameToken:
     def close(self, request: int) -> None:
         pass
 
+    def drop(self) -> None:
+        pass
+
     def forward(self, items: Sequence[StageItem]) -> Output:
         return Output(tuple(sorted(items, key=lambda item: item.entry_layer)))
 
