@@ -37,8 +37,12 @@ def profile(
         str, typer.Option(help="cpu or cuda:N: profile this device of this machine, without a testbed")
     ] = "",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
-    max_batch_tokens: Annotated[int, typer.Option(min=8, help="most tokens of one iteration")] = 128,
-    max_context_tokens: Annotated[int, typer.Option(min=32, help="longest context to measure")] = 512,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(min=8, help="most tokens of one iteration; default 1024 on a GPU, else 128")
+    ] = None,
+    max_context_tokens: Annotated[
+        int | None, typer.Option(min=32, help="longest context to measure; default 4096 on a GPU, else 512")
+    ] = None,
     budget_s: Annotated[float, typer.Option("--budget-s", min=0, help="seconds to sample each node")] = 100.0,
     only: Annotated[Literal["network"] | None, typer.Option(help="network: links and NICs, but no compute")] = None,
     compute_of: Annotated[

@@ -25,7 +25,7 @@ from helixbench.profiler.model.model import Model, open_model
 from helixbench.profiler.network.nics import Nic
 from helixbench.progress import Reporter
 from helixbench.records import load_record, provenance_now, save_measurement
-from helixbench.reference_server.profiling.config import NodeProfileConfig, ProfileConfig
+from helixbench.reference_server.profiling.config import DEFAULT_RANGES, NodeProfileConfig, ProfileConfig
 from helixbench.reference_server.profiling.coordinator import measure_coordinator
 from helixbench.reference_server.profiling.links import measure_transport
 from helixbench.reference_server.profiling.network import NetworkMeasured, measure_network
@@ -65,9 +65,13 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
             measured: dict[str, Profiled] = {}
             opening = OpenModel(str(files.directory), files.digest())
             agents.ask(dict.fromkeys(described, opening), Done, timeout_s=_PROFILE_SILENCE_S)
+            commands = {
+                name: profile_command(files, config, device_kind=answer.device.kind)
+                for name, answer in described.items()
+            }
             for turn in profiling_turns(described):
                 measured |= agents.ask(
-                    dict.fromkeys(turn, profile_command(files, config)),
+                    {name: commands[name] for name in turn},
                     Profiled,
                     timeout_s=_PROFILE_SILENCE_S,
                     on_progress=lambda node, progress: reporter.update(
@@ -75,7 +79,7 @@ def profile_cluster(config: ProfileConfig, key: ClusterKey, reporter: Reporter) 
                     ),
                 )
             nodes = tuple(
-                fitted_node(name, described[name].device, described[name].versions, measured[name], config)
+                fitted_node(name, described[name].device, described[name].versions, measured[name], commands[name])
                 for name in config.addresses
             )
             coordinator = _coordinator_in_device_time(measure_coordinator(key), config.timing)
@@ -107,14 +111,17 @@ def profiling_turns(described: Mapping[str, Description]) -> list[tuple[str, ...
     return [real, *turns] if real else turns
 
 
-def profile_command(files: Model, config: ProfileConfig | NodeProfileConfig) -> Profile:
-    """The command by which an agent measures itself."""
+def profile_command(files: Model, config: ProfileConfig | NodeProfileConfig, *, device_kind: str) -> Profile:
+    """The command by which an agent with such a device measures itself; no longer contexts than the model has."""
+    batch_tokens, context_tokens = DEFAULT_RANGES[device_kind]
+    if files.max_sequence_tokens is not None:
+        context_tokens = min(context_tokens, files.max_sequence_tokens)
     return Profile(
         model=str(files.directory),
         model_digest=files.digest(),
         dtype=config.dtype,
-        max_batch_tokens=config.max_batch_tokens,
-        max_context_tokens=config.max_context_tokens,
+        max_batch_tokens=config.max_batch_tokens or batch_tokens,
+        max_context_tokens=config.max_context_tokens or context_tokens,
         budget_s=config.budget_s,
     )
 
@@ -124,7 +131,7 @@ def fitted_node(
     device: Device,
     versions: dict[str, str],
     measured: Profiled,
-    config: ProfileConfig | NodeProfileConfig,
+    command: Profile,
 ) -> Node:
     """The node of what an agent measured: its cost fitted, or an emulated device's own."""
     cost = measured.cost
@@ -132,7 +139,7 @@ def fitted_node(
         cost = fit_cost(
             measured.samples,
             workspace_bytes=measured.workspace_bytes,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=command.max_batch_tokens,
             source=measured.source,
             gather_up_to_tokens=GATHER_UP_TO_TOKENS[device.kind],
             has_tiles=device.kind == "cuda",

@@ -29,14 +29,19 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
     one_pair_at_a_time: bool = False
 
 
+DEFAULT_RANGES = {"cuda": (1024, 4096), "cpu": (128, 512), "emulated": (128, 512)}
+"""Kind of device -> most tokens of an iteration and longest context that are measured where neither is given."""
+
+
 class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A profile of a cluster, or with ``is_network_only`` of its links and NICs.
 
     ``compute_of`` is the profile whose compute is then kept. ``limited_nics`` are nodes (or the coordinator) whose NIC
     the testbed limits: where a node's links could not be measured at once, the best of them stands for it. ``testbed``
     is the line on what the testbed isolates, ``command`` the user's. ``regions`` maps nodes to the testbed's regions.
-    ``timing`` is the testbed's. Where ``shaped_links`` are given, they and ``shaped_nics`` (node -> bytes/s) are what
-    the testbed's shaping makes of links and NICs, and neither is measured.
+    ``timing`` is the testbed's. Ranges that are not given are those of the node's device (``DEFAULT_RANGES``). Where
+    ``shaped_links`` are given, they and ``shaped_nics`` (node -> bytes/s) are what the testbed's shaping makes of links
+    and NICs, and neither is measured.
     """
 
     model: str
@@ -48,8 +53,8 @@ class ProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     limited_nics: tuple[str, ...]
     command: str = ""
     regions: dict[str, str] = {}
-    max_batch_tokens: int = 128
-    max_context_tokens: int = 512
+    max_batch_tokens: int | None = None
+    max_context_tokens: int | None = None
     budget_s: float = 100.0
     network: NetworkConfig = NetworkConfig()
     is_network_only: bool = False
@@ -68,7 +73,7 @@ class NodeProfileConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     memory_bytes: float | None = None
     threads: int | None = None
-    max_batch_tokens: int = 128
-    max_context_tokens: int = 512
+    max_batch_tokens: int | None = None
+    max_context_tokens: int | None = None
     budget_s: float = 100.0
     command: str = ""

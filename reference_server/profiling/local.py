@@ -83,7 +83,7 @@ def profile_node(
             on_round=lambda blocks: save_record(partial, PartialProfile(made_of=made_of, blocks=blocks)),
         )
         device = agent.device
-    node = fitted_node(config.name, device, library_versions(), measured, config)
+    node = fitted_node(config.name, device, library_versions(), measured, command)
     partial.unlink(missing_ok=True)
     return ClusterProfile(
         model=files.facts(dtype=config.dtype),
@@ -125,7 +125,7 @@ def plan_node(config: NodeProfileConfig) -> NodeTimes:
 def agent_here(config: NodeProfileConfig) -> Iterator[tuple[Agent, Profile, Model]]:
     """An agent in this process, as ``helixbench agent`` starts it, with the command to profile itself."""
     files = open_model(config.model)
-    command = profile_command(files, config)
+    command = profile_command(files, config, device_kind=config.device.partition(":")[0])
     with tempfile.TemporaryDirectory(prefix="helixbench-") as folder:
         key = Path(folder) / "cluster.key"
         make_key_file(key)

@@ -15,9 +15,11 @@ from helixbench.profiler.cluster import ClusterProfile
 from helixbench.profiler.measure import sampler as sampling
 from helixbench.profiler.measure.grid import GridPoint
 from helixbench.profiler.measure.sampler import MIN_ROUNDS, least_seconds
+from helixbench.profiler.model.model import open_model
 from helixbench.records import load_record, save_record
 from helixbench.reference_server.profiling import local as module
 from helixbench.reference_server.profiling import node as self_profile
+from helixbench.reference_server.profiling.cluster import profile_command
 from helixbench.reference_server.profiling.config import NodeProfileConfig
 from helixbench.reference_server.profiling.local import PartialProfile, plan_node, profile_node
 from tests.conftest import ModelDir
@@ -204,3 +206,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
         run = CliRunner().invoke(app, ["profile", "--device", "cpu", "--model", config.model, "-o", str(output)])
         assert isinstance(run.exception, InputError), run.output
         assert f"{output}: cannot be written" in str(run.exception)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("cpu", {}, (128, 512)),
+        ("cuda", {}, (1024, 1024)),  # the model ends there
+        ("cuda", {"max_batch_tokens": 64, "max_context_tokens": 256}, (64, 256)),
+    ],
+)
+def test_what_is_measured_where_nothing_is_said_suits_the_device_and_the_model(
+    config: NodeProfileConfig, kind: str, changes: dict[str, int], expected: tuple[int, int]
+) -> None:
+    ranges = {"max_batch_tokens": None, "max_context_tokens": None} | changes
+    command = profile_command(open_model(config.model), msgspec.structs.replace(config, **ranges), device_kind=kind)
+    assert (command.max_batch_tokens, command.max_context_tokens) == expected
