@@ -76,6 +76,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:
         return st.tuples(*(values_of(argument) for argument in arguments))
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
     if origin is dict:
         return st.dictionaries(*(values_of(argument) for argument in arguments), max_size=3)
     assert issubclass(kind, msgspec.Struct), f"the test knows no values of {kind}"
