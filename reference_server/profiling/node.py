@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from helixbench.reference_server.node.agent import Agent
 
 _MIN_KV_TOKENS = 1024  # room for KV that a profiled stage must leave beside its weights
-_LAYER_TIMES_S, _LAYER_TIMES_SHARE = 30.0, 0.2  # at most, and of the time that was given, for single layers
+_LAYER_TIMES_S, _LAYER_TIMES_SHARE = 30.0, 0.05  # at most, and of the time that was given, for single layers
 _CUDA_ROOM = 0.9  # part of a GPU's memory that may be held while it is measured: iterations need some too
 
 

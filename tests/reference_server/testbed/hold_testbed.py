@@ -6,6 +6,7 @@ Run as ``python -m tests.reference_server.testbed.hold_testbed MODE LOG_DIR``. M
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,9 @@ time.sleep(600)
 
 
 def main(mode: str, log_dir: str) -> None:
+    # whatever this was started from ignores, as a background shell does with SIGINT and nohup with SIGHUP
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with start(small_spec(), Path(log_dir), mode="child", isolate=mode != "plain") as bed:
         print(run_id_of(bed), flush=True)
         if mode == "driver":
